@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT
+"""ADV2: attacks that fool an image classifier and its interpreter together.
+
+>>> from captum_adv2 import ADV2, evaluate
+>>> from captum_adv2.interpreters import CAM
+"""
+
+from captum_adv2.attacks.adv2 import ADV2
+from captum_adv2.checks import SoundnessWarning
+from captum_adv2.evaluation.evaluate import Report, evaluate
+
+__all__ = ["ADV2", "Report", "SoundnessWarning", "evaluate"]
+__version__ = "0.1.0"

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""The one loop: a run of steps on a variable, the losses of its two phases, the best iterate.
+
+`Run` moves a framework's variable by a step rule. It is given `Regular`, the warm start's loss, and
+then `Dual`, the attacker's loss (Eq. 3), which also notes the best iterate of each image. Neither
+knows what kind of interpreter, framework or step rule it works with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_adv2.attacks.frameworks import Framework
+from captum_adv2.attacks.steps import Problem, Step
+from captum_adv2.interpreters.base import Surrogate
+from captum_adv2.interpreters.gradient import probability
+from captum_adv2.types import Candidate, Term
+
+__all__ = ["Batch", "Best", "Callback", "Dual", "Progress", "Regular", "Run"]
+
+Callback: TypeAlias = Callable[["Progress"], None]
+
+
+class Progress(NamedTuple):
+    """What a callback is told at each gradient evaluation; ``callback=records.append`` keeps all.
+
+    Attributes:
+        step: Number of the evaluation, from 0.
+        confidence: Probability of the target class ``(B,)``; of any other class than the label in
+            the warm start of an untargeted attack.
+        distance: L1 distance of the surrogate's map to the target map, in [0, 1], ``(B,)``; NaN in
+            the warm start, which looks at no map.
+    """
+
+    step: int
+    confidence: Tensor
+    distance: Tensor
+
+
+class Batch(NamedTuple):
+    """A batch under attack, and what the attacker wants of it.
+
+    Attributes:
+        clean: Clean images ``(B, C, H, W)``.
+        own: Each image's class, as the model sees it ``(B,)``.
+        labels: The classes to leave in an untargeted attack ``(B,)``.
+        target: The attacker's class ``(B,)``; ``None`` while an untargeted attack has none.
+        map_size: Height and width of the interpreter's maps.
+    """
+
+    clean: Tensor
+    own: Tensor
+    labels: Tensor
+    target: Tensor | None
+    map_size: tuple[int, int]
+
+
+class Best:
+    """Each image's best iterate so far: least map distance among those with the class reached."""
+
+    def __init__(self) -> None:
+        self._images: Tensor | None = None
+        self._score = torch.empty(0)
+
+    def offer(self, images: Tensor, score: Tensor) -> None:
+        """Take over the images whose score ``(B,)`` is lower."""
+        if self._images is None:
+            self._images, self._score = images, score
+            return
+        self._images, self._score = _lower(images, score, self._images, self._score)
+
+    def better(self, final: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return, per image, the best or the final iterate, whichever a judge scores lower."""
+        if self._images is None:
+            return final
+        return _lower(final, judge(final), self._images, judge(self._images))[0]
+
+
+def _lower(
+    images: Tensor, score: Tensor, others: Tensor, other_score: Tensor
+) -> tuple[Tensor, Tensor]:
+    lower = score < other_score
+    return (
+        torch.where(lower.view(-1, 1, 1, 1), images, others),
+        torch.where(lower, score, other_score),
+    )
+
+
+def _expect_losses(losses: object, term: Term, batch: int) -> Tensor:
+    if not isinstance(losses, Tensor) or losses.shape != (batch,):
+        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"expected a loss an image, shape ({batch},), from term {term!r}, got {found}; "
+            "do not reduce over the batch"
+        )
+    return losses
+
+
+class Regular:
+    """The loss of the warm start: cross entropy alone, towards the target or away from a label."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], batch: Batch) -> None:
+        self._logits = logits
+        self._targeted = batch.target is not None
+        self._label = batch.labels if batch.target is None else batch.target
+        self.confidence = self.distance = torch.full_like(batch.clean[:, 0, 0, 0], torch.nan)
+
+    def advance(self, images: Tensor) -> None:
+        """Do nothing: nobody follows."""
+
+    def __call__(self, images: Tensor, progress: float) -> Tensor:
+        """Return the loss ``(B,)``."""
+        logits = self._logits(images)
+        p = probability(logits.detach(), self._label)
+        self.confidence = p if self._targeted else 1 - p
+        loss = F.cross_entropy(logits, self._label, reduction="none")
+        return loss if self._targeted else -loss
+
+
+class Dual:
+    """The attacker's loss (Eq. 3), as a function of images; notes the best iterate on the way."""
+
+    def __init__(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        follower: Surrogate,
+        target: Tensor,
+        target_maps: Tensor,
+        terms: tuple[Term, ...],
+        floor: float,
+    ) -> None:
+        self._logits = logits
+        self._follower = follower
+        self._target = target
+        self._target_maps = target_maps
+        self._terms = terms
+        self._floor = floor
+        self.best = Best()
+        self.confidence = self.distance = torch.empty(0)
+
+    def advance(self, images: Tensor) -> None:
+        """Let the follower answer the iterate."""
+        self._follower.advance(images)
+
+    def __call__(self, images: Tensor, progress: float) -> Tensor:
+        """Return the loss ``(B,)``; offer the iterate to the best ones."""
+        maps, logits = self._explain(self._follower, images)
+        candidate = Candidate(images, logits, maps, self._target, self._target_maps, progress)
+        self.best.offer(images.detach(), self._score(maps, logits))
+        losses = [_expect_losses(term(candidate), term, len(images)) for term in self._terms]
+        return torch.stack(losses).sum(dim=0)
+
+    @torch.no_grad()
+    def judge(self, reported: Surrogate, images: Tensor) -> Tensor:
+        """Return the score ``(B,)`` that users will see: of the reported map, after rounding."""
+        return self._score(*self._explain(reported, (images * 255).round() / 255))
+
+    def _explain(self, surrogate: Surrogate, images: Tensor) -> tuple[Tensor, Tensor]:
+        maps, logits = surrogate(images)
+        return maps, self._logits(images) if logits is None else logits
+
+    @torch.no_grad()
+    def _score(self, maps: Tensor, logits: Tensor) -> Tensor:
+        """Return the map distance where the class is reached; more than 1 where it is not."""
+        self.confidence = probability(logits, self._target)
+        self.distance = (maps - self._target_maps).abs().mean(dim=(1, 2, 3))
+        reached = logits.argmax(dim=1) == self._target
+        short = 2 - self.confidence + (~reached).to(self.confidence)  # a distance is at most 1
+        return torch.where(reached & (self.confidence >= self._floor), self.distance, short)
+
+
+class Run:
+    """The state of one attack: the variable, moved by step rules, phase by phase.
+
+    Args:
+        framework: What is optimised.
+        clean: Clean images ``(B, C, H, W)``.
+        alpha: Step size.
+        callback: Told after each gradient evaluation, if any.
+        bar: Progress bar of tqdm.
+    """
+
+    def __init__(
+        self,
+        framework: Framework,
+        clean: Tensor,
+        alpha: float,
+        callback: Callback | None,
+        bar: Any,
+    ) -> None:
+        self._framework = framework
+        self._clean = clean
+        self._alpha = alpha
+        self._callback = callback
+        self._bar = bar
+        self._variable = framework.init(clean)
+
+    @property
+    def images(self) -> Tensor:
+        """The current iterate ``(B, C, H, W)``."""
+        return self._framework.image(self._variable, self._clean)
+
+    def descend(self, loss: Regular | Dual, step: Step, numbers: range) -> None:
+        """Take the steps of one phase."""
+        problem = Problem(self._framework, self._clean, self._alpha, len(numbers), loss)
+        memory = None
+        for number in numbers:
+            problem.progress = (number - numbers.start) / len(numbers)
+            loss.advance(self.images)
+            self._variable, memory = step(problem, self._variable, memory)
+            if self._callback is not None:
+                self._callback(Progress(number, loss.confidence, loss.distance))
+            self._tell(loss)
+
+    def _tell(self, loss: Regular | Dual) -> None:
+        self._bar.update()
+        if not self._bar.disable:  # reading numbers off a GPU waits for it
+            self._bar.set_postfix(
+                confidence=f"{loss.confidence.mean().item():.3f}",
+                distance=f"{loss.distance.mean().item():.4f}",
+            )

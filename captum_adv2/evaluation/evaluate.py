@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""One call from images and adversarial images to the paper's numbers (§4 Q1, Q2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_adv2.checks import expect_images, expect_labels, expect_logits, expect_model
+from captum_adv2.evaluation import metrics
+from captum_adv2.interpreters.base import Interpreter, eval_mode
+
+__all__ = ["Report", "evaluate"]
+
+
+class Report(NamedTuple):
+    """What an attack achieved, image by image; every tensor is ``(B,)`` unless it says otherwise.
+
+    Attributes:
+        success: Whether the image is classified as its target.
+        confidence: Probability of the target class.
+        l1: L1 distance of adversarial and benign map, in [0, 1].
+        l2: L2 distance, in [0, 1].
+        iou: Intersection over union, in [0, 1].
+        linf: Largest change of a pixel, before rounding.
+        benign_maps: ``(B, 1, h, w)``, for the class of the clean image.
+        adversarial_maps: ``(B, 1, h, w)``, for the target class.
+    """
+
+    success: Tensor
+    confidence: Tensor
+    l1: Tensor
+    l2: Tensor
+    iou: Tensor
+    linf: Tensor
+    benign_maps: Tensor
+    adversarial_maps: Tensor
+
+    def summary(self) -> dict[str, float]:
+        """Return means: ``asr`` and ``confidence`` over all images, distances over successes.
+
+        ``images`` and ``successes`` say how many these are; a mean over none is NaN.
+        """
+        means = {name: getattr(self, name)[self.success] for name in ("l1", "l2", "iou")}
+        return {
+            "images": len(self.success),
+            "successes": int(self.success.sum()),
+            "asr": self.success.double().mean().item(),
+            "confidence": self.confidence.double().mean().item(),
+            **{name: values.double().mean().item() for name, values in means.items()},
+            "linf": self.linf.max().item(),
+        }
+
+    def __str__(self) -> str:
+        numbers = self.summary()
+        return (
+            f"ASR {numbers['asr']:.1%}, confidence {numbers['confidence']:.3f} "
+            f"({numbers['images']} images); L1 {numbers['l1']:.4f}, L2 {numbers['l2']:.4f}, "
+            f"IoU {numbers['iou']:.3f} ({numbers['successes']} successes)"
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    interpreter: Interpreter,
+    images: Tensor,
+    adversarial: Tensor,
+    target: Tensor,
+    labels: Tensor | None = None,
+    quantize: bool = True,
+) -> Report:
+    """Measure an attack on prediction and interpretation.
+
+    Convention:
+        The benign map explains the clean image for its own class, the adversarial map the
+        adversarial image for the target class. Adversarial images are rounded to 8 bits first.
+
+    Args:
+        model: The classifier.
+        interpreter: The interpreter; also one the attack did not aim at.
+        images: Clean images ``(B, C, H, W)`` in [0, 1].
+        adversarial: Adversarial images, of the same shape.
+        target: The attacker's class ``(B,)``.
+        labels: Class of the benign map ``(B,)``; default: the model's prediction on ``images``.
+        quantize: Round adversarial images to multiples of 1/255.
+
+    Returns:
+        A `Report`; ``print(report)`` and ``report.summary()`` give the means.
+
+    Raises:
+        TypeError: An argument of a wrong type.
+        ValueError: An argument of a wrong shape or range.
+
+    >>> from captum_adv2.interpreters import Gradient
+    >>> model, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(2, 1, 4, 4)
+    >>> report = evaluate(model, Gradient(model), images, images, torch.tensor([0, 1]))
+    >>> report.l1.shape, sorted(report.summary())[:3]
+    (torch.Size([2]), ['asr', 'confidence', 'images'])
+    """
+    expect_model(model)
+    expect_images(images)
+    expect_images(adversarial, "adversarial")
+    if adversarial.shape != images.shape:
+        raise ValueError(
+            f"expected adversarial of shape {tuple(images.shape)}, got {tuple(adversarial.shape)}"
+        )
+    judged = (adversarial * 255).round() / 255 if quantize else adversarial
+    judged = judged.clamp(0, 1)
+    with eval_mode(model):
+        logits = expect_logits(model(judged), len(judged))
+        if labels is None:
+            labels = model(images).argmax(dim=1)
+    target = expect_labels(target, len(images), logits.shape[1], "target").to(logits.device)
+    benign, shown = interpreter(images, labels), interpreter(judged, target)
+    return Report(
+        success=metrics.success(logits, target),
+        confidence=metrics.confidence(logits, target),
+        l1=metrics.l1(shown, benign),
+        l2=metrics.l2(shown, benign),
+        iou=metrics.iou(shown, benign),
+        linf=(adversarial - images).abs().amax(dim=(1, 2, 3)),
+        benign_maps=benign,
+        adversarial_maps=shown,
+    )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""Pictures of attacks, as in Figure 4: images beside their attribution maps.
+
+Everything works from tensors and returns a matplotlib figure; matplotlib is imported when a figure
+is drawn, and no global state of it is touched (figures are not registered with pyplot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_adv2.checks import expect_images, expect_maps, expect_number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from captum_adv2.attacks.run import Progress
+
+__all__ = ["curves", "grid", "overlay"]
+
+
+def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
+    """Blend heat maps (jet: red = important) over grey images.
+
+    Args:
+        images: ``(B, C, H, W)`` in [0, 1].
+        maps: ``(B, 1, h, w)`` in [0, 1], resized to the images (bilinear).
+        alpha: Share of the heat map, in [0, 1].
+
+    Returns:
+        ``(B, 3, H, W)`` in [0, 1], on the CPU.
+
+    Raises:
+        TypeError: Images or maps of a wrong type.
+        ValueError: Images or maps of a wrong shape or range.
+
+    >>> overlay(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    from matplotlib import colormaps
+
+    expect_images(images)
+    size = expect_maps(maps, None, "an interpreter", "maps").shape[2:]
+    expect_maps(maps, (len(images), 1, *size), "an interpreter", "maps")
+    expect_number(alpha, "alpha", low=0.0, high=1.0)
+    grey = images.detach().float().cpu().mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    sized = F.interpolate(
+        maps.detach().float().cpu(), images.shape[-2:], mode="bilinear", align_corners=False
+    )
+    colours = colormaps["jet"](sized[:, 0].numpy())[..., :3]  # (B, H, W, 3)
+    heat = torch.from_numpy(colours).float().permute(0, 3, 1, 2)
+    return ((1 - alpha) * grey + alpha * heat).clamp(0, 1)
+
+
+def grid(
+    rows: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    captions: Mapping[str, Sequence[str]] | None = None,
+    size: float = 1.3,
+) -> Figure:
+    """Draw Figure 4: a row of images and of each interpreter's overlays for every kind of input.
+
+    Args:
+        rows: Name of the input ("benign", "PGD", "ADV2") to, by the interpreter's name, images
+            ``(B, C, H, W)`` and their maps ``(B, 1, h, w)``. Every image is a block of columns,
+            which begins with the image that goes with the first interpreter.
+        captions: Name of the input to a caption under each of its images, such as the class.
+        size: Width of a picture, in inches.
+
+    Returns:
+        A figure with ``len(rows)`` rows and ``B * (1 + interpreters)`` columns.
+
+    Raises:
+        TypeError: Images or maps of a wrong type.
+        ValueError: No row, or images or maps of a wrong shape or range.
+
+    >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
+    >>> len(grid({"benign": shown, "ADV2": shown}).axes)
+    8
+    """
+    from matplotlib.figure import Figure
+
+    if not rows:
+        raise ValueError("expected at least one row, got none")
+    pictures = {name: _pictures(shown) for name, shown in rows.items()}
+    sizes = {name: len(block) for name, block in pictures.items()}
+    blocks = max(sizes.values())
+    if min(sizes.values()) != blocks:
+        raise ValueError(f"expected as many pictures in every row, got {sizes}")
+    figure = Figure(figsize=(size * blocks, size * len(rows) * 1.15), layout="constrained")
+    axes = figure.subplots(len(rows), blocks, squeeze=False)
+    for line, (name, block) in zip(axes, pictures.items(), strict=True):
+        texts = iter((captions or {}).get(name, ()))
+        for axis, (title, picture) in zip(line, block, strict=True):
+            _draw(axis, picture, title if name == next(iter(rows)) else "")
+            axis.set_xlabel(next(texts, "") if title == "image" else "", fontsize=7)
+        line[0].set_ylabel(name, fontsize=9)
+    return figure
+
+
+def curves(records: Sequence[Progress], size: tuple[float, float] = (7.0, 2.6)) -> Figure:
+    """Draw how confidence and map distance went, step by step: mean and range over the images.
+
+    Args:
+        records: What a callback was told: ``ADV2(..., callback=records.append)``.
+        size: Width and height in inches.
+
+    Raises:
+        ValueError: No record.
+    """
+    from matplotlib.figure import Figure
+
+    if not records:
+        raise ValueError("expected at least one record, got none; pass callback=records.append")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, 2)
+    steps = [record.step for record in records]
+    for axis, name in zip(axes, ("confidence", "distance"), strict=True):
+        values = torch.stack([getattr(record, name) for record in records]).float().cpu()
+        axis.plot(steps, values.mean(dim=1).numpy())
+        low, high = values.amin(dim=1).numpy(), values.amax(dim=1).numpy()
+        axis.fill_between(steps, low, high, alpha=0.2)
+        axis.set(xlabel="gradient evaluation", ylabel=name)
+    return figure
+
+
+def _pictures(shown: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Return titled pictures ``(3, H, W)``: each image, then its overlays."""
+    overlays = {name: overlay(images, maps) for name, (images, maps) in shown.items()}
+    images = next(iter(shown.values()))[0].detach().float().cpu()
+    return [
+        entry
+        for i, image in enumerate(images)
+        for entry in (("image", image), *((name, heat[i]) for name, heat in overlays.items()))
+    ]
+
+
+def _draw(axis: Any, picture: Tensor, title: str) -> None:
+    channels = picture.expand(3, -1, -1) if len(picture) == 1 else picture[:3]
+    axis.imshow(channels.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=8)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""The two contracts: `Interpreter` (images and classes to maps) and `Surrogate` (what to attack).
+
+An interpreter is a function of images that can be differentiated. Where the map users see has no
+useful derivative, `Interpreter.surrogate` gives an attacker something that has: GRAD's surrogate
+smooths ReLU, MASK's looks ahead along its own optimisation. The default is the interpreter itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+
+from captum_adv2.checks import expect_classes, expect_images, expect_labels, expect_logits
+from captum_adv2.types import Explanation
+
+__all__ = [
+    "Direct",
+    "Interpreter",
+    "Surrogate",
+    "detached",
+    "differentiable_input",
+    "eval_mode",
+    "min_max",
+]
+
+
+# A spread whose derivative, about its inverse squared, would leave float32 counts as none.
+_FLAT = 1e-18
+
+
+class Surrogate(ABC):
+    """What an attacker differentiates in place of an interpreter, for one batch and its target."""
+
+    def advance(self, images: Tensor) -> None:  # noqa: B027  (most surrogates have no move)
+        """Make the follower's move in answer to the iterate ``(B, C, H, W)``; once an iteration."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Explanation:
+        """Return the explanation to differentiate: one map an image, or one a look-ahead step."""
+
+
+@final
+class Direct(Surrogate):
+    """A surrogate that is a function of images and classes, at a fixed class an image.
+
+    Args:
+        explain: The function.
+        target: Classes ``(B,)``.
+    """
+
+    def __init__(self, explain: Callable[[Tensor, Tensor], Explanation], target: Tensor) -> None:
+        self._explain = explain
+        self._target = target
+
+    def __call__(self, images: Tensor) -> Explanation:
+        """Explain images ``(B, C, H, W)``."""
+        return self._explain(images, self._target)
+
+
+class Interpreter(ABC):
+    """Turns images and classes into attribution maps, differentiably.
+
+    Subclasses fill in `explain`, and `surrogate` where the map itself is not what to attack.
+    Subclasses are final: vary behaviour by wrapping, not by overriding.
+
+    Convention:
+        Images in [0, 1]; maps ``(B, 1, h, w)`` in [0, 1], 1 = important, at native resolution.
+
+    Args:
+        model: The classifier explained; returns logits ``(B, classes)``. ``None`` where the
+            interpreter explains a function and cannot tell which model is behind it.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+        self._preprocess: Callable[[Tensor], Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__})"
+
+    @abstractmethod
+    def explain(self, images: Tensor, target: Tensor) -> Explanation:
+        """Explain why the model would say ``target``; differentiable with respect to ``images``.
+
+        Unlike calling the interpreter, this neither checks its input nor changes the model's mode.
+
+        Args:
+            images: ``(B, C, H, W)`` in [0, 1].
+            target: Class to explain, one an image, ``(B,)`` long.
+
+        Returns:
+            Maps ``(B, 1, h, w)`` and, where one forward pass yields both, the logits.
+        """
+
+    def surrogate(self, images: Tensor, target: Tensor) -> Surrogate:
+        """Return what an attacker should differentiate; by default the interpreter itself.
+
+        Args:
+            images: Where the attack on the map starts ``(B, C, H, W)``.
+            target: Class to explain ``(B,)``.
+        """
+        return Direct(self.explain, target)
+
+    @final
+    def __call__(self, images: Tensor, target: Tensor) -> Tensor:
+        """Return attribution maps ``(B, 1, h, w)``, differentiable with respect to ``images``.
+
+        The model runs in eval mode and is left as it was.
+
+        Args:
+            images: ``(B, C, H, W)``, floating, in [0, 1].
+            target: Class to explain, one an image, ``(B,)`` integer.
+
+        Raises:
+            TypeError: Images or classes of a wrong type.
+            ValueError: Images or classes of a wrong shape or range.
+        """
+        expect_images(images)
+        target = expect_labels(target, len(images), name="target").to(images.device)
+        with eval_mode(self.model):
+            return self.explain(images, target).maps
+
+    def after(self, preprocess: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy that explains the model on ``preprocess(images)`` as a function of images.
+
+        ``torchattacks`` normalises outside the model (``set_normalization_used``); the function
+        attacked, and so the one explained, is then the two together.
+        """
+        clone = copy.copy(self)
+        clone._preprocess = preprocess
+        return clone
+
+    def logits(self, images: Tensor, target: Tensor | None = None) -> Tensor:
+        """Run the model on images; return logits ``(B, classes)`` that have the target classes."""
+        if self.model is None:
+            raise TypeError(f"expected {type(self).__name__} to have a model, got None")
+        inputs = images if self._preprocess is None else self._preprocess(images)
+        logits = expect_logits(self.model(inputs), len(images))
+        return logits if target is None else expect_classes(logits, target)
+
+
+@contextmanager
+def eval_mode(model: nn.Module | None) -> Iterator[None]:
+    """Put a model into eval mode; put each of its modules back as it was, whatever happens."""
+    modules = [] if model is None else [m for m in model.modules() if m.training]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+
+
+@contextmanager
+def differentiable_input(images: Tensor) -> Iterator[tuple[Tensor, bool]]:
+    """Yield images to take an inner gradient at, and whether the caller will differentiate that.
+
+    A caller under ``torch.no_grad()``, or whose images need no gradient, gets a leaf of its own
+    and no graph of the gradient: half the memory.
+
+    Raises:
+        RuntimeError: Under ``torch.inference_mode()``, where no gradient can be taken.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "expected gradients to be available, got torch.inference_mode(); use torch.no_grad()"
+        )
+    create_graph = torch.is_grad_enabled() and images.requires_grad
+    with torch.enable_grad():
+        yield (images if create_graph else images.detach().requires_grad_()), create_graph
+
+
+def detached(explanation: Explanation) -> Explanation:
+    """Return an explanation without its graph."""
+    logits = explanation.logits
+    return Explanation(explanation.maps.detach(), None if logits is None else logits.detach())
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scale each map to [0, 1] by its own minimum and maximum; a constant map becomes zeros.
+
+    Args:
+        maps: ``(B, 1, h, w)``, any range.
+
+    >>> min_max(torch.tensor([[[[1.0, 3.0], [2.0, 5.0]]]])).flatten().tolist()
+    [0.0, 0.5, 0.25, 1.0]
+    """
+    low = maps.amin(dim=(1, 2, 3), keepdim=True)
+    spread = maps.amax(dim=(1, 2, 3), keepdim=True) - low
+    flat = spread <= _FLAT
+    return ((maps - low) / spread.masked_fill(flat, 1)).masked_fill(flat, 0)

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: MIT
+r"""Representation-guided interpreters: CAM (§3.3, Eq. 6, 7) and Grad-CAM (§A1, Eq. 14, 15).
+
+A network that ends in global average pooling and a linear layer scores a class by
+:math:`z_c = \sum_k w_{k,c} \, \mathrm{mean}_{ij} \, a_k[i, j]` (Eq. 6); CAM leaves out the mean:
+:math:`m_c[i, j] = \sum_k w_{k,c} \, a_k[i, j]` (Eq. 7). Grad-CAM takes the weights from the
+gradient of the logit, :math:`w_{k,c} = \mathrm{mean}_{ij} \, \partial z_c / \partial a_k[i, j]`
+(Eq. 14), so that any head will do, and keeps the positive part (Eq. 15).
+
+Features, map and logits come from one forward pass. The features are the input of the last pooling
+that the forward pass runs, wherever the model writes it (a module, ``F.adaptive_avg_pool2d``,
+``mean``); where several poolings follow each other, as in VGG, the input of the first of them. So
+DenseNet's functional ReLU is included, with no table of architectures. ``layer`` overrides this.
+
+Differs from the official code: Grad-CAM's weights are differentiated too (there they are constants;
+for pooled linear heads they are), and the gradient comes from the pass that made the features.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Self, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from captum_adv2.checks import expect_model, find_module
+from captum_adv2.interpreters.base import (
+    Interpreter,
+    detached,
+    differentiable_input,
+    min_max,
+)
+from captum_adv2.types import Explanation
+
+__all__ = ["CAM", "GradCAM"]
+
+_POOLINGS = frozenset(
+    {
+        F.adaptive_avg_pool2d,
+        F.adaptive_max_pool2d,
+        F.avg_pool2d,
+        F.max_pool2d,
+        torch.mean,
+        Tensor.mean,
+    }
+)
+
+
+class _PoolingInput(TorchFunctionMode):
+    """Sees every function the forward pass calls; keeps the input of the last run of poolings."""
+
+    features: Tensor | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in _POOLINGS and args and args[0].ndim == 4:
+            if args[0] is not getattr(self, "_pooled", None):
+                self.features = args[0]
+            self._pooled = out
+        return out
+
+
+class _ModuleTap(AbstractContextManager["_ModuleTap"]):
+    """Keeps what goes into or comes out of one module, by a hook gone when the context is left."""
+
+    features: Tensor | None = None
+
+    def __init__(self, module: nn.Module, side: Literal["input", "output"]) -> None:
+        self._module = module
+        self._side = side
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> Self:
+        if self._side == "input":
+            self._handle = self._module.register_forward_pre_hook(self._keep_input)
+        else:
+            self._handle = self._module.register_forward_hook(self._keep_output)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._handle.remove()
+
+    def _keep_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if threading.get_ident() == self._thread:
+            self.features = inputs[0]
+
+    def _keep_output(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != self._thread or not isinstance(output, Tensor):
+            return None
+        self.features = output
+        # What follows may work in place (DenseNet's last ReLU does): it gets a copy.
+        return output.clone()
+
+
+class _FeatureMap(Interpreter):
+    """What CAM and Grad-CAM share: features and logits of one forward pass."""
+
+    def __init__(self, model: nn.Module, layer: nn.Module | str | None) -> None:
+        super().__init__(expect_model(model))
+        self._layer = None if layer is None else find_module(model, layer)
+        self._head = _last_weighted(model)
+
+    def _tap(self) -> _PoolingInput | _ModuleTap:
+        if self._layer is not None:
+            return _ModuleTap(self._layer, "output")
+        if isinstance(self._head, nn.Conv2d):
+            return _ModuleTap(self._head, "input")
+        return _PoolingInput()
+
+    def _features(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``(B, K, h, w)`` and logits ``(B, classes)``."""
+        with self._tap() as tap:
+            logits = self.logits(images, target)
+        features = tap.features
+        if features is None or features.ndim != 4 or len(features) != len(images):
+            found = "none" if features is None else f"shape {tuple(features.shape)}"
+            raise ValueError(
+                f"expected feature maps (B, K, h, w) for {type(self).__name__}, got {found}; pass "
+                "layer=, the module (or its dotted name) whose output they are"
+            )
+        return features, logits
+
+
+def _last_weighted(model: nn.Module) -> nn.Module | None:
+    """Return the last leaf module that has a weight matrix: a classifier's head."""
+    leaves = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
+    return leaves[-1] if leaves else None
+
+
+def _expect_linear_head(model: nn.Module, head: nn.Module | None) -> nn.Linear | nn.Conv2d:
+    if isinstance(head, nn.Linear) or (isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1)):
+        return head
+    got = "none" if head is None else type(head).__name__
+    raise ValueError(
+        f"expected {type(model).__name__} to end in a linear layer or a 1x1 convolution for CAM, "
+        f"got {got}; use GradCAM, which needs no linear head"
+    )
+
+
+def _in_training(model: nn.Module | None) -> bool:
+    """Return whether dropout may act between features and logits."""
+    return model is not None and model.training
+
+
+def _weighted(features: Tensor, weights: Tensor) -> Tensor:
+    """Return sum_k w_k a_k (Eq. 7) as ``(B, 1, h, w)``, from ``(B, K, h, w)`` and ``(B, K)``."""
+    return torch.einsum("bkhw,bk->bhw", features, weights)[:, None]
+
+
+@final
+class CAM(_FeatureMap):
+    """Class activation mapping: networks that end in average pooling and a linear layer (Eq. 7).
+
+    Convention:
+        Min-max scaled per image, at the features' resolution (7x7 for ResNet-50 at 224).
+
+    Features and head are found in torchvision's resnet, densenet, squeezenet, mobilenet_v2,
+    efficientnet and the like, also inside a wrapper that normalises. The head is the model's last
+    linear layer or 1x1 convolution. That it explains the logits (Eq. 6) is checked at the first
+    call, unless you name the layer.
+
+    Args:
+        model: Classifier returning logits.
+        layer: Module, or its dotted name, whose output the features are; default: found.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: No such layer (near names are listed), or no linear head on pooled features.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ...                     nn.Linear(2, 3))
+    >>> CAM(net)(torch.rand(2, 1, 8, 8), torch.tensor([0, 1])).shape
+    torch.Size([2, 1, 6, 6])
+
+    Reference: Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016.
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
+        super().__init__(model, layer)
+        self._linear = _expect_linear_head(model, self._head)
+        self._verified = layer is not None
+
+    def explain(self, images: Tensor, target: Tensor) -> Explanation:
+        """See `Interpreter.explain`."""
+        features, logits = self._features(images, target)
+        weight = self._linear.weight.flatten(1)  # (classes, K)
+        if features.shape[1] != weight.shape[1]:
+            raise ValueError(
+                f"expected features of {weight.shape[1]} channels, the head's inputs, for CAM, got "
+                f"{features.shape[1]}; pass the layer that is pooled, or use GradCAM"
+            )
+        if not (self._verified or _in_training(self.model)):
+            self._verify(features[:1].detach(), logits[:1].detach())
+        return Explanation(min_max(_weighted(features, weight[target])), logits)
+
+    def _verify(self, features: Tensor, logits: Tensor) -> None:
+        """Check Eq. 6 on one image, with and without a ReLU between head and pooling."""
+        weight = self._linear.weight.detach().flatten(1)[:, :, None, None]
+        bias = None if self._linear.bias is None else self._linear.bias.detach()
+        scores = F.conv2d(features, weight, bias)  # (1, classes, h, w)
+        tolerance = 1e-2 * (1 + logits.abs().amax())
+        self._verified = any(
+            candidate.shape == logits.shape and bool((candidate - logits).abs().amax() < tolerance)
+            for candidate in (scores.mean((2, 3)), scores.relu().mean((2, 3)))
+        )
+        if not self._verified:
+            raise ValueError(
+                f"expected {type(self.model).__name__} to be average pooling and one linear layer "
+                "on its last feature maps for CAM, got other logits than these give; pass layer= "
+                "to use CAM all the same, or use GradCAM"
+            )
+
+
+@final
+class GradCAM(_FeatureMap):
+    """Grad-CAM: features weighted by the mean gradient of the logit, positive part (Eq. 14, 15).
+
+    Convention:
+        Min-max scaled per image, at the features' resolution; a map without a positive part is 0.
+
+    Works with any head. On average pooling and a linear head it is the positive part of CAM, at the
+    cost of CAM. Features are found as for `CAM`: the input of the last pooling (or, for a
+    convolutional head, its input).
+
+    Args:
+        model: Classifier returning logits.
+        layer: Module, or its dotted name, whose output the features are; default: found.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: No such layer; near names are listed.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3))
+    >>> GradCAM(net)(torch.rand(2, 1, 8, 8), torch.tensor([0, 1])).shape
+    torch.Size([2, 1, 6, 6])
+
+    Reference: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks, ICCV 2017.
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
+        super().__init__(model, layer)
+
+    def explain(self, images: Tensor, target: Tensor) -> Explanation:
+        """See `Interpreter.explain`."""
+        with differentiable_input(images) as (x, create_graph):
+            features, logits = self._features(x, target)
+            score = logits.gather(1, target[:, None]).sum()
+            (gradient,) = torch.autograd.grad(score, features, create_graph=create_graph)
+            weights = gradient.mean(dim=(2, 3))  # Eq. 14, (B, K)
+            explanation = Explanation(min_max(_weighted(features, weights).relu()), logits)
+        return explanation if create_graph else detached(explanation)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+r"""ReLUs whose derivative is smooth, so that a map made of gradients can be differentiated.
+
+A network of ReLUs is piecewise linear: the gradient of its logits does not change with the image,
+almost everywhere, and an attacker of GRAD gets a zero or useless second derivative. The paper
+(§3.2) smooths the derivative :math:`r(z) = 1_{z > 0}` of ReLU by
+
+.. math:: h(z) = \begin{cases} 1 + z / \sqrt{z^2 + \tau} & z < 0 \\
+                               z / \sqrt{z^2 + \tau} & z \ge 0 \end{cases}
+
+The forward pass stays the exact ReLU, so prediction and map share it. As printed, h jumps from 1
+to 0 at z = 0; what the attack uses is :math:`h'(z) = \tau / (z^2 + \tau)^{3/2} > 0`.
+
+`smooth_relu` is a context in which every ReLU of the running thread has a derivative of your
+choice: ``nn.ReLU``, in-place ones, functional ``relu``, ``ReLU6``, ``hardtanh`` and ``clamp``.
+Nothing of the model is touched. The official code builds a second copy of the network instead.
+Smooth activations (GELU, SiLU, softplus) need nothing; ``Hardswish`` keeps its own derivative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from captum_adv2.checks import expect_number
+
+__all__ = ["Derivative", "as_derivative", "h", "sigma", "smooth_relu", "step"]
+
+Derivative: TypeAlias = Callable[[Tensor], Tensor]
+"""Pre-activation z to the derivative of ReLU there, elementwise."""
+
+
+def step(z: Tensor) -> Tensor:
+    """Return r(z), the derivative of ReLU itself: 1 where z > 0, else 0 (§3.2).
+
+    >>> step(torch.tensor([-1.0, 0.0, 2.0])).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    return (z > 0).to(z.dtype)
+
+
+def h(z: Tensor, tau: float = 1e-4) -> Tensor:
+    """Return the smooth derivative of §3.2, which tends to r(z) for z != 0 as ``tau`` goes to 0.
+
+    >>> z = torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
+    >>> h(z, tau=16.0).round(decimals=6).tolist()
+    [0.4, 0.0, 0.6]
+    """
+    return z * (z * z + tau).rsqrt() + (z < 0).to(z.dtype)
+
+
+def sigma(z: Tensor) -> Tensor:
+    """Return the logistic function, the paper's alternative to h(z) (§3.2).
+
+    >>> sigma(torch.tensor([0.0])).item()
+    0.5
+    """
+    return z.sigmoid()
+
+
+class _H:
+    """h with its tau bound; a class, so that interpreters pickle, copy and print."""
+
+    def __init__(self, tau: float) -> None:
+        self.tau = tau
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return h(z, self.tau)
+
+    def __repr__(self) -> str:
+        return f"{self.tau:g}"
+
+
+def as_derivative(smoothing: float | Derivative | None) -> Derivative:
+    """Return the derivative that a ``smoothing`` argument means.
+
+    Args:
+        smoothing: A number is the tau of h(z); ``None`` is plain ReLU, r(z); a callable is itself.
+
+    Raises:
+        TypeError: None of these.
+        ValueError: A tau that is not positive.
+    """
+    if smoothing is None:
+        return step
+    if callable(smoothing):
+        return smoothing
+    return _H(expect_number(smoothing, "smoothing", low=0.0, above=True))
+
+
+class _Clamp(torch.autograd.Function):
+    """Clamp to [low, high] going forward; its derivative is the caller's, and differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, low: float, high: float, derivative: Derivative) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.low, ctx.high, ctx.derivative = low, high, derivative
+        return z.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        slope = ctx.derivative(z - ctx.low)
+        if math.isfinite(ctx.high):
+            slope = slope - ctx.derivative(z - ctx.high)
+        return grads[0] * slope, None, None, None
+
+
+def _unit(kwargs: dict[str, Any], *_: Any) -> tuple[Any, Any]:
+    return 0.0, math.inf
+
+
+def _six(kwargs: dict[str, Any], *_: Any) -> tuple[Any, Any]:
+    return 0.0, 6.0
+
+
+def _hardtanh(
+    kwargs: dict[str, Any], low: float = -1.0, high: float = 1.0, *_: Any
+) -> tuple[Any, Any]:
+    return kwargs.get("min_val", low), kwargs.get("max_val", high)
+
+
+def _clamp(kwargs: dict[str, Any], low: Any = None, high: Any = None) -> tuple[Any, Any]:
+    high = kwargs.get("max", high)
+    return kwargs.get("min", low), math.inf if high is None else high
+
+
+# Functions that are a ReLU, by name, each with how to read the bounds it clamps to.
+_BOUNDS: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "relu": _unit,
+    "relu6": _six,
+    "hardtanh": _hardtanh,
+    "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp,
+}
+
+
+class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named like torch.no_grad)
+    """Give every ReLU run inside the context another derivative; the values stay exact.
+
+    Backward passes may run after the context is left. Other threads are not affected.
+
+    Args:
+        derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z.
+
+    >>> z = torch.tensor([-3.0, 3.0], requires_grad=True)
+    >>> with smooth_relu(sigma):
+    ...     y = torch.relu(z)
+    >>> y.tolist(), torch.autograd.grad(y.sum(), z)[0].round(decimals=2).tolist()
+    ([0.0, 3.0], [0.05000000074505806, 0.949999988079071])
+    """
+
+    def __init__(self, derivative: Derivative = h) -> None:
+        super().__init__()
+        self.derivative = derivative
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        bounds = _BOUNDS.get(name.removesuffix("_"))
+        z = args[0] if args else kwargs.get("input")
+        if bounds is None or not isinstance(z, Tensor) or not z.is_floating_point():
+            return func(*args, **kwargs)
+        low, high = bounds(kwargs, *args[1:])
+        # Bounds that are tensors, or a clamp from above alone, are not ReLUs.
+        if isinstance(low, Tensor) or isinstance(high, Tensor) or low is None:
+            return func(*args, **kwargs)
+        in_place = name.endswith("_") or kwargs.get("inplace", False) or True in args[1:]
+        if not in_place:
+            return _Clamp.apply(z, low, high, self.derivative)
+        # The Function keeps z for its backward, so it works on a copy, and z takes the result.
+        return z.copy_(_Clamp.apply(z.clone(), low, high, self.derivative))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Scripts that print every figure the documentation quotes."""

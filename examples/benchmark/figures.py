@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: MIT
+"""Print the figures that README and docs quote, on the real models of ``real.py``.
+
+    python examples/benchmark/figures.py cam cifar short grad official cost time
+
+Each case attacks towards random classes within 8/255, rounds to 8 bits, and prints one line per
+attack: success rate and confidence over all images; L1, L2 and IoU of adversarial to benign maps
+over the successes, with a 95 % bootstrap interval of L1. PGD runs beside it with as many steps.
+``--images N`` makes every case smaller, ``--smoke`` makes all of it tiny.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from real import FOLDER, Case, load_case
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torchattacks import PGD
+
+from captum_adv2 import ADV2, Report, evaluate
+from captum_adv2.attacks import MapDistance, presets
+from captum_adv2.attacks.objectives import at
+from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
+from captum_adv2.types import Schedule
+
+EPS = 8 / 255
+
+
+class Options(NamedTuple):
+    """What the command line says."""
+
+    images: int | None
+    steps: int | None
+    batch: int
+    folder: Path
+    verbose: bool
+
+    def case(self, name: str, count: int) -> Case:
+        """Load a case with ``--images`` pictures, or the figure's own number."""
+        return load_case(name, self.images or count, self.folder)
+
+    def scaled(self, steps: int) -> int:
+        """Return ``--steps``, or the figure's own number."""
+        return min(self.steps or steps, steps)
+
+
+def towards(attack: Any, targets: Tensor, images: Tensor, batch: int) -> Tensor:
+    """Attack images in batches, each towards its own target."""
+    attack.set_mode_targeted_by_label(quiet=True)
+    parts = zip(images.split(batch), targets.split(batch), strict=True)
+    return torch.cat([attack(part, target) for part, target in parts])
+
+
+def interval(values: Tensor, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(len(values), (draws, len(values)), generator=generator)
+    means = values[index].mean(dim=1)
+    return means.quantile(0.025).item(), means.quantile(0.975).item()
+
+
+def line(name: str, report: Report, cost: str = "") -> None:
+    """Print one attack's row."""
+    low, high = interval(report.l1[report.success]) if report.success.any() else (0.0, 0.0)
+    print(f"{name:34s} {report} [L1 95 % {low:.4f} to {high:.4f}] {cost}", flush=True)
+
+
+def score(
+    name: str, attack: Any, case: Case, interpreter: Interpreter, options: Options, cost: str = ""
+) -> Report:
+    """Attack a case, measure, print a row."""
+    start = time.perf_counter()
+    adversarial = towards(attack, case.targets, case.images, options.batch)
+    seconds = time.perf_counter() - start
+    report = evaluate(case.model, interpreter, case.images, adversarial, case.targets)
+    line(name, report, f"{cost} {seconds:.0f} s")
+    return report
+
+
+def against_pgd(
+    title: str,
+    case: Case,
+    builders: dict[str, Callable[[nn.Module], Interpreter]],
+    steps: int,
+    options: Options,
+) -> None:
+    """Print PGD's and ADV2's rows at equal steps, for each interpreter of a case."""
+    print(f"\n## {title}: {len(case.images)} images, {steps} gradient evaluations")
+    pgd = PGD(case.model, eps=EPS, steps=steps, random_start=False)
+    adversarial = towards(pgd, case.targets, case.images, options.batch)
+    for name, build in builders.items():
+        interpreter = build(case.model)
+        report = evaluate(case.model, interpreter, case.images, adversarial, case.targets)
+        line(f"PGD on {name}", report)
+        attack = ADV2(case.model, interpreter, eps=EPS, steps=steps, verbose=options.verbose)
+        score(f"ADV2 on {name}", attack, case, interpreter, options)
+
+
+def cam(options: Options) -> None:
+    """CAM on SqueezeNet, default settings."""
+    case = options.case("squeezenet", 40)
+    against_pgd("CAM, SqueezeNet", case, {"CAM": CAM}, options.scaled(100), options)
+
+
+def cifar(options: Options) -> None:
+    """CAM and Grad-CAM on ResNet-56."""
+    case = options.case("resnet56", 200)
+    builders = {"CAM": CAM, "GradCAM": GradCAM}
+    against_pgd("CAM and Grad-CAM, ResNet-56", case, builders, options.scaled(100), options)
+
+
+def short(options: Options) -> None:
+    """CAM with 16 gradient evaluations in all."""
+    for name, count in (("resnet56", 200), ("squeezenet", 40)):
+        case = options.case(name, count)
+        against_pgd(f"CAM in 16, {name}", case, {"CAM": CAM}, options.scaled(16), options)
+
+
+def grad(options: Options) -> None:
+    """GRAD on ResNet-20 (maps 16x16) and on SqueezeNet (maps 56x56)."""
+    case = options.case("resnet20", 200)
+    against_pgd("GRAD, ResNet-20", case, {"GRAD": Gradient}, options.scaled(110), options)
+    case = options.case("squeezenet", 40)
+    # SqueezeNet's pre-activations are in the tens: h(z) must be as wide to reach any of them.
+    wide = {"GRAD": partial(Gradient, smoothing=100.0)}
+    against_pgd("GRAD, SqueezeNet", case, wide, options.scaled(110), options)
+
+
+def official(options: Options) -> None:
+    """ADV2's defaults beside the published settings run in full, on the same images."""
+    for name, model, build, count in (
+        ("CAM", "resnet56", CAM, 50),
+        ("GRAD", "resnet20", Gradient, 50),
+    ):
+        case = options.case(model, count)
+        interpreter = build(case.model)
+        preset = presets.OFFICIAL[name]
+        steps = options.scaled(preset.steps)
+        warmup = preset.warmup * steps // preset.steps
+        print(f"\n## {name}, {model}, {len(case.images)} images, beside the published settings")
+        theirs = ADV2.from_preset(
+            case.model,
+            interpreter,
+            preset,
+            steps=steps,
+            warmup=warmup,
+            interpretation=per_pixel(preset.interpretation),
+            verbose=options.verbose,
+        )
+        ours = ADV2(case.model, interpreter, eps=preset.eps, steps=options.scaled(100))
+        for title, attack in (("published", theirs), ("default", ours)):
+            units = f_units(case, attack)
+            cost = f"{units * attack.steps:.0f} F ({attack.steps} x {units:.2f})"
+            score(f"{title} on {name}", attack, case, interpreter, options, cost)
+
+
+class Scaled(NamedTuple):
+    """A schedule times a factor."""
+
+    factor: float
+    weight: float | Schedule
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at ``progress`` in [0, 1]."""
+        return self.factor * at(self.weight, progress)
+
+
+def per_pixel(distance: MapDistance) -> MapDistance:
+    """Return a map loss whose weight keeps its balance on maps of another size than its own."""
+    if distance.map_size is None:
+        return distance
+    height, width = distance.map_size
+    weight = Scaled(height * width, distance.weight)
+    return replace(distance, weight=weight, reduction="mean", map_size=None)
+
+
+@contextmanager
+def forwards(model: nn.Module) -> Iterator[list[int]]:
+    """Count the images that pass forward through a model."""
+    seen: list[int] = []
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class Flops(TorchDispatchMode):
+    """Counts floating point operations with PyTorch's own formulas, double backward included.
+
+    ``FlopCounterMode`` has the same formulas, but its module hooks refuse `torch.autograd.grad`.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation; add what it cost."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+def flops(run: Callable[[], Any]) -> int:
+    """Count the floating point operations of matrix products and convolutions in a call."""
+    with Flops() as counter:
+        run()
+    return counter.total
+
+
+def f_units(case: Case, attack: Any) -> float:
+    """Return the cost of one more step, in forward passes of the batch (F-units)."""
+    images, targets = case.images[:2], case.targets[:2]
+    attack.set_mode_targeted_by_label(quiet=True)
+    with torch.no_grad():
+        forward = flops(lambda: case.model(images))
+    steps, warmup, totals = attack.steps, getattr(attack, "warmup", None), []
+    for count in (2, 4):
+        attack.steps = count
+        if hasattr(attack, "warmup"):
+            attack.warmup = 0
+        totals.append(flops(lambda: attack(images, targets)))
+    attack.steps = steps
+    if hasattr(attack, "warmup"):
+        attack.warmup = warmup
+    return (totals[1] - totals[0]) / 2 / forward
+
+
+def cost(options: Options) -> None:
+    """F-units an iteration, and forward passes of a whole run, by count."""
+    print("\n## Cost of an iteration (F = forward pass of the batch, by FLOPs), forwards of a run")
+    for name in ("squeezenet", "resnet20"):
+        case = options.case(name, 2)
+        attacks: dict[str, Any] = {"PGD": PGD(case.model, random_start=False)}
+        for title, build in (("CAM", CAM), ("GradCAM", GradCAM), ("GRAD", Gradient)):
+            attacks[f"ADV2 on {title}"] = ADV2(case.model, build(case.model))
+        for title, attack in attacks.items():
+            units = f_units(case, attack)
+            attack.steps = 20
+            with forwards(case.model) as seen:
+                attack(case.images, case.targets)
+            passes = sum(seen) / len(case.images)
+            print(f"{name:12s} {title:16s} {units:5.2f} F; 20 steps run {passes:.1f} forwards")
+
+
+def wall_time(options: Options) -> None:
+    """Time of a CAM iteration over an iteration of torchattacks' PGD, alternated in one run."""
+    print("\n## Wall time of an iteration, ADV2 on CAM over PGD, alternated")
+    for name, count in (("squeezenet", 4), ("resnet56", 32)):
+        case = options.case(name, count)
+        attacks = (ADV2(case.model, CAM(case.model)), PGD(case.model, random_start=False))
+        ratios = []
+        for _ in range(3 if options.steps else 9):
+            ours, theirs = (_per_step(attack, case) for attack in attacks)
+            ratios.append(ours / theirs)
+        middle = statistics.median(ratios)
+        print(f"{name:12s} median {middle:.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
+
+
+def _per_step(attack: Any, case: Case) -> float:
+    """Return the seconds of a step: a long run less a short one, so that set-up cancels."""
+    attack.set_mode_targeted_by_label(quiet=True)
+    seconds = []
+    for steps in (2, 12):
+        attack.steps = steps
+        start = time.perf_counter()
+        attack(case.images, case.targets)
+        seconds.append(time.perf_counter() - start)
+    return (seconds[1] - seconds[0]) / 10
+
+
+CASES: dict[str, Callable[[Options], None]] = {
+    "cam": cam,
+    "cifar": cifar,
+    "short": short,
+    "grad": grad,
+    "official": official,
+    "cost": cost,
+    "time": wall_time,
+}
+
+
+def main() -> None:
+    """Run the cases named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="case", help=str([*CASES]))
+    parser.add_argument("--images", type=int, help="pictures a case (default: the figure's own)")
+    parser.add_argument("--batch", type=int, default=40, help="pictures a batch")
+    parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
+    parser.add_argument("--verbose", action="store_true", help="show progress bars")
+    parser.add_argument("--smoke", action="store_true", help="two images, four steps")
+    args = parser.parse_args()
+    unknown = sorted(set(args.cases) - set(CASES))
+    if unknown:
+        parser.error(f"expected cases from {', '.join(CASES)}, got {', '.join(unknown)}")
+    images, steps = (2, 4) if args.smoke else (args.images, None)
+    options = Options(images, steps, args.batch, args.real, args.verbose)
+    for name in args.cases:
+        CASES[name](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""Real models and pictures for benchmarks and tests, read from a folder that is not part of this.
+
+The folder holds SqueezeNet v1.0 on ImageNet, ResNet-20 and ResNet-56 on CIFAR-10, and pictures for
+each, as files of `torch.save`; images are uint8 ``(N, 3, H, W)``. Every model here takes images in
+[0, 1] and normalises them itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import squeezenet1_0
+
+__all__ = ["FOLDER", "Case", "Normalize", "cifar_resnet", "load_case"]
+
+FOLDER = Path(__file__).resolve().parents[3] / "shared" / "real"
+
+
+class Normalize(nn.Module):
+    """Subtract ImageNet's mean and divide by its standard deviation, per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise images ``(B, 3, H, W)`` in [0, 1]."""
+        return (images - self.mean) / self.std
+
+
+class _Block(nn.Module):
+    """Two convolutions and a parameter-free shortcut (He et al. 2016, option A)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.stride, self.pad = stride, (outputs - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features ``(B, outputs, H / stride, W / stride)``."""
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        return self.relu(y + F.pad(shortcut, (0, 0, 0, 0, self.pad, self.pad)))
+
+
+class _CifarResNet(nn.Module):
+    """ResNet-(6n+2) for CIFAR-10 (He et al. 2016, section 4.2)."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
+        self.layer1 = self._stage(16, 16, 1, blocks)
+        self.layer2 = self._stage(16, 32, 2, blocks)
+        self.layer3 = self._stage(32, 64, 2, blocks)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(64, 10)
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
+        rest = (_Block(outputs, outputs, 1) for _ in range(blocks - 1))
+        return nn.Sequential(_Block(inputs, outputs, stride), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, 10)``."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(self.avgpool(x).flatten(1))
+
+
+def cifar_resnet(depth: int, folder: Path = FOLDER) -> nn.Module:
+    """Return ResNet-20 or ResNet-56 on CIFAR-10, in eval mode."""
+    net = _CifarResNet((depth - 2) // 6)
+    net.load_state_dict(torch.load(folder / f"resnet{depth}_cifar10.pt", weights_only=True))
+    return nn.Sequential(Normalize(), net).eval()
+
+
+def _squeezenet(folder: Path) -> nn.Module:
+    net = squeezenet1_0(weights=None)
+    net.load_state_dict(torch.load(folder / "squeezenet1_0_imagenet.pt", weights_only=True))
+    # On CPU, SqueezeNet runs about 1.6 times as fast with channels last.
+    return nn.Sequential(Normalize(), net).eval().to(memory_format=torch.channels_last)
+
+
+class Case(NamedTuple):
+    """A model, images it gets right ``(N, 3, H, W)``, their labels and targets ``(N,)``."""
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+
+
+def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Case:
+    """Return a model with its first ``count`` correctly classified pictures and random targets.
+
+    Args:
+        name: ``"squeezenet"``, ``"resnet20"`` or ``"resnet56"``.
+        count: Number of pictures, at most.
+        folder: Where the files are.
+        seed: Seed of the targets, drawn uniformly from the other classes.
+    """
+    imagenet = name == "squeezenet"
+    model = _squeezenet(folder) if imagenet else cifar_resnet(int(name[6:]), folder)
+    file = folder / ("imagenet_dev.pt" if imagenet else "cifar10_dev.pt")
+    data = torch.load(file, weights_only=True)
+    images, labels = data["images"].float() / 255, data["labels"].long()
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in images.split(100)])
+    right = (logits.argmax(dim=1) == labels).nonzero()[:count, 0]
+    images, labels = images[right], labels[right]
+    if imagenet:
+        images = images.contiguous(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(seed)
+    shift = torch.randint(1, logits.shape[1], labels.shape, generator=generator)
+    return Case(model, images, labels, (labels + shift) % logits.shape[1])

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""A generated data set and two small trained networks, so that every example runs offline."""

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""Fool a classifier and its interpreters: a table and a picture, in under a minute.
+
+    python examples/quickstart.py                                     # embedded models, no internet
+    python examples/quickstart.py --weights imagenet --images FOLDER  # your pictures, torchvision
+
+For each interpreter the same images are attacked towards the same random classes by torchattacks'
+PGD, which looks at the prediction only, and by ADV2, which looks at prediction and map. Images are
+rounded to 8 bits before they are judged. In the picture the class of every image in the second and
+third row is the attacker's; only ADV2's maps hide it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from embedded.models import load_densenet, load_resnet
+from embedded.shapes import CLASSES, make_shapes
+from torch import Tensor, nn
+from torchattacks import PGD
+
+from captum_adv2 import ADV2, evaluate
+from captum_adv2.evaluation import visualize
+from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INTERPRETERS: dict[str, Callable[[nn.Module], Interpreter]] = {
+    "CAM": CAM,
+    "GradCAM": GradCAM,
+    "GRAD": Gradient,
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Subject(NamedTuple):
+    """A classifier, images ``(N, 3, H, W)`` and the names of the classes."""
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    classes: tuple[str, ...]
+
+
+def embedded(count: int) -> list[Subject]:
+    """Return the two models that come with the examples, on generated pictures."""
+    images = make_shapes(count, seed=7).images
+    return [
+        Subject("small ResNet", load_resnet(), images, CLASSES),
+        Subject("small DenseNet", load_densenet(), images, CLASSES),
+    ]
+
+
+class Normalize(nn.Module):
+    """ImageNet's normalisation, as a part of the model, so that images stay in [0, 1]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise images ``(B, 3, H, W)`` in [0, 1]."""
+        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+        return (images - mean) / std
+
+
+def imagenet(architecture: str, folder: Path, count: int) -> list[Subject]:
+    """Return torchvision's pretrained model on the pictures of a folder, centre-cropped to 224."""
+    from torchvision import models, transforms
+    from torchvision.io import ImageReadMode, decode_image
+
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    if not files:
+        raise SystemExit(f"expected pictures (.jpg, .jpeg, .png) in {folder}, got none")
+    weights = models.get_model_weights(architecture).DEFAULT
+    try:
+        net = models.get_model(architecture, weights=weights)
+    except OSError as error:
+        raise SystemExit(
+            f"the weights of {architecture} could not be downloaded ({error}); they need internet "
+            "once, or a copy in torch.hub.get_dir(). Without --weights the example needs neither."
+        ) from error
+    crop = transforms.Compose([transforms.Resize(256, antialias=True), transforms.CenterCrop(224)])
+    pictures = [crop(decode_image(str(file), ImageReadMode.RGB)) for file in files[:count]]
+    images = torch.stack(pictures).float() / 255
+    model = nn.Sequential(Normalize(), net).eval()
+    return [Subject(architecture, model, images, tuple(weights.meta["categories"]))]
+
+
+def attack(subject: Subject, args: argparse.Namespace) -> Figure:
+    """Attack every interpreter of a subject; print the table; return the picture."""
+    model, images = subject.model, subject.images
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    generator = torch.Generator().manual_seed(args.seed)
+    classes = len(subject.classes)
+    target = (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes
+    pgd = PGD(model, eps=args.eps / 255, steps=args.steps, random_start=False)
+    pgd.set_mode_targeted_by_label(quiet=True)
+    fooled = pgd(images, target)
+    rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for name, build in INTERPRETERS.items():
+        interpreter = build(model)
+        adv2 = ADV2(
+            model, interpreter, eps=args.eps / 255, steps=args.steps, verbose=not args.quiet
+        )
+        adv2.set_mode_targeted_by_label(quiet=True)
+        both = adv2(images, target)
+        for title, adversarial in (("PGD", fooled), ("ADV2", both)):
+            report = evaluate(model, interpreter, images, adversarial, target)
+            numbers = report.summary()
+            print(
+                f"{subject.name:15s} {name:8s} {title:5s} {numbers['asr']:6.1%} "
+                f"{numbers['confidence']:10.3f} {numbers['l1']:8.4f} {numbers['iou']:6.3f}"
+            )
+            for row, pictures, maps in (
+                ("benign", images, report.benign_maps),
+                (title, adversarial, report.adversarial_maps),
+            ):
+                rows.setdefault(row, {})[name] = (pictures[: args.shown], maps[: args.shown])
+    return visualize.grid(rows, {row: captions(subject, shown) for row, shown in rows.items()})
+
+
+@torch.no_grad()
+def captions(subject: Subject, shown: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
+    """Return what the model says of the images of the first interpreter: class and confidence."""
+    pictures = next(iter(shown.values()))[0]
+    confidence, label = subject.model(pictures).softmax(dim=1).max(dim=1)
+    return [
+        f"{subject.classes[c]} {p:.0%}"
+        for c, p in zip(label.tolist(), confidence.tolist(), strict=True)
+    ]
+
+
+def main() -> None:
+    """Attack, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--weights", choices=["embedded", "imagenet"], default="embedded")
+    parser.add_argument(
+        "--arch", default="resnet50", help="with --weights imagenet: densenet169, …"
+    )
+    parser.add_argument("--images", type=Path, help="with --weights imagenet: folder of pictures")
+    parser.add_argument("--count", type=int, default=4, help="number of pictures")
+    parser.add_argument("--shown", type=int, default=2, help="number of pictures drawn")
+    parser.add_argument("--steps", type=int, default=100, help="gradient evaluations an attack")
+    parser.add_argument("--eps", type=float, default=8.0, help="largest change, in 1/255")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the target classes")
+    parser.add_argument("--out", type=Path, default=Path("quickstart.png"), help="the picture")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--smoke", action="store_true", help="two pictures, five steps")
+    args = parser.parse_args()
+    if args.smoke:
+        args.count, args.steps = 2, 5
+    if args.weights == "imagenet" and args.images is None:
+        parser.error("--weights imagenet needs --images FOLDER")
+    subjects = (
+        embedded(args.count)
+        if args.weights == "embedded"
+        else imagenet(args.arch, args.images, args.count)
+    )
+    print(f"{'model':15s} {'explains':8s} {'attack':5s} {'success':>6s} confidence  map L1    IoU")
+    figures = [attack(subject, args) for subject in subjects]
+    figures[0].savefig(args.out, dpi=120)
+    print(f"map L1, IoU: to the map of the clean image. Picture of the first model: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

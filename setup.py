@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""Packaging of captum_adv2; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+TEST = ["pytest>=8.0", "hypothesis>=6.100"]
+DEV = [*TEST, "mypy>=1.11", "ruff>=0.6", "build>=1.2"]
+DOCS = ["sphinx>=7.0", "myst-parser>=3.0"]
+
+setup(
+    name="captum_adv2",
+    version="0.1.0",
+    description="Attacks that fool an image classifier and its interpreter together (ADV2), "
+    "as a torchattacks-compatible attack over differentiable Captum interpreters",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["captum_adv2", "captum_adv2.*"]),
+    package_data={"captum_adv2": ["py.typed"]},
+    zip_safe=False,
+    # Each lower bound is the oldest release that the test suite was run against together.
+    install_requires=[
+        "torch>=2.5.1",
+        "torchvision>=0.20.1",
+        "captum>=0.9.0",
+        "torchattacks>=3.5.1,<4",
+        "kornia>=0.9.0",
+        "numpy>=1.26.4",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"test": TEST, "dev": DEV, "docs": DOCS},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Security",
+        "Typing :: Typed",
+    ],
+    keywords="adversarial robustness explainability attribution captum torchattacks pytorch",
+)

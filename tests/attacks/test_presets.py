@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Presets against the paper's Table 11 and the published code's settings, typed a second time."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from captum_adv2 import ADV2, SoundnessWarning
+from captum_adv2.attacks import CrossEntropy, SignDescent, presets
+from captum_adv2.attacks.objectives import at
+from captum_adv2.interpreters import CAM, Gradient
+from captum_adv2.types import Candidate
+
+INTERPRETERS = {"GRAD": Gradient, "CAM": CAM}
+
+# Table 11, ResNet and DenseNet alike: n_total, lambda. The maps are 56x56 and 7x7 (§4).
+TABLE_11 = {"GRAD": (800, 0.007, (56, 56)), "CAM": (1200, 0.204, (7, 7))}
+
+# The published code for GRAD: (weight, steps) of the map term, after a warm start of 300.
+GRAD_STAGES = [(0.001, 301), (0.004, 201), (0.01, 101), (0.05, 101)]
+
+
+def assert_equation_3(term, weight):
+    """Check a term half way through: a weight times the plain sum of squares, on 49 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    maps, goal = torch.rand(2, 3, 1, 7, 7, generator=generator)
+    logits, target = torch.randn(3, 5, generator=generator), torch.tensor([0, 1, 4])
+    loss = term(Candidate(torch.zeros(3, 3, 8, 8), logits, maps, target, goal, 0.5))
+    torch.testing.assert_close(loss, weight * (maps - goal).square().sum(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("name", TABLE_11)
+def test_paper_is_table_11(name):
+    steps, weight, size = TABLE_11[name]
+    preset = presets.PAPER[name]
+    assert preset.steps == steps
+    assert preset.interpretation.weight == weight
+    assert preset.interpretation.map_size == size
+    assert_equation_3(preset.interpretation, weight)
+    assert (preset.eps, preset.alpha) == (0.031, 1.0 / 255)  # Appendix B1
+    assert preset.warmup == 400  # §3.6
+
+
+def test_only_grad_smooths_labels_in_the_paper():
+    assert presets.PAPER["CAM"].prediction == CrossEntropy(rho=0.0)
+    smoothing = presets.PAPER["GRAD"].prediction  # §3.6: rho from 0.05 to 0.01, drawn uniformly
+    assert at(smoothing.rho, 0.0) == pytest.approx(0.05)
+    assert at(smoothing.rho, 0.5) == pytest.approx(0.03)
+    assert at(smoothing.rho, 1.0) == pytest.approx(0.01)
+    assert smoothing.seed is not None
+
+
+def test_official_cam_is_the_published_code():
+    preset = presets.OFFICIAL["CAM"]
+    assert (preset.warmup, preset.steps, preset.keep) == (400, 400 + 1200, "final")
+    weight = preset.interpretation.weight
+    assert [at(weight, progress) for progress in (0.0, 0.5, 1.0)] == [5.0, 7.5, 10.0]
+    assert_equation_3(preset.interpretation, 7.5 / 49)
+
+
+def test_official_grad_is_the_published_code():
+    preset = presets.OFFICIAL["GRAD"]
+    second = sum(length for _, length in GRAD_STAGES)
+    assert (preset.warmup, preset.steps) == (300, 300 + second)
+    assert (preset.keep, preset.confidence) == ("best", 0.8)
+    weights = [at(preset.interpretation.weight, number / second) for number in range(second)]
+    assert weights == [weight for weight, length in GRAD_STAGES for _ in range(length)]
+    assert preset.interpretation.map_size == (56, 56)
+    assert_equation_3(preset.interpretation, 0.004)  # half way
+
+
+@pytest.mark.parametrize("name", ["GRAD", "CAM"])
+def test_the_code_has_no_smoothing_and_the_papers_ball(name):
+    preset = presets.OFFICIAL[name]
+    assert preset.prediction == CrossEntropy(rho=0.0)
+    assert (preset.eps, preset.alpha) == (0.031, 1.0 / 255)
+
+
+@pytest.mark.parametrize("table", ["PAPER", "OFFICIAL"])
+@pytest.mark.parametrize("name", ["GRAD", "CAM"])
+def test_from_preset_applies_every_setting(model, table, name):
+    preset = getattr(presets, table)[name]
+    attack = ADV2.from_preset(model, INTERPRETERS[name], preset)
+    fields = {"steps", "warmup", "interpretation", "prediction", "keep", "confidence", "eps"}
+    for field in fields | {"alpha"}:
+        assert getattr(attack, field) == getattr(preset, field), field
+    assert attack.step == SignDescent(momentum=0.0, final=1.0)  # Eq. 4: a constant sign step
+    assert isinstance(attack, ADV2)
+    assert isinstance(attack.interpreter, INTERPRETERS[name])
+
+
+def test_overrides_win(model):
+    attack = ADV2.from_preset(
+        model, CAM(model), presets.PAPER["CAM"], steps=7, warmup=2, keep="best", verbose=True
+    )
+    assert (attack.steps, attack.warmup, attack.keep, attack.verbose) == (7, 2, "best", True)
+    assert attack.eps == 0.031
+    step = SignDescent(0.5, 0.5)
+    assert ADV2.from_preset(model, CAM, presets.PAPER["CAM"], step=step).step == step
+
+
+def test_a_subclass_makes_its_own_kind(model):
+    class Mine(ADV2):
+        pass
+
+    assert type(Mine.from_preset(model, CAM, presets.PAPER["CAM"])) is Mine
+
+
+def test_presets_are_frozen():
+    with pytest.raises(AttributeError, match="cannot assign"):
+        presets.PAPER["CAM"].steps = 3
+
+
+@pytest.mark.parametrize("name", ["GRAD", "CAM"])
+def test_a_preset_runs_and_says_that_its_map_size_differs(model, data, name):
+    preset = presets.PAPER[name]
+    attack = ADV2.from_preset(model, INTERPRETERS[name], preset, steps=4, warmup=1)
+    with pytest.warns(SoundnessWarning, match="belongs to maps of size"):
+        adversarial = attack(*data)
+    assert (adversarial - data[0]).abs().max() <= 0.031 + 1e-6
+
+
+def test_a_preset_is_quiet_at_its_own_map_size(data):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)]
+        net = nn.Sequential(nn.Conv2d(3, 4, 4, stride=2), nn.SiLU(), *head).eval()  # 7x7 maps
+    attack = ADV2.from_preset(net, CAM, presets.PAPER["CAM"], steps=3, warmup=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(*data)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""Fixtures: a small trained network, its data, and the tables that drive the conformance tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import captum.attr
+import matplotlib as mpl
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+from captum_adv2.interpreters import (
+    CAM,
+    CaptumInterpreter,
+    GradCAM,
+    Gradient,
+    IntegratedGradients,
+    Interpreter,
+    SmoothGrad,
+)
+
+mpl.use("Agg")
+# Torch is too slow for hypothesis' default deadline, and a shared machine too noisy for any.
+settings.register_profile("torch", deadline=None, max_examples=25)
+settings.load_profile("torch")
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared" / "real"
+sys.path.insert(0, str(ROOT / "examples"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = pytest.mark.skip(reason=f"real models and images are not there: {REAL}")
+    for item in items:
+        if "real" in item.keywords and not REAL.is_dir():
+            item.add_marker(missing)
+
+
+class Row(NamedTuple):
+    """One interpreter under test; every conformance test runs over all rows."""
+
+    name: str
+    build: Callable[[nn.Module], Interpreter]
+
+
+INTERPRETERS = (
+    Row("Gradient", Gradient),
+    Row("SmoothGrad", lambda model: SmoothGrad(model, samples=3)),
+    Row("IntegratedGradients", lambda model: IntegratedGradients(model, steps=3)),
+    Row("CAM", CAM),
+    Row("GradCAM", GradCAM),
+    Row("Saliency", lambda model: CaptumInterpreter(captum.attr.Saliency(model))),
+    Row("InputXGradient", lambda model: CaptumInterpreter(captum.attr.InputXGradient(model))),
+    Row(
+        "captum IG",
+        lambda model: CaptumInterpreter(captum.attr.IntegratedGradients(model), n_steps=3),
+    ),
+    Row(
+        "LayerGradCam",
+        lambda model: CaptumInterpreter(captum.attr.LayerGradCam(model, model.body)),
+    ),
+    Row(
+        "LayerGradientXActivation",
+        lambda model: CaptumInterpreter(captum.attr.LayerGradientXActivation(model, model.body)),
+    ),
+    Row(
+        "InternalInfluence",
+        lambda model: CaptumInterpreter(
+            captum.attr.InternalInfluence(model, model.stem), n_steps=3
+        ),
+    ),
+)
+
+
+@pytest.fixture(params=INTERPRETERS, ids=lambda row: row.name)
+def row(request: pytest.FixtureRequest) -> Row:
+    return request.param
+
+
+class TinyNet(nn.Module):
+    """conv, ReLU, pool, conv, ReLU, average pool, linear; ``activation`` may be a smooth one."""
+
+    def __init__(
+        self, activation: Callable[[], nn.Module] = nn.ReLU, classes: int = 4, width: int = 8
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), activation(), nn.AvgPool2d(2))
+        self.norm = nn.BatchNorm2d(width)
+        self.body = nn.Sequential(nn.Conv2d(width, 2 * width, 3, padding=1), activation())
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(2 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(self.norm(self.stem(x)))
+        return self.fc(self.dropout(features.mean(dim=(2, 3))))
+
+
+def blobs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return 16x16 images with a blob of one of four colours at a random place, and the colours."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    centre = torch.randint(4, 12, (count, 2, 1, 1), generator=generator)
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    far = (rows - centre[:, 0]).square() + (columns - centre[:, 1]).square()
+    blob = torch.exp(-far / 8)[:, None]
+    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]) * 0.25
+    noise = 0.05 * torch.randn(count, 3, 16, 16, generator=generator)
+    images = 0.4 + blob * colours[labels][:, :, None, None] + noise
+    return (images.clamp(0, 1) * 255).round() / 255, labels
+
+
+@pytest.fixture(scope="session")
+def trained() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TinyNet()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        # A rate that ends at zero lets the running statistics of batch norm catch up.
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=100)
+        for seed in range(100):
+            images, labels = blobs(128, seed)
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+@pytest.fixture
+def model(trained: nn.Module) -> nn.Module:
+    return trained
+
+
+@pytest.fixture(scope="session")
+def data() -> tuple[Tensor, Tensor]:
+    return blobs(6, seed=10_000)
+
+
+@pytest.fixture
+def smooth() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return TinyNet(nn.SiLU, width=3).double().eval()

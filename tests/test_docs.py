@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""The pages: their code runs, their links lead somewhere, the names and signatures exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import captum_adv2.attacks
+import captum_adv2.evaluation
+import captum_adv2.interpreters
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+
+FENCE = re.compile(r"^(```+)([^\n`]*)\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+UNTESTED = re.compile(r"<!-- no test -->\s*\Z")
+LINK = re.compile(
+    r"\]\(\s*<?([^)\s>]+)|^\[[^\]]+\]:\s*(\S+)|(?:src|href)=\"([^\"]+)\"", re.MULTILINE
+)
+FOLDERS = "captum_adv2|docs|examples|tests|interpreters|attacks|evaluation"
+FILE = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
+FIGURE = re.compile(r"[\w.-]+/[\w./-]+\.(?:png|jpe?g|svg|gif|webp)")
+DOTTED = re.compile(r"`(captum_adv2(?:\.\w+)+)`")
+
+
+def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
+    """Yield the line before each block of a language, and the block; not those marked no test."""
+    for match in FENCE.finditer(text):
+        marked = UNTESTED.search(text[: match.start()])
+        if match[2].split(maxsplit=1)[:1] == [language] and not marked:
+            yield text.count("\n", 0, match.start(3)), match[3]
+
+
+def prose(text: str) -> str:
+    """Return a page without its fenced blocks."""
+    return FENCE.sub("", text)
+
+
+def read(name: str) -> str:
+    path = ROOT / name
+    if not path.is_file():
+        pytest.skip(f"there is no {name}")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def text(name: str) -> str:
+    return read(name)
+
+
+def test_code_runs(name: str, text: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A module, known by its name: dataclasses and pickle look for theirs.
+    page = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for line, source in blocks(text, "python"):
+            exec(compile("\n" * line + source, str(ROOT / name), "exec"), vars(page))
+
+
+def test_links_lead_to_files(name: str, text: str) -> None:
+    targets = [next(filter(None, found)) for found in LINK.findall(prose(text))]
+    inside = [t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:|#", t)]
+    assert [t for t in inside if not ((ROOT / name).parent / t).exists()] == []
+
+
+def test_files_and_figures_exist(name: str, text: str) -> None:
+    # Pages may leave out the package's name, and name what lies beside them.
+    folders = (ROOT, ROOT / "captum_adv2", (ROOT / name).parent)
+    named = {*FILE.findall(text), *FIGURE.findall(re.sub(r"\w+://\S+", "", prose(text)))}
+    assert sorted(n for n in named if not any((f / n).exists() for f in folders)) == []
+
+
+def test_dotted_names_exist(text: str) -> None:
+    for dotted in DOTTED.findall(text):
+        assert resolves(dotted), f"there is no {dotted}"
+
+
+def resolves(dotted: str) -> bool:
+    """Return whether a dotted name leads to a module, or to something in one."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            if not (hasattr(value, part) or part in getattr(value, "__annotations__", {})):
+                return False
+            value = getattr(value, part, None)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "README.md"])
+def test_lines_are_short(name: str) -> None:
+    text = read(name)
+    long = [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+    assert long == []
+
+
+# The signatures of docs/design.md
+
+NAMESPACE: dict[str, Any] = {
+    **vars(captum_adv2.attacks),
+    **vars(captum_adv2.interpreters),
+    **vars(captum_adv2.evaluation),
+    **vars(captum_adv2),
+}
+
+
+def signatures() -> list[str]:
+    """Return the entries of the block of signatures; an indented line goes on with its entry."""
+    (block,) = (source for _, source in blocks(read("docs/design.md"), "text") if "ADV2(" in source)
+    return re.sub(r"\n\s+", " ", block).strip().splitlines()
+
+
+def parameters(function: Any) -> list[tuple[str, Any, Any]]:
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, p.default) for p in found if p.name != "self"]
+
+
+@pytest.mark.parametrize("entry", signatures())
+def test_signatures_are_the_codes(entry: str) -> None:
+    named, _, rest = entry.partition("(")
+    own: dict[str, Any] = {}
+    source = f"def entry({rest}: ..."
+    ast.parse(source)
+    exec(source, NAMESPACE.copy(), own)
+    value = eval(named, NAMESPACE)
+    assert parameters(own["entry"]) == parameters(value)
+
+
+# The tests themselves
+
+
+def test_pages_have_code() -> None:
+    for page in ("docs/design.md", "docs/conventions.md", "docs/add-an-interpreter.md"):
+        assert list(blocks(read(page), "python")), page
+
+
+def test_the_reader_of_blocks() -> None:
+    page = "a\n```python\n1\n```\n<!-- no test -->\n\n```python\n2\n```\n```text\n3\n```\n"
+    assert list(blocks(page, "python")) == [(2, "1\n")]
+    assert list(blocks(page, "text")) == [(10, "3\n")]
+    assert "1" not in prose(page)
+
+
+def test_the_reader_of_names() -> None:
+    assert resolves("captum_adv2.attacks.steps.Problem.gradient")
+    assert resolves("captum_adv2.types.Candidate.progress")
+    assert not resolves("captum_adv2.attacks.steps.Trouble")
+    assert FIGURE.findall("see figures/a.png and b.png") == ["figures/a.png"]
+    assert LINK.findall("[a](b.md#c) ![d](e/f.png)") == [("b.md#c", "", ""), ("e/f.png", "", "")]

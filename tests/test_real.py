@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""The attack on real networks and pictures: SqueezeNet on ImageNet, ResNet-20 on CIFAR-10."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from benchmark.real import Case, load_case
+from torch import nn
+from torchattacks import PGD
+
+from captum_adv2 import ADV2, Report, evaluate
+from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
+
+pytestmark = pytest.mark.real
+
+
+def attacked(case: Case, attack: PGD | ADV2, interpreter: Interpreter) -> Report:
+    attack.set_mode_targeted_by_label(quiet=True)
+    adversarial = attack(case.images, case.targets)
+    return evaluate(case.model, interpreter, case.images, adversarial, case.targets)
+
+
+# Bounds are about twice what the benchmark reaches with more pictures and steps.
+@pytest.mark.parametrize(
+    ("name", "build", "count", "steps", "share", "iou"),
+    [
+        ("resnet20", CAM, 8, 60, 0.10, 0.9),
+        ("resnet20", GradCAM, 8, 60, 0.10, 0.9),
+        ("resnet20", Gradient, 8, 60, 0.40, 0.3),
+        ("squeezenet", CAM, 1, 30, 0.20, 0.6),
+        ("squeezenet", partial(Gradient, smoothing=100.0), 1, 40, 0.70, 0.0),
+    ],
+)
+def test_it_fools_real_networks_and_their_maps(
+    name: str,
+    build: Callable[[nn.Module], Interpreter],
+    count: int,
+    steps: int,
+    share: float,
+    iou: float,
+) -> None:
+    case = load_case(name, count)
+    interpreter = build(case.model)
+    pgd = attacked(case, PGD(case.model, steps=steps, random_start=False), interpreter).summary()
+    adv2 = attacked(case, ADV2(case.model, interpreter, steps=steps), interpreter).summary()
+    assert adv2["asr"] == 1
+    assert adv2["confidence"] > 0.9
+    assert adv2["l1"] < share * pgd["l1"]
+    assert adv2["iou"] > max(iou, pgd["iou"])
+    assert adv2["linf"] <= 8 / 255 + 1e-6
+
+
+def test_the_pictures_are_what_their_notes_say() -> None:
+    case = load_case("squeezenet", 3)
+    assert case.images.shape == (3, 3, 224, 224)
+    assert CAM(case.model)(case.images, case.labels).shape == (3, 1, 13, 13)
+    assert Gradient(case.model)(case.images[:1], case.labels[:1]).shape == (1, 1, 56, 56)
+    with torch.no_grad():
+        assert torch.equal(case.model(case.images).argmax(dim=1), case.labels)
