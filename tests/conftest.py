@@ -78,6 +78,12 @@ INTERPRETERS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test draws the same numbers in every run and any order."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=INTERPRETERS, ids=lambda row: row.name)
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
