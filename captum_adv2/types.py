@@ -8,17 +8,21 @@ Shapes, everywhere: images ``(B, C, H, W)`` float in [0, 1]; classes ``(B,)`` lo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from captum_adv2.interpreters.base import Interpreter
+    from captum_adv2.interpreters.base import Interpreter, Surrogate
 
-__all__ = ["Candidate", "Explanation", "Schedule", "TargetMap", "Term"]
+__all__ = ["Candidate", "Explanation", "Schedule", "SurrogateFactory", "TargetMap", "Term"]
 
 Schedule: TypeAlias = Callable[[float], float]
 """Progress of the attack in [0, 1] to a value, for example a step size."""
+
+
+SurrogateFactory: TypeAlias = "Callable[[Any, Tensor, Tensor], Surrogate]"
+"""Interpreter, images and target to what an attacker differentiates in the interpreter's place."""
 
 
 class Explanation(NamedTuple):

@@ -25,7 +25,7 @@ from torchattacks import PGD
 
 from captum_adv2 import ADV2, evaluate
 from captum_adv2.evaluation import visualize
-from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
+from captum_adv2.interpreters import CAM, MASK, GradCAM, Gradient, Interpreter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,20 +39,24 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Subject(NamedTuple):
-    """A classifier, images ``(N, 3, H, W)`` and the names of the classes."""
+    """A classifier, images ``(N, 3, H, W)``, names of the classes, and what explains it."""
 
     name: str
     model: nn.Module
     images: Tensor
     classes: tuple[str, ...]
+    interpreters: dict[str, Callable[[nn.Module], Interpreter]]
 
 
 def embedded(count: int) -> list[Subject]:
     """Return the two models that come with the examples, on generated pictures."""
     images = make_shapes(count, seed=7).images
+    # MASK is optimised anew for every map. The DenseNet, and large pictures, would take minutes.
     return [
-        Subject("small ResNet", load_resnet(), images, CLASSES),
-        Subject("small DenseNet", load_densenet(), images, CLASSES),
+        Subject(
+            "small ResNet", load_resnet(), images, CLASSES, INTERPRETERS | {"MASK": MASK.small}
+        ),
+        Subject("small DenseNet", load_densenet(), images, CLASSES, INTERPRETERS),
     ]
 
 
@@ -85,7 +89,7 @@ def imagenet(architecture: str, folder: Path, count: int) -> list[Subject]:
     pictures = [crop(decode_image(str(file), ImageReadMode.RGB)) for file in files[:count]]
     images = torch.stack(pictures).float() / 255
     model = nn.Sequential(Normalize(), net).eval()
-    return [Subject(architecture, model, images, tuple(weights.meta["categories"]))]
+    return [Subject(architecture, model, images, tuple(weights.meta["categories"]), INTERPRETERS)]
 
 
 def attack(subject: Subject, args: argparse.Namespace) -> Figure:
@@ -100,7 +104,7 @@ def attack(subject: Subject, args: argparse.Namespace) -> Figure:
     pgd.set_mode_targeted_by_label(quiet=True)
     fooled = pgd(images, target)
     rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-    for name, build in INTERPRETERS.items():
+    for name, build in subject.interpreters.items():
         interpreter = build(model)
         adv2 = ADV2(
             model, interpreter, eps=args.eps / 255, steps=args.steps, verbose=not args.quiet

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters import (
     CAM,
+    MASK,
     CaptumInterpreter,
     GradCAM,
     Gradient,
@@ -43,10 +44,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Row(NamedTuple):
-    """One interpreter under test; every conformance test runs over all rows."""
+    """One interpreter under test; every conformance test runs over all rows.
+
+    Attributes:
+        name: Of the interpreter.
+        build: What makes one from a model.
+        differentiable: The map carries a graph, and the surrogate its own derivative; where not,
+            the surrogate's gradient is another thing by design and has tests of its own.
+    """
 
     name: str
     build: Callable[[nn.Module], Interpreter]
+    differentiable: bool = True
 
 
 INTERPRETERS = (
@@ -74,6 +83,11 @@ INTERPRETERS = (
         lambda model: CaptumInterpreter(
             captum.attr.InternalInfluence(model, model.stem), n_steps=3
         ),
+    ),
+    Row(
+        "MASK",
+        lambda model: MASK(model, size=4, iterations=6, jitter=1),
+        differentiable=False,
     ),
 )
 
@@ -121,23 +135,35 @@ def blobs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return (images.clamp(0, 1) * 255).round() / 255, labels
 
 
+def train(model: nn.Module) -> nn.Module:
+    """Train a network on blobs; it gets all of them right."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    # A rate that ends at zero lets the running statistics of batch norm catch up.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=100)
+    for seed in range(100):
+        images, labels = blobs(128, seed)
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def trained() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = TinyNet()
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        # A rate that ends at zero lets the running statistics of batch norm catch up.
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=100)
-        for seed in range(100):
-            images, labels = blobs(128, seed)
-            loss = nn.functional.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    optimizer.zero_grad(set_to_none=True)
-    return model.eval()
+        return train(TinyNet())
+
+
+@pytest.fixture(scope="session")
+def trained_smooth() -> nn.Module:
+    """A trained network with derivatives of every order, in double precision."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return train(TinyNet(nn.SiLU, width=4)).double()
 
 
 @pytest.fixture

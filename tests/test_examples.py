@@ -32,7 +32,7 @@ def run(script: str, *args: str, cwd: Path) -> str:
 
 def test_quickstart(tmp_path: Path) -> None:
     table = run("quickstart.py", "--smoke", "--quiet", cwd=tmp_path)
-    for word in ("small ResNet", "small DenseNet", "CAM", "GradCAM", "GRAD", "PGD", "ADV2"):
+    for word in ("small ResNet", "small DenseNet", "CAM", "GradCAM", "GRAD", "MASK", "PGD", "ADV2"):
         assert word in table
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
 
@@ -57,6 +57,15 @@ def test_figures(tmp_path: Path) -> None:
     table = run("benchmark/figures.py", "--smoke", "short", "cost", cwd=tmp_path)
     assert "ADV2 on CAM" in table
     assert "forwards" in table
+
+
+def test_mask_figures(tmp_path: Path) -> None:
+    cases = ("embedded", "paper", "variants", "quality")
+    table = run("benchmark/mask.py", "--smoke", *cases, cwd=tmp_path)
+    for word in ("ADV2 on MASK", "paper's, 100 steps", "value gap", "mass inside the object"):
+        assert word in table
+    for picture in ("mask-embedded.png", "mask-variants.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("load", [load_resnet, load_densenet])

@@ -4,9 +4,9 @@
 from captum_adv2.attacks import presets
 from captum_adv2.attacks.adv2 import ADV2
 from captum_adv2.attacks.frameworks import Framework, LinfBall
-from captum_adv2.attacks.objectives import CrossEntropy, Linear, MapDistance, Stages
+from captum_adv2.attacks.objectives import CrossEntropy, Linear, MapDistance, Margin, Stages
 from captum_adv2.attacks.run import Progress
-from captum_adv2.attacks.steps import Problem, SignDescent, Step
+from captum_adv2.attacks.steps import Loss, Problem, SignDescent, Step, TwoPhase
 from captum_adv2.attacks.targets import Benign
 
 __all__ = [
@@ -16,11 +16,14 @@ __all__ = [
     "Framework",
     "Linear",
     "LinfBall",
+    "Loss",
     "MapDistance",
+    "Margin",
     "Problem",
     "Progress",
     "SignDescent",
     "Stages",
     "Step",
+    "TwoPhase",
     "presets",
 ]

@@ -44,9 +44,9 @@ from captum_adv2.checks import (
     expect_model,
     expect_number,
 )
-from captum_adv2.interpreters.base import Direct, Interpreter, eval_mode
+from captum_adv2.interpreters.base import Direct, Interpreter, Surrogate, eval_mode
 from captum_adv2.interpreters.gradient import Gradient
-from captum_adv2.types import TargetMap, Term
+from captum_adv2.types import SurrogateFactory, TargetMap, Term
 
 __all__ = ["ADV2", "Progress"]
 
@@ -73,9 +73,12 @@ class ADV2(Attack):  # type: ignore[misc]  # torchattacks is untyped
             whatever ``step`` is; default: a twentieth of ``steps``.
         target_map: What the map should look like; see `TargetMap`.
         prediction: Prediction loss; the default smooths labels by rho from 0.05 to 0.01.
-        interpretation: Interpretation loss, with its weight.
+        interpretation: Interpretation loss, with its weight; default: `MapDistance`, without its
+            ``shape`` part where maps are not min-max scaled.
         terms: Further terms of the loss, each a function of a `Candidate` returning ``(B,)``.
         step: Step rule.
+        surrogate: What to differentiate in place of the interpreter, a function of interpreter,
+            images and target that returns a `Surrogate`; default: ``interpreter.surrogate``.
         keep: ``"best"`` returns each image's best iterate: least distance of the surrogate's map
             among iterates of the target class with enough confidence, or the last iterate, where
             that is better on the reported map after 8-bit rounding. ``"final"`` returns the last.
@@ -117,9 +120,10 @@ class ADV2(Attack):  # type: ignore[misc]  # torchattacks is untyped
         warmup: int | None = None,
         target_map: TargetMap = Benign(),  # noqa: B008  (immutable)
         prediction: Term = CrossEntropy(),  # noqa: B008
-        interpretation: Term = MapDistance(),  # noqa: B008
+        interpretation: Term | None = None,
         terms: tuple[Term, ...] = (),
         step: Step = SignDescent(),  # noqa: B008
+        surrogate: SurrogateFactory | None = None,
         keep: Literal["best", "final"] = "best",
         confidence: float = 0.9,
         random_start: bool = False,
@@ -137,6 +141,7 @@ class ADV2(Attack):  # type: ignore[misc]  # torchattacks is untyped
         self.interpretation = interpretation
         self.terms = tuple(terms)
         self.step = step
+        self.surrogate = surrogate
         self.keep = keep
         self.confidence = confidence
         self.random_start = random_start
@@ -222,6 +227,9 @@ class ADV2(Attack):  # type: ignore[misc]  # torchattacks is untyped
 
     def _attack(self, interpreter: Interpreter, batch: Batch, target_maps: Tensor | None) -> Tensor:
         warmup = self.steps // 20 if self.warmup is None else self.warmup
+        interpretation = self.interpretation
+        if interpretation is None:
+            interpretation = MapDistance() if interpreter.scaled else MapDistance(shape=0.0)
         with tqdm(total=self.steps, desc="ADV2", unit="step", disable=not self.verbose) as bar:
             ball = LinfBall(self.eps, self.random_start, self._generator)
             run = Run(ball, batch.clean, self.alpha, self._callback, bar)
@@ -234,10 +242,10 @@ class ADV2(Attack):  # type: ignore[misc]  # torchattacks is untyped
                 target_maps = self._aim(interpreter, batch, target)
             dual = Dual(
                 self.get_logits,
-                interpreter.surrogate(run.images, target),
+                self._follow(interpreter, run.images, target),
                 target,
                 target_maps,
-                (self.prediction, self.interpretation, *self.terms),
+                (self.prediction, interpretation, *self.terms),
                 self.confidence,
             )
             run.descend(dual, self.step, range(warmup, self.steps))
@@ -264,8 +272,35 @@ class ADV2(Attack):  # type: ignore[misc]  # torchattacks is untyped
             chosen = self.get_target_label(clean, labels)
             target = expect_labels(chosen, len(clean), logits.shape[1], "target labels")
             target = target.to(clean.device)
-        size = _probe(interpreter, clean[:1], own[:1])
+        size = self._probe(interpreter, clean[:1], own[:1])
         return Batch(clean, own, own if labels is None else labels, target, size)
+
+    def _follow(self, interpreter: Interpreter, images: Tensor, target: Tensor) -> Surrogate:
+        """Return what to differentiate in place of an interpreter."""
+        if self.surrogate is None:
+            return interpreter.surrogate(images, target)
+        return self.surrogate(interpreter, images, target)
+
+    def _probe(self, interpreter: Interpreter, image: Tensor, target: Tensor) -> tuple[int, int]:
+        """Check on one image that the map can be attacked; return the maps' height and width."""
+        leaf = image.detach().requires_grad_()
+        maps = self._follow(interpreter, leaf, target)(leaf).maps
+        if not maps.requires_grad:
+            raise ValueError(
+                f"expected a differentiable interpreter, got {type(interpreter).__name__}, whose "
+                "maps carry no graph; compute them without no_grad, detach and .data"
+            )
+        (gradient,) = torch.autograd.grad(maps.square().sum(), leaf, allow_unused=True)
+        if gradient is None or not bool(gradient.any()):
+            warnings.warn(
+                f"the gradient of {type(interpreter).__name__}'s map is zero: the attack will not "
+                "see it (a ReLU network's logits need smoothing, a constant map has nothing to "
+                "follow)",
+                SoundnessWarning,
+                stacklevel=2,
+            )
+        height, width = maps.shape[-2:]
+        return height, width
 
     def _aim(self, interpreter: Interpreter, batch: Batch, target: Tensor) -> Tensor:
         """Return the maps that ``target_map`` chooses for a batch."""
@@ -346,24 +381,3 @@ def _expect_target_maps(maps: object, interpreter: Interpreter, batch: Batch, na
             stacklevel=2,
         )
     return checked
-
-
-def _probe(interpreter: Interpreter, image: Tensor, target: Tensor) -> tuple[int, int]:
-    """Check on one image that the map can be attacked; return the maps' height and width."""
-    leaf = image.detach().requires_grad_()
-    maps = interpreter.surrogate(leaf, target)(leaf).maps
-    if not maps.requires_grad:
-        raise ValueError(
-            f"expected a differentiable interpreter, got {type(interpreter).__name__}, whose maps "
-            "carry no graph; compute them without no_grad, detach and .data"
-        )
-    (gradient,) = torch.autograd.grad(maps.square().sum(), leaf, allow_unused=True)
-    if gradient is None or not bool(gradient.any()):
-        warnings.warn(
-            f"the gradient of {type(interpreter).__name__}'s map is zero: the attack will not see "
-            "it (a ReLU network's logits need smoothing, a constant map has nothing to follow)",
-            SoundnessWarning,
-            stacklevel=2,
-        )
-    height, width = maps.shape[-2:]
-    return height, width

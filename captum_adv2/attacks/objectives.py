@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_adv2.checks import SoundnessWarning, expect_number
 from captum_adv2.types import Candidate, Schedule
 
-__all__ = ["CrossEntropy", "Linear", "MapDistance", "Stages", "at"]
+__all__ = ["CrossEntropy", "Linear", "MapDistance", "Margin", "Stages", "at"]
 
 
 def at(value: float | Schedule, progress: float) -> float:
@@ -108,6 +108,26 @@ class CrossEntropy:
         log_p = candidate.logits.log_softmax(dim=1)
         others = (-log_p.sum(dim=1) - loss) / (log_p.shape[1] - 1)
         return (1 - rho * draw) * loss + rho * draw * others
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The largest other logit less the target's: negative once the class is reached.
+
+    >>> logits = torch.tensor([[1.0, 4.0, 2.0]])
+    >>> maps = torch.zeros(1, 1, 1, 1)
+    >>> target = torch.tensor([1])
+    >>> Margin()(Candidate(maps, logits, maps, target, maps, 0.0)).tolist()
+    [-2.0]
+
+    Reference: Carlini & Wagner, Towards Evaluating the Robustness of Neural Networks, S&P 2017.
+    """
+
+    def __call__(self, candidate: Candidate) -> Tensor:
+        """Return the loss ``(B,)``."""
+        index = candidate.target[:, None]
+        others = candidate.logits.scatter(1, index, -torch.inf).amax(dim=1)
+        return others - candidate.logits.gather(1, index)[:, 0]
 
 
 def _uniform(seed: int, progress: float) -> float:

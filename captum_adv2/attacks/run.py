@@ -91,14 +91,20 @@ def _lower(
     )
 
 
-def _expect_losses(losses: object, term: Term, batch: int) -> Tensor:
-    if not isinstance(losses, Tensor) or losses.shape != (batch,):
-        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ValueError(
-            f"expected a loss an image, shape ({batch},), from term {term!r}, got {found}; "
-            "do not reduce over the batch"
-        )
-    return losses
+def _total(terms: tuple[Term, ...], candidate: Candidate) -> Tensor:
+    """Return the sum ``(B,)`` of terms; check that each is a loss an image."""
+    batch = len(candidate.images)
+    total = torch.zeros_like(candidate.images[:, 0, 0, 0])
+    for term in terms:
+        losses: object = term(candidate)
+        if not isinstance(losses, Tensor) or losses.shape != (batch,):
+            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(
+                f"expected a loss an image, shape ({batch},), from term {term!r}, got {found}; "
+                "do not reduce over the batch"
+            )
+        total = total + losses
+    return total
 
 
 class Regular:
@@ -114,6 +120,20 @@ class Regular:
         """Do nothing: nobody follows."""
 
     def __call__(self, images: Tensor, progress: float) -> Tensor:
+        """Return the loss ``(B,)``."""
+        return self.prediction(images, progress)
+
+    def interpretation(self, images: Tensor, progress: float) -> Tensor:
+        """Return zeros: the warm start looks at no map."""
+        return 0 * images.sum(dim=(1, 2, 3))
+
+    @torch.no_grad()
+    def reached(self, images: Tensor) -> Tensor:
+        """Return the probability ``(B,)`` of the target, or of any class but the label."""
+        p = probability(self._logits(images), self._label)
+        return p if self._targeted else 1 - p
+
+    def prediction(self, images: Tensor, progress: float) -> Tensor:
         """Return the loss ``(B,)``."""
         logits = self._logits(images)
         p = probability(logits.detach(), self._label)
@@ -149,11 +169,31 @@ class Dual:
 
     def __call__(self, images: Tensor, progress: float) -> Tensor:
         """Return the loss ``(B,)``; offer the iterate to the best ones."""
+        return self._explained(images, progress, self._terms)
+
+    def interpretation(self, images: Tensor, progress: float) -> Tensor:
+        """Return the loss but for its first term ``(B,)``; offer the iterate to the best ones."""
+        return self._explained(images, progress, self._terms[1:])
+
+    def prediction(self, images: Tensor, progress: float) -> Tensor:
+        """Return the first term ``(B,)``; it sees the target maps, for none are computed."""
+        logits = self._logits(images)
+        self.confidence = probability(logits.detach(), self._target)
+        candidate = Candidate(
+            images, logits, self._target_maps, self._target, self._target_maps, progress
+        )
+        return _total(self._terms[:1], candidate)
+
+    @torch.no_grad()
+    def reached(self, images: Tensor) -> Tensor:
+        """Return the probability of the target class ``(B,)``."""
+        return probability(self._logits(images), self._target)
+
+    def _explained(self, images: Tensor, progress: float, terms: tuple[Term, ...]) -> Tensor:
         maps, logits = self._explain(self._follower, images)
-        candidate = Candidate(images, logits, maps, self._target, self._target_maps, progress)
         self.best.offer(images.detach(), self._score(maps, logits))
-        losses = [_expect_losses(term(candidate), term, len(images)) for term in self._terms]
-        return torch.stack(losses).sum(dim=0)
+        candidate = Candidate(images, logits, maps, self._target, self._target_maps, progress)
+        return _total(terms, candidate)
 
     @torch.no_grad()
     def judge(self, reported: Surrogate, images: Tensor) -> Tensor:

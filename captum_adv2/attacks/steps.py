@@ -18,9 +18,31 @@ import torch
 from torch import Tensor
 
 from captum_adv2.attacks.frameworks import Framework
-from captum_adv2.checks import expect_number
+from captum_adv2.checks import expect_integer, expect_number
 
-__all__ = ["Problem", "SignDescent", "Step"]
+__all__ = ["Loss", "Problem", "SignDescent", "Step", "TwoPhase"]
+
+
+class Loss(Protocol):
+    """The attacker's loss at one phase of an attack, whole and in its two parts, each ``(B,)``.
+
+    Attributes:
+        confidence: Probability of the target class ``(B,)`` where a loss was last evaluated.
+    """
+
+    confidence: Tensor
+
+    def __call__(self, images: Tensor, progress: float, /) -> Tensor:
+        """Return prediction, interpretation and further terms together."""
+
+    def prediction(self, images: Tensor, progress: float, /) -> Tensor:
+        """Return the prediction loss alone; no map is computed."""
+
+    def interpretation(self, images: Tensor, progress: float, /) -> Tensor:
+        """Return the rest."""
+
+    def reached(self, images: Tensor, /) -> Tensor:
+        """Return the probability of the target class ``(B,)``."""
 
 
 class Problem:
@@ -31,7 +53,7 @@ class Problem:
         clean: Clean images ``(B, C, H, W)``.
         alpha: The attack's step size, in units of the image's range.
         steps: How many steps the rule will be asked for.
-        loss: Images and the progress in [0, 1] to losses ``(B,)``.
+        loss: What to make small.
     """
 
     def __init__(
@@ -40,7 +62,7 @@ class Problem:
         clean: Tensor,
         alpha: float,
         steps: int,
-        loss: Callable[[Tensor, float], Tensor],
+        loss: Loss,
     ) -> None:
         self.framework = framework
         self.clean = clean
@@ -49,12 +71,24 @@ class Problem:
         self.loss = loss
         self.progress = 0.0
 
-    def gradient(self, variable: Tensor) -> Tensor:
-        """Return the gradient of each image's loss at its variable: one gradient evaluation."""
+    def gradient(
+        self, variable: Tensor, part: Callable[[Tensor, float], Tensor] | None = None
+    ) -> Tensor:
+        """Return the gradient of each image's loss at its variable: one gradient evaluation.
+
+        Args:
+            variable: What the attack optimises.
+            part: A part of the loss; default: all of it.
+        """
         leaf = variable.detach().requires_grad_()
-        losses = self.loss(self.framework.image(leaf, self.clean), self.progress)
+        losses = (part or self.loss)(self.framework.image(leaf, self.clean), self.progress)
         (gradient,) = torch.autograd.grad((losses + self.framework.penalty(leaf)).sum(), leaf)
         return gradient
+
+    @torch.no_grad()
+    def confidence(self, variable: Tensor) -> Tensor:
+        """Return the probability of the target class ``(B,)``."""
+        return self.loss.reached(self.framework.image(variable, self.clean))
 
     def move(self, variable: Tensor, direction: Tensor) -> Tensor:
         """Return the allowed variable nearest to ``variable + direction``."""
@@ -97,10 +131,7 @@ class SignDescent:
         self, problem: Problem, variable: Tensor, memory: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the next variable, and the accumulated gradient."""
-        gradient = problem.gradient(variable)
-        axes = tuple(range(1, gradient.ndim))
-        norm = torch.linalg.vector_norm(gradient, ord=1, dim=axes, keepdim=True)
-        direction = gradient / torch.where(norm > 0, norm, torch.ones_like(norm))
+        direction = _unit(problem.gradient(variable), ord=1)
         momentum = self.momentum
         if momentum is None:
             momentum = min(0.9, max(0.0, 1 - 5 / problem.steps))
@@ -111,3 +142,65 @@ class SignDescent:
     def _decay(self, problem: Problem) -> float:
         final = min(1.0, max(0.01, 0.8 / problem.steps)) if self.final is None else self.final
         return final + (1 - final) * (1 + math.cos(math.pi * problem.progress)) / 2
+
+
+@dataclass(frozen=True)
+class TwoPhase:
+    """The paper's rule for MASK (§3.6): a prediction step, then the longest map step that is safe.
+
+    The map step is found by bisection, per image: the longest, up to ``longest``, after which the
+    probability of the target class is still ``kappa`` or more. Where the prediction step would lose
+    that, it is not taken; so a confidence once above ``kappa`` stays there.
+
+    Args:
+        kappa: Probability of the target class to keep, in [0, 1].
+        stride: L2 length of the prediction step.
+        longest: Largest L2 length of the map step, alpha_max (Table 11).
+        searches: Number of bisections, n_bs (Table 11); each costs one forward pass.
+
+    Raises:
+        TypeError: A number of a wrong type.
+        ValueError: A number out of range.
+    """
+
+    kappa: float = 0.9
+    stride: float = 0.05
+    longest: float = 0.08
+    searches: int = 12
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        expect_number(self.kappa, "kappa", low=0.0, high=1.0)
+        expect_number(self.stride, "stride", low=0.0)
+        expect_number(self.longest, "longest", low=0.0)
+        expect_integer(self.searches, "searches", low=1)
+
+    def __call__(self, problem: Problem, variable: Tensor, memory: None) -> tuple[Tensor, None]:
+        """Return the next variable; there is no memory."""
+        gradient = problem.gradient(variable, problem.loss.prediction)
+        before = problem.loss.confidence
+        ahead = problem.move(variable, -self.stride * _unit(gradient))
+        after = problem.confidence(ahead)
+        wanted = (after >= self.kappa) | (after >= before)
+        base = torch.where(_spread(wanted, variable), ahead, variable)
+        direction = _unit(problem.gradient(base, problem.loss.interpretation))
+        low = torch.zeros_like(before)
+        high = torch.full_like(before, self.longest)
+        for _ in range(self.searches):
+            middle = (low + high) / 2
+            safe = problem.confidence(problem.move(base, -_spread(middle, base) * direction))
+            low = torch.where(safe >= self.kappa, middle, low)
+            high = torch.where(safe >= self.kappa, high, middle)
+        return problem.move(base, -_spread(low, base) * direction), None
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """Give values ``(B,)`` the rank of a variable."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def _unit(gradient: Tensor, ord: int = 2) -> Tensor:
+    """Scale each image's gradient to length 1, in the L1 or the L2 norm; zero stays zero."""
+    axes = tuple(range(1, gradient.ndim))
+    norm = torch.linalg.vector_norm(gradient, ord=ord, dim=axes, keepdim=True)
+    return gradient / torch.where(norm > 0, norm, torch.ones_like(norm))

@@ -18,18 +18,25 @@ from captum_adv2.interpreters.gradient import (
     log_odds,
     probability,
 )
+from captum_adv2.interpreters.mask import MASK, Blur, FiniteDifference, Follower, Noise, Unrolled
 from captum_adv2.interpreters.relu import h, sigma, smooth_relu, step
 
 __all__ = [
     "CAM",
+    "MASK",
+    "Blur",
     "CaptumInterpreter",
     "Direct",
+    "FiniteDifference",
+    "Follower",
     "GradCAM",
     "Gradient",
     "IntegratedGradients",
     "Interpreter",
+    "Noise",
     "SmoothGrad",
     "Surrogate",
+    "Unrolled",
     "detached",
     "differentiable_input",
     "h",

@@ -12,7 +12,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,12 @@ class Interpreter(ABC):
     Args:
         model: The classifier explained; returns logits ``(B, classes)``. ``None`` where the
             interpreter explains a function and cannot tell which model is behind it.
+
+    Attributes:
+        scaled: Whether maps are min-max scaled per image, or natively in [0, 1].
     """
+
+    scaled: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model

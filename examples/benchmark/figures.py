@@ -133,7 +133,7 @@ def grad(options: Options) -> None:
     against_pgd("GRAD, ResNet-20", case, {"GRAD": Gradient}, options.scaled(110), options)
     case = options.case("squeezenet", 40)
     # SqueezeNet's pre-activations are in the tens: h(z) must be as wide to reach any of them.
-    wide = {"GRAD": partial(Gradient, smoothing=100.0)}
+    wide = {"GRAD": partial(Gradient, smoothing=30.0)}
     against_pgd("GRAD, SqueezeNet", case, wide, options.scaled(110), options)
 
 

@@ -11,10 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_adv2 import ADV2, evaluate
-from captum_adv2.attacks import CrossEntropy, Linear, MapDistance, Progress, SignDescent
+from captum_adv2.attacks import CrossEntropy, Linear, MapDistance, Progress, SignDescent, presets
 from captum_adv2.evaluation import metrics
-from captum_adv2.interpreters import CAM, CaptumInterpreter, GradCAM, Gradient
-from captum_adv2.types import Candidate
+from captum_adv2.interpreters import (
+    CAM,
+    MASK,
+    CaptumInterpreter,
+    GradCAM,
+    Gradient,
+    Surrogate,
+)
+from captum_adv2.interpreters.mask import Blur, FiniteDifference, Unrolled
+from captum_adv2.types import Candidate, Explanation
 
 CLASSES = 4
 PLAIN = SignDescent(momentum=0.0, final=1.0)  # Eq. 4, the step of PGD
@@ -591,3 +599,136 @@ def test_one_image(model, data):
     adversarial = ADV2(model, CAM, eps=0.2, steps=10)(data[0][:1], data[1][:1])
     assert adversarial.shape == (1, 3, 16, 16)
     assert predictions(model, adversarial) != data[1][:1]
+
+
+# What is differentiated in place of the interpreter
+
+
+class Echo(Surrogate):
+    """Shows the first colour of 8x8 images, and notes what it is asked."""
+
+    def __init__(self, interpreter, images, target):
+        self.interpreter, self.target, self.first = interpreter, target, images
+        self.advanced, self.called = [], []
+
+    def advance(self, images):
+        self.advanced.append(images)
+
+    def __call__(self, images):
+        self.called.append(images)
+        logits = self.interpreter.logits(images)
+        return Explanation(torch.nn.functional.avg_pool2d(images[:, :1], 2), logits)
+
+
+def test_a_surrogate_takes_the_interpreters_place(model, data):
+    images, labels = data
+    made, seen, cam = [], [], CAM(model)
+
+    def surrogate(interpreter, images, target):
+        made.append(Echo(interpreter, images, target))
+        return made[-1]
+
+    def term(candidate):
+        seen.append(candidate.maps)
+        return 0 * candidate.images.sum(dim=(1, 2, 3))
+
+    attack = targeted(
+        ADV2(model, cam, eps=0.1, steps=6, warmup=2, surrogate=surrogate, terms=(term,))
+    )
+    adversarial = attack(images, labels)
+    check, echo = made
+    assert check.interpreter is echo.interpreter is cam
+    assert len(check.first) == len(check.called) == 1  # the check at the start, on one image
+    warm = targeted(ADV2(model, cam, eps=0.1, steps=2, warmup=2))(images, labels)
+    assert torch.equal(echo.first, warm)  # made where the warm start ends
+    assert torch.equal(echo.target, shifted(images, labels))
+    assert len(echo.advanced) == len(echo.called) == 4
+    for moved, looked in zip(echo.advanced, echo.called, strict=True):
+        assert torch.equal(moved, looked)
+    for maps, looked in zip(seen, echo.called, strict=True):
+        assert torch.equal(maps, torch.nn.functional.avg_pool2d(looked[:, :1], 2))
+    assert not torch.equal(adversarial, targeted(ADV2(model, cam, eps=0.1, steps=6))(*data))
+
+
+def test_the_interpreters_own_surrogate_passed_in_changes_nothing(model, data):
+    def own(interpreter, images, target):
+        return interpreter.surrogate(images, target)
+
+    settings = {"eps": 0.1, "steps": 5}
+    ours = ADV2(model, Gradient, **settings, surrogate=own)
+    assert torch.equal(ours(*data), ADV2(model, Gradient, **settings)(*data))
+
+
+@pytest.mark.parametrize("surrogate", [None, FiniteDifference(), Unrolled()])
+def test_the_check_at_the_start_looks_at_the_surrogate(model, data, surrogate):
+    attack = ADV2(model, small_mask, eps=0.1, steps=1, warmup=0, surrogate=surrogate)
+    assert not attack.interpreter(*data).requires_grad
+    attack(*data)
+
+
+def test_a_surrogate_without_a_graph_is_refused(model, data):
+    class Dead(Echo):
+        def __call__(self, images):
+            return Explanation(super().__call__(images).maps.detach(), None)
+
+    with pytest.raises(ValueError, match="expected a differentiable interpreter, got CAM"):
+        ADV2(model, CAM, steps=2, surrogate=Dead)(*data)
+
+
+# MASK
+
+
+def small_mask(model):
+    return MASK(model, size=4, iterations=6, jitter=1, perturb=Blur(4.0))
+
+
+def mask_attack(model, kind, **settings):
+    if kind == "default":
+        return targeted(ADV2(model, small_mask, eps=0.1, alpha=0.02, **settings))
+    preset, surrogate = getattr(presets, kind)["MASK"], Unrolled(n_step=2, n_reset=3)
+    interpretation = MapDistance(1.0, reduction="sum", l1=0.0, shape=0.0)
+    return targeted(
+        ADV2.from_preset(
+            *(model, small_mask, preset),
+            **{"surrogate": surrogate, "interpretation": interpretation} | settings,
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["default", "PAPER", "OFFICIAL"])
+def test_mask_is_attacked_within_the_ball(model, data, kind):
+    told = []
+    attack = mask_attack(model, kind, steps=8, warmup=3, callback=told.append)
+    adversarial = attack(*data)
+    assert adversarial.shape == data[0].shape
+    assert 0 < (adversarial - data[0]).abs().max() <= attack.eps + 1e-6
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert not adversarial.requires_grad
+    assert torch.equal(attack(*data), adversarial)
+    for progress in told[3:8]:
+        assert ((progress.distance >= 0) & (progress.distance <= 1)).all()
+        assert ((progress.confidence >= 0) & (progress.confidence <= 1)).all()
+    assert [progress.step for progress in told[:8]] == list(range(8))
+
+
+@pytest.mark.parametrize("kind", ["default", "PAPER", "OFFICIAL"])
+def test_a_batch_on_mask_is_attacked_like_its_images(trained_smooth, data, kind):
+    images, labels = data[0][:3].double(), data[1][:3]
+    attack = mask_attack(trained_smooth, kind, steps=10, warmup=4)
+    together = attack(images, labels)
+    alone = [attack(images[i : i + 1], labels[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+
+
+def test_mask_is_fooled_where_pgd_does_not_fool_it(model, data):
+    images, labels = data
+    target = shifted(images, labels)
+    g = MASK.small(model, iterations=100, perturb=Blur(4.0))
+    settings = {"eps": 0.2, "alpha": 0.02, "steps": 60}
+    ours = targeted(ADV2(model, g, **settings))
+    pgd = targeted(torchattacks.PGD(model, **settings, random_start=False))
+    fooled = evaluate(model, g, images, ours(images, labels), target)
+    visible = evaluate(model, g, images, pgd(images, labels), target)
+    assert fooled.success.all()
+    assert fooled.l1.mean() < visible.l1.mean()

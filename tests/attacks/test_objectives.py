@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_adv2 import SoundnessWarning
-from captum_adv2.attacks import CrossEntropy, Linear, MapDistance, Stages
+from captum_adv2.attacks import CrossEntropy, Linear, MapDistance, Margin, Stages
 from captum_adv2.attacks.objectives import at
 from captum_adv2.types import Candidate
 
@@ -117,6 +117,30 @@ def test_rho_of_another_type():
         CrossEntropy("0.1")
 
 
+@given(seed=SEEDS, classes=st.integers(2, 9), scale=st.sampled_from([0.0, 1.0, 1e4]))
+def test_the_margin_is_what_numpy_computes(seed, classes, scale):
+    given_ = candidate(seed, classes=classes, scale=scale)
+    expected = [
+        np.delete(row, y).max() - row[y]
+        for row, y in zip(given_.logits.numpy(), given_.target.numpy(), strict=True)
+    ]
+    np.testing.assert_array_equal(Margin()(given_).numpy(), expected)
+
+
+def test_the_margin_is_negative_where_the_class_is_reached():
+    given_ = candidate(batch=50)
+    reached = given_.logits.argmax(dim=1) == given_.target
+    assert 0 < reached.sum() < 50
+    assert torch.equal(Margin()(given_) < 0, reached)
+
+
+def test_the_margin_pulls_on_two_logits():
+    logits = torch.tensor([[1.0, 4.0, 2.0]], requires_grad=True)
+    given_ = candidate()._replace(logits=logits, target=torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(Margin()(given_).sum(), logits)
+    assert gradient.tolist() == [[-1.0, 1.0, 0.0]]
+
+
 @given(
     seed=SEEDS,
     weight=st.floats(0.0, 1e4),
@@ -155,7 +179,9 @@ def test_the_weight_follows_its_schedule():
         torch.testing.assert_close(term(given_), weight * unit(given_))
 
 
-@pytest.mark.parametrize("term", [CrossEntropy(0.1), CrossEntropy(0.1, seed=1), MapDistance()])
+@pytest.mark.parametrize(
+    "term", [CrossEntropy(0.1), CrossEntropy(0.1, seed=1), MapDistance(), Margin()]
+)
 def test_losses_are_per_image(term):
     given_ = candidate()
     losses = term(given_)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Presets against the paper's Table 11 and the published code's settings, typed a second time."""
 
+import math
 import warnings
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 from torch import nn
 
 from captum_adv2 import ADV2, SoundnessWarning
-from captum_adv2.attacks import CrossEntropy, SignDescent, presets
+from captum_adv2.attacks import CrossEntropy, Margin, SignDescent, TwoPhase, presets
 from captum_adv2.attacks.objectives import at
-from captum_adv2.interpreters import CAM, Gradient
+from captum_adv2.interpreters import CAM, MASK, Gradient
+from captum_adv2.interpreters.mask import Unrolled
 from captum_adv2.types import Candidate
 
-INTERPRETERS = {"GRAD": Gradient, "CAM": CAM}
+INTERPRETERS = {"GRAD": Gradient, "CAM": CAM, "MASK": MASK}
+EQ_4 = SignDescent(momentum=0.0, final=1.0)  # a constant sign step
 
 # Table 11, ResNet and DenseNet alike: n_total, lambda. The maps are 56x56 and 7x7 (§4).
 TABLE_11 = {"GRAD": (800, 0.007, (56, 56)), "CAM": (1200, 0.204, (7, 7))}
@@ -71,6 +74,41 @@ def test_official_grad_is_the_published_code():
     assert_equation_3(preset.interpretation, 0.004)  # half way
 
 
+def test_paper_mask_is_table_11_and_section_3_6():
+    preset = presets.PAPER["MASK"]
+    assert (preset.steps, preset.warmup) == (1000, 400)
+    assert (preset.surrogate.n_step, preset.surrogate.n_reset) == (4, 50)
+    assert preset.surrogate.solved  # Algorithm 1 begins at g(x)
+    assert (preset.step.longest, preset.step.searches) == (0.08, 12)
+    assert preset.prediction == CrossEntropy(rho=0.0)
+    assert preset.interpretation.map_size == (28, 28)
+    assert_equation_3(preset.interpretation, 1.0)  # two steps of their own: no lambda
+    assert (preset.eps, preset.alpha) == (0.031, 1.0 / 255)
+
+
+def test_official_mask_is_the_published_code():
+    preset = presets.OFFICIAL["MASK"]
+    assert (preset.steps, preset.warmup) == (400 + 1000, 400)
+    assert (preset.step.stride, preset.step.longest, preset.step.searches) == (0.05, 0.08, 10)
+    # A margin of 10 to one other class.
+    p = torch.tensor([10.0, 0.0], dtype=torch.float64).softmax(dim=0)[0].item()
+    assert preset.step.kappa == pytest.approx(p, abs=1e-12)
+    assert math.log(preset.step.kappa / (1 - preset.step.kappa)) == pytest.approx(10)
+    assert preset.prediction == Margin()
+    assert preset.surrogate == Unrolled(4, 50, solved=False, shrink=0.5, count=100)
+    assert preset.keep == "best"
+    assert (preset.eps, preset.alpha) == (0.031, 1.0 / 255)
+
+
+@pytest.mark.parametrize("table", [presets.PAPER, presets.OFFICIAL])
+def test_only_mask_is_bilevel(table):
+    assert set(table) == set(INTERPRETERS)
+    for name, preset in table.items():
+        bilevel = isinstance(preset.step, TwoPhase), isinstance(preset.surrogate, Unrolled)
+        assert bilevel == ((True,) * 2 if name == "MASK" else (False,) * 2)
+        assert name == "MASK" or (preset.step, preset.surrogate) == (EQ_4, None)
+
+
 @pytest.mark.parametrize("name", ["GRAD", "CAM"])
 def test_the_code_has_no_smoothing_and_the_papers_ball(name):
     preset = presets.OFFICIAL[name]
@@ -79,14 +117,13 @@ def test_the_code_has_no_smoothing_and_the_papers_ball(name):
 
 
 @pytest.mark.parametrize("table", ["PAPER", "OFFICIAL"])
-@pytest.mark.parametrize("name", ["GRAD", "CAM"])
+@pytest.mark.parametrize("name", INTERPRETERS)
 def test_from_preset_applies_every_setting(model, table, name):
     preset = getattr(presets, table)[name]
     attack = ADV2.from_preset(model, INTERPRETERS[name], preset)
     fields = {"steps", "warmup", "interpretation", "prediction", "keep", "confidence", "eps"}
-    for field in fields | {"alpha"}:
+    for field in fields | {"alpha", "step", "surrogate"}:
         assert getattr(attack, field) == getattr(preset, field), field
-    assert attack.step == SignDescent(momentum=0.0, final=1.0)  # Eq. 4: a constant sign step
     assert isinstance(attack, ADV2)
     assert isinstance(attack.interpreter, INTERPRETERS[name])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The step rule: zero gradients, momentum against NumPy, the decay, and independence of images."""
+"""The step rules: against NumPy, image by image, and the confidence that two phases keep."""
 
 import math
 
@@ -9,7 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_adv2.attacks import Framework, LinfBall, Problem, SignDescent
+from captum_adv2.attacks import (
+    CrossEntropy,
+    Framework,
+    LinfBall,
+    MapDistance,
+    Problem,
+    SignDescent,
+    TwoPhase,
+)
+from captum_adv2.attacks.run import Batch, Dual, Regular
+from captum_adv2.interpreters import CAM
 
 ALPHA = 0.01
 
@@ -181,3 +191,229 @@ def test_numbers_out_of_range(name, value):
 def test_numbers_of_another_type(name, value):
     with pytest.raises(TypeError, match=f"expected {name} to be a number, got"):
         SignDescent(**{name: value})
+
+
+# Two phases
+
+
+class Fake:
+    """A loss whose confidence falls as an image's mean rises, and whose map wants it to rise."""
+
+    def __init__(self, prediction=0.0, slope=1.0, offset=1.0):
+        self.pull, self.slope, self.offset = prediction, slope, offset
+        self.confidence, self.passes = torch.empty(0), []
+
+    def reached(self, images):
+        self.passes.append("reached")
+        return (self.offset - self.slope * images.mean(dim=(1, 2, 3))).clamp(0, 1)
+
+    def prediction(self, images, progress):
+        self.passes.append("prediction")
+        self.confidence = (self.offset - self.slope * images.detach().mean(dim=(1, 2, 3))).clamp(
+            0, 1
+        )
+        return self.pull * images.sum(dim=(1, 2, 3))
+
+    def interpretation(self, images, progress):
+        self.passes.append("interpretation")
+        return -images.sum(dim=(1, 2, 3))
+
+    def __call__(self, images, progress):
+        return self.prediction(images, progress) + self.interpretation(images, progress)
+
+
+def dual_of(net, images, target, maps, floor=0.0):
+    terms = (CrossEntropy(rho=0.0), MapDistance(1000.0))
+    return Dual(net, CAM(net).surrogate(images, target), target, maps, terms, floor)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kappa=st.floats(0.0, 1.0),
+    stride=st.floats(0.0, 1.0),
+    longest=st.floats(0.0, 3.0),
+    searches=st.integers(1, 8),
+    eps=st.sampled_from([0.03, 0.3, 1.0]),
+)
+def test_a_confidence_once_above_kappa_stays_there(
+    trained_smooth, data, seed, kappa, stride, longest, searches, eps
+):
+    generator = torch.Generator().manual_seed(seed)
+    clean = data[0].double()
+    target = torch.randint(0, 4, (len(clean),), generator=generator)
+    maps = torch.rand(len(clean), 1, 8, 8, generator=generator, dtype=torch.float64)
+    problem = problem_of(clean, dual_of(trained_smooth, clean, target, maps), LinfBall(eps))
+    variable = problem.framework.move(clean, torch.randn_like(clean) * 0.1, clean)
+    before = problem.confidence(variable)
+    for _ in range(3):
+        variable, memory = TwoPhase(kappa, stride, longest, searches)(problem, variable, None)
+        after = problem.confidence(variable)
+        assert (after >= kappa - 1e-12)[before >= kappa].all()
+        assert memory is None
+        assert (variable - clean).abs().max() <= eps + 1e-12
+        before = after
+
+
+@given(kappa=st.floats(0.0, 1.0), longest=st.floats(1e-3, 3.0), searches=st.integers(1, 14))
+def test_the_map_step_is_the_longest_that_is_safe(kappa, longest, searches):
+    clean = 0.4 * random_images()  # confidence 0.8 or so: safe or not, by kappa
+    fake = Fake()
+    problem = problem_of(clean, fake)
+    held = problem.confidence(clean) >= kappa
+    moved, _ = TwoPhase(kappa, 0.0, longest, searches)(problem, clean, None)
+    root = math.sqrt(clean[0].numel())
+    wanted = torch.full_like(clean, 1 / root)  # unit direction; clipped at 1 is not linear
+    length = ((moved - clean) * wanted).sum(dim=(1, 2, 3))
+    interior = (moved < 1).flatten(1).all(dim=1)
+    grain = longest / 2**searches
+    for i in range(3):
+        if not held[i]:
+            assert torch.equal(moved[i], clean[i])
+            continue
+        assert problem.confidence(moved)[i] >= kappa - 1e-12
+        if not interior[i]:
+            continue
+        assert -1e-12 <= length[i] <= longest - grain + 1e-9
+        steps = (length[i] / grain).item()
+        assert abs(steps - round(steps)) < 1e-6 * 2**searches  # a bisection's grid
+        if length[i] < longest - 1.5 * grain:
+            further = problem.move(clean, (length[i] + grain) * wanted)
+            assert problem.confidence(further)[i] < kappa + 1e-12
+
+
+def test_the_prediction_step_has_its_length_and_direction():
+    clean = 0.5 + 0.1 * random_images()
+    fake = Fake(prediction=2.0)
+    moved, _ = TwoPhase(0.0, stride=0.07, longest=0.0)(problem_of(clean, fake), clean, None)
+    torch.testing.assert_close(moved, clean - 0.07 / math.sqrt(18))
+
+
+@pytest.mark.parametrize(
+    ("kappa", "moves"),
+    [
+        pytest.param(0.2, True, id="still above the floor"),
+        pytest.param(0.5, False, id="lost by the step"),
+        pytest.param(0.9, False, id="never there, and falling"),
+    ],
+)
+def test_a_prediction_step_that_loses_the_class_is_not_taken(kappa, moves):
+    clean = torch.full((1, 1, 1, 1), 0.45).double()  # confidence 0.55; the step raises the image
+    fake = Fake(prediction=-1.0)
+    moved, _ = TwoPhase(kappa, stride=0.1, longest=0.0)(problem_of(clean, fake), clean, None)
+    assert moved.item() == pytest.approx(0.55 if moves else 0.45)
+
+
+def test_a_prediction_step_towards_the_class_is_taken_below_the_floor_too():
+    clean = torch.full((1, 1, 1, 1), 0.45).double()
+    fake = Fake(prediction=1.0)
+    moved, _ = TwoPhase(0.99, stride=0.1, longest=0.5)(problem_of(clean, fake), clean, None)
+    assert moved.item() == pytest.approx(0.35)  # and no map step: nothing there is safe
+
+
+@pytest.mark.parametrize("searches", [1, 5, 12])
+def test_what_a_step_costs(searches):
+    fake = Fake()
+    TwoPhase(searches=searches)(problem_of(random_images(), fake), random_images(), None)
+    assert fake.passes == [
+        "prediction",
+        "reached",
+        "interpretation",
+        *["reached"] * searches,
+    ]
+
+
+def test_two_phases_move_a_batch_like_its_images(trained_smooth, data):
+    clean, target = data[0].double(), (data[1] + 1) % 4
+    maps = CAM(trained_smooth)(clean, data[1]).detach()
+    step = TwoPhase(kappa=0.3, stride=0.5, longest=1.0, searches=9)
+
+    def attacked(part):
+        loss = dual_of(trained_smooth, clean[part], target[part], maps[part])
+        problem = problem_of(clean[part], loss, LinfBall(0.2))
+        variable = run(step, problem, 6)[-1]
+        return variable, problem.confidence(variable)
+
+    together, confidence = attacked(slice(None))
+    assert (confidence >= 0.3).any()
+    for i in range(len(clean)):
+        alone, _ = attacked(slice(i, i + 1))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-7)
+
+
+def test_a_zero_gradient_in_two_phases_does_not_move_and_gives_no_nan():
+    class Flat(Fake):
+        def interpretation(self, images, progress):
+            return 0 * images.sum(dim=(1, 2, 3))
+
+    clean = random_images()
+    for kappa in (0.0, 1.0):
+        for variable in run(TwoPhase(kappa), problem_of(clean, Flat()), 2):
+            torch.testing.assert_close(variable, clean)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("kappa", (-0.1, 1.1, math.nan)), ("stride", (-1.0, math.inf)), ("longest", (-1.0, math.nan))],
+)
+def test_numbers_of_two_phases_out_of_range(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"expected {name} at least 0"):
+            TwoPhase(**{name: value})
+    for value in ("0.5", True, None):
+        with pytest.raises(TypeError, match=f"expected {name} to be a number"):
+            TwoPhase(**{name: value})
+
+
+def test_searches_are_counted():
+    with pytest.raises(ValueError, match="expected searches at least 1"):
+        TwoPhase(searches=0)
+    with pytest.raises(TypeError, match="expected searches to be"):
+        TwoPhase(searches=1.5)
+
+
+# What a problem and a loss tell of their parts
+
+
+def test_the_gradient_of_a_part():
+    clean = random_images()
+    fake = Fake(prediction=2.0)
+    problem = problem_of(clean, fake, Priced())
+    variable = clean.logit()
+    s = variable.sigmoid()
+    for part, pull in ((fake.prediction, 2.0), (fake.interpretation, -1.0), (None, 1.0)):
+        torch.testing.assert_close(problem.gradient(variable, part), pull * s * (1 - s) + 3)
+    torch.testing.assert_close(problem.confidence(variable), fake.reached(s))
+
+
+def test_the_parts_of_the_dual_loss_add_up(trained_smooth, data):
+    images, target = data[0].double(), (data[1] + 1) % 4
+    maps = CAM(trained_smooth)(images, data[1]).detach()
+    loss = dual_of(trained_smooth, images, target, maps)
+    with torch.no_grad():
+        p = trained_smooth(images).softmax(dim=1).gather(1, target[:, None])[:, 0]
+    first = loss.prediction(images, 0.5)
+    torch.testing.assert_close(loss.confidence, p)
+    torch.testing.assert_close(loss.reached(images), p)
+    assert not loss.reached(images.requires_grad_()).requires_grad
+    both = loss(images, 0.5)
+    torch.testing.assert_close(loss.confidence, p)
+    torch.testing.assert_close(both, first + loss.interpretation(images, 0.5))
+    torch.testing.assert_close(first, -p.log())
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_the_parts_of_the_warm_starts_loss(trained_smooth, data, targeted):
+    images, labels = data[0].double(), data[1]
+    target = (labels + 1) % 4 if targeted else None
+    loss = Regular(trained_smooth, Batch(images, labels, labels, target, (8, 8)))
+    images = images.requires_grad_()
+    both = loss(images, 0.5)
+    assert not loss.interpretation(images, 0.5).any()
+    torch.testing.assert_close(both, loss.prediction(images, 0.5))
+    with torch.no_grad():
+        p = trained_smooth(images).softmax(dim=1)
+        p = p.gather(1, (labels if target is None else target)[:, None])[:, 0]
+    torch.testing.assert_close(both, -p.log() if targeted else p.log())
+    for told in (loss.reached(images), loss.confidence):
+        torch.testing.assert_close(told, p if targeted else 1 - p)
+        assert not told.requires_grad

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""Adam as a pure, differentiable pair of functions: a state goes in, a state comes out.
+
+An optimiser that is *part* of what is differentiated (the bilevel attack on MASK unrolls it) cannot
+be `torch.optim.Adam`, which changes its parameters in place and outside the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Adam", "AdamState", "safe_sqrt"]
+
+
+class AdamState(NamedTuple):
+    """Running moments of the gradient, in the parameters' shape, and the steps taken."""
+
+    first: Tensor
+    second: Tensor
+    steps: int
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma & Ba, ICLR 2015); every function is differentiable and per element.
+
+    Unrolled from zero moments a step is ``lr * sign(gradient)``: its derivative is all but zero.
+    Run some steps first, and after a change of the parameters `rescale` the moments.
+
+    Args:
+        lr: Step size.
+        betas: Decay of the two moments, in [0, 1).
+        eps: Added to the root of the second moment.
+
+    >>> adam, x = Adam(lr=0.1), torch.tensor([2.0])
+    >>> step, state = adam.update(2 * x, adam.init(x))
+    >>> (x - step).round(decimals=4).item(), state.steps
+    (1.899999976158142, 1)
+    """
+
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def init(self, parameters: Tensor) -> AdamState:
+        """Return the state to start from."""
+        return AdamState(torch.zeros_like(parameters), torch.zeros_like(parameters), 0)
+
+    def update(self, gradient: Tensor, state: AdamState) -> tuple[Tensor, AdamState]:
+        """Return what to subtract from the parameters, and the next state."""
+        (decay1, decay2), count = self.betas, state.steps + 1
+        first = decay1 * state.first + (1 - decay1) * gradient
+        second = decay2 * state.second + (1 - decay2) * gradient.square()
+        root = safe_sqrt(second / (1 - decay2**count))
+        step = self.lr * first / (1 - decay1**count) / (root + self.eps)
+        return step, AdamState(first, second, count)
+
+    def rescale(self, state: AdamState, factor: float, steps: int) -> AdamState:
+        """Return a state as if the gradients had been ``factor`` times as large, at ``steps``."""
+        return AdamState(factor * state.first, factor**2 * state.second, steps)
+
+
+def safe_sqrt(values: Tensor) -> Tensor:
+    """Return square roots whose derivative at 0 is 0, not infinite."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
