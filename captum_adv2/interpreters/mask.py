@@ -22,6 +22,7 @@ one of its two parts is transposed); the mask is not blurred after upsampling.
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -342,29 +343,45 @@ class FiniteDifference:
         return _Cycling(interpreter, images, target, self)
 
 
-@final
-class _Cycling(Surrogate):
+class _Following(Surrogate):
+    """What the surrogates share: a follower that takes some steps an iteration, after a reset."""
+
     def __init__(
-        self, interpreter: MASK, images: Tensor, target: Tensor, settings: FiniteDifference
+        self, interpreter: MASK, images: Tensor, target: Tensor, n_step: int, pace: float = 1.0
     ) -> None:
         self._interpreter = interpreter
         self._target = target
-        self._settings = settings
+        self._n_step = n_step
+        self._pace = pace
         self._follower = interpreter.begin(images.detach())
         self._turn = 0
-        self._measure(images)
+
+    @abstractmethod
+    def _reset(self, images: Tensor) -> None:
+        """Set the follower back, on the turns for that; called at each."""
 
     def advance(self, images: Tensor) -> None:
+        self._reset(images.detach())
+        self._turn += 1
+        scene = self._interpreter.scene(images.detach(), self._target)
+        for _ in range(self._n_step):
+            self._follower, _loss = self._interpreter.descend(scene, self._follower, self._pace)
+
+
+@final
+class _Cycling(_Following):
+    def __init__(
+        self, interpreter: MASK, images: Tensor, target: Tensor, settings: FiniteDifference
+    ) -> None:
+        super().__init__(interpreter, images, target, settings.n_step, settings.pace)
+        self._settings = settings
+        self._measure(images)
+
+    def _reset(self, images: Tensor) -> None:
         if self._turn % 5 == 0:
             self._measure(images)
         if self._turn % self._settings.cycle == 0:
             self._follower = self._interpreter.begin(images)
-        self._turn += 1
-        scene = self._interpreter.scene(images.detach(), self._target)
-        for _ in range(self._settings.n_step):
-            self._follower, _loss = self._interpreter.descend(
-                scene, self._follower, self._settings.pace
-            )
 
     def __call__(self, images: Tensor) -> Explanation:
         logits = self._interpreter.logits(images, self._target)
@@ -467,34 +484,28 @@ class Unrolled:
 
 
 @final
-class _LookAhead(Surrogate):
+class _LookAhead(_Following):
     def __init__(
         self, interpreter: MASK, images: Tensor, target: Tensor, settings: Unrolled
     ) -> None:
-        self._interpreter = interpreter
-        self._target = target
+        super().__init__(interpreter, images, target, settings.n_step)
         self._settings = settings
-        self._follower = interpreter.begin(images.detach())
-        self._turn = 0
 
-    def advance(self, images: Tensor) -> None:
+    def _reset(self, images: Tensor) -> None:
         settings = self._settings
-        if self._turn % settings.n_reset == 0 and (self._turn or settings.solved):
-            solved = self._interpreter.solve(images, self._target)
-            moments = self._follower.moments if self._turn else solved.moments
-            moments = self._interpreter.adam.rescale(moments, settings.shrink, settings.count)
-            self._follower = Follower(solved.kept, moments, solved.step)
-        self._turn += 1
-        scene = self._interpreter.scene(images.detach(), self._target)
-        for _ in range(settings.n_step):
-            self._follower, _loss = self._interpreter.descend(scene, self._follower)
+        if self._turn % settings.n_reset or not (self._turn or settings.solved):
+            return
+        solved = self._interpreter.solve(images, self._target)
+        moments = self._follower.moments if self._turn else solved.moments
+        moments = self._interpreter.adam.rescale(moments, settings.shrink, settings.count)
+        self._follower = Follower(solved.kept, moments, solved.step)
 
     def __call__(self, images: Tensor) -> Explanation:
         logits = self._interpreter.logits(images, self._target)
         follower, maps = self._follower, []
         with torch.enable_grad():
             scene = self._interpreter.scene(images, self._target)
-            for _ in range(self._settings.n_step):
+            for _ in range(self._n_step):
                 kept = follower.kept
                 leaf = kept if kept.requires_grad else kept.detach().requires_grad_()
                 losses = self._interpreter.objective(scene, leaf, follower.step)
