@@ -13,7 +13,7 @@ from torch import nn
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
-from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
+from captum_adv2.interpreters import CAM, MASK, GradCAM, Gradient, Interpreter
 
 pytestmark = pytest.mark.real
 
@@ -31,8 +31,9 @@ def attacked(case: Case, attack: PGD | ADV2, interpreter: Interpreter) -> Report
         ("resnet20", CAM, 8, 60, 0.10, 0.9),
         ("resnet20", GradCAM, 8, 60, 0.10, 0.9),
         ("resnet20", Gradient, 8, 60, 0.40, 0.3),
+        ("resnet20", MASK.small, 4, 100, 0.90, 0.2),
         ("squeezenet", CAM, 1, 30, 0.20, 0.6),
-        ("squeezenet", partial(Gradient, smoothing=100.0), 1, 40, 0.70, 0.0),
+        ("squeezenet", partial(Gradient, smoothing=30.0), 1, 40, 0.70, 0.0),
     ],
 )
 def test_it_fools_real_networks_and_their_maps(

@@ -150,7 +150,8 @@ class TwoPhase:
 
     The map step is found by bisection, per image: the longest, up to ``longest``, after which the
     probability of the target class is still ``kappa`` or more. Where the prediction step would lose
-    that, it is not taken; so a confidence once above ``kappa`` stays there.
+    that, it is not taken; so a confidence once above ``kappa`` stays there. A step takes two
+    gradients, which ``ADV2(steps=...)`` counts as one.
 
     Args:
         kappa: Probability of the target class to keep, in [0, 1].
