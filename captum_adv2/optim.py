@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_adv2.checks import expect_number
+
 __all__ = ["Adam", "AdamState", "safe_sqrt"]
 
 
@@ -32,9 +34,13 @@ class Adam:
     Run some steps first, and after a change of the parameters `rescale` the moments.
 
     Args:
-        lr: Step size.
+        lr: Step size, above 0.
         betas: Decay of the two moments, in [0, 1).
-        eps: Added to the root of the second moment.
+        eps: Added to the root of the second moment, above 0.
+
+    Raises:
+        TypeError: A number of a wrong type.
+        ValueError: A number out of range.
 
     >>> adam, x = Adam(lr=0.1), torch.tensor([2.0])
     >>> step, state = adam.update(2 * x, adam.init(x))
@@ -45,6 +51,16 @@ class Adam:
     lr: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        expect_number(self.lr, "lr", low=0.0, above=True)
+        expect_number(self.eps, "eps", low=0.0, above=True)
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise TypeError(f"expected betas to be a pair of numbers, got {self.betas!r}")
+        for decay in self.betas:
+            if expect_number(decay, "betas", low=0.0, high=1.0) == 1.0:
+                raise ValueError(f"expected betas below 1, got {self.betas}")
 
     def init(self, parameters: Tensor) -> AdamState:
         """Return the state to start from."""

@@ -32,10 +32,12 @@ class Explanation(NamedTuple):
         maps: Attribution maps ``(B, 1, h, w)`` in [0, 1].
         logits: The model's output ``(B, classes)`` on the very images explained, or ``None``
             where the interpreter has no forward pass of them to share.
+        penalty: What else an attack on this interpreter should make small, ``(B,)``, or ``None``.
     """
 
     maps: Tensor
     logits: Tensor | None
+    penalty: Tensor | None = None
 
 
 class Candidate(NamedTuple):

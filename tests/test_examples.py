@@ -60,9 +60,15 @@ def test_figures(tmp_path: Path) -> None:
 
 
 def test_mask_figures(tmp_path: Path) -> None:
-    cases = ("embedded", "paper", "variants", "quality")
+    cases = ("embedded", "paper", "variants", "quality", "settings")
     table = run("benchmark/mask.py", "--smoke", *cases, cwd=tmp_path)
-    for word in ("ADV2 on MASK", "paper's, 100 steps", "value gap", "mass inside the object"):
+    for word in (
+        "ADV2 on MASK",
+        "paper's, 100 steps",
+        "value gap",
+        "mass inside the object",
+        "a change by 1/255",
+    ):
         assert word in table
     for picture in ("mask-embedded.png", "mask-variants.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")

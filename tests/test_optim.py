@@ -130,3 +130,29 @@ def test_nothing_passed_is_changed(call):
     assert all(map(torch.equal, kept, (state.first, state.second, gradients[3])))
     assert state.steps == 3
     assert after.first.data_ptr() != state.first.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lr", (0.0, -0.1, float("inf"))),
+        ("betas", ((1.0, 0.999), (0.9, 1.0), (-0.1, 0.999), (0.9, float("nan")))),
+        ("eps", (0.0, -1e-8)),
+    ],
+)
+def test_numbers_out_of_range(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"expected {name} (at least|above|below)"):
+            Adam(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["lr", "betas", "eps"])
+@pytest.mark.parametrize("value", ["2", None, True, (0.9,), ("0.9", 0.999)])
+def test_numbers_of_another_type(name, value):
+    with pytest.raises(TypeError, match=f"expected {name} to be"):
+        Adam(**{name: value})
+
+
+def test_betas_of_zero_are_allowed():
+    step, _ = Adam(1, (0, 0)).update(torch.ones(1), Adam().init(torch.ones(1)))
+    torch.testing.assert_close(step, torch.ones(1))

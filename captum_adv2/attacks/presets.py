@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from captum_adv2.attacks.objectives import CrossEntropy, Linear, MapDistance, Margin, Stages
 from captum_adv2.attacks.steps import SignDescent, Step, TwoPhase
-from captum_adv2.interpreters.mask import Unrolled
+from captum_adv2.interpreters.bilevel import Unrolled
 from captum_adv2.types import Schedule, SurrogateFactory, Term
 
 __all__ = ["OFFICIAL", "PAPER", "Preset"]

@@ -190,19 +190,19 @@ class Dual:
         return probability(self._logits(images), self._target)
 
     def _explained(self, images: Tensor, progress: float, terms: tuple[Term, ...]) -> Tensor:
-        maps, logits = self._explain(self._follower, images)
+        maps, logits, penalty = self._follower(images)
+        logits = self._logits(images) if logits is None else logits
         self.best.offer(images.detach(), self._score(maps, logits))
         candidate = Candidate(images, logits, maps, self._target, self._target_maps, progress)
-        return _total(terms, candidate)
+        total = _total(terms, candidate)
+        return total if penalty is None else total + penalty
 
     @torch.no_grad()
     def judge(self, reported: Surrogate, images: Tensor) -> Tensor:
         """Return the score ``(B,)`` that users will see: of the reported map, after rounding."""
-        return self._score(*self._explain(reported, (images * 255).round() / 255))
-
-    def _explain(self, surrogate: Surrogate, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps, logits = surrogate(images)
-        return maps, self._logits(images) if logits is None else logits
+        rounded = (images * 255).round() / 255
+        maps, logits, _penalty = reported(rounded)
+        return self._score(maps, self._logits(rounded) if logits is None else logits)
 
     @torch.no_grad()
     def _score(self, maps: Tensor, logits: Tensor) -> Tensor:

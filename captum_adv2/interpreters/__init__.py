@@ -9,6 +9,7 @@ from captum_adv2.interpreters.base import (
     differentiable_input,
     min_max,
 )
+from captum_adv2.interpreters.bilevel import FiniteDifference, Follower, Unrolled
 from captum_adv2.interpreters.cam import CAM, GradCAM
 from captum_adv2.interpreters.captum import CaptumInterpreter
 from captum_adv2.interpreters.gradient import (
@@ -18,7 +19,7 @@ from captum_adv2.interpreters.gradient import (
     log_odds,
     probability,
 )
-from captum_adv2.interpreters.mask import MASK, Blur, FiniteDifference, Follower, Noise, Unrolled
+from captum_adv2.interpreters.mask import MASK, Blur, Noise
 from captum_adv2.interpreters.relu import h, sigma, smooth_relu, step
 
 __all__ = [

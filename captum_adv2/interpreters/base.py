@@ -146,9 +146,12 @@ class Interpreter(ABC):
         """Run the model on images; return logits ``(B, classes)`` that have the target classes."""
         if self.model is None:
             raise TypeError(f"expected {type(self).__name__} to have a model, got None")
-        inputs = images if self._preprocess is None else self._preprocess(images)
-        logits = expect_logits(self.model(inputs), len(images))
+        logits = expect_logits(self.model(self.prepare(images)), len(images))
         return logits if target is None else expect_classes(logits, target)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return what the model sees of images: themselves, or what `after` was given makes."""
+        return images if self._preprocess is None else self._preprocess(images)
 
 
 @contextmanager
@@ -185,8 +188,8 @@ def differentiable_input(images: Tensor) -> Iterator[tuple[Tensor, bool]]:
 
 def detached(explanation: Explanation) -> Explanation:
     """Return an explanation without its graph."""
-    logits = explanation.logits
-    return Explanation(explanation.maps.detach(), None if logits is None else logits.detach())
+    maps, *others = explanation
+    return Explanation(maps.detach(), *(None if o is None else o.detach() for o in others))
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -18,10 +18,8 @@ for pooled linear heads they are), and the gradient comes from the pass that mad
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import Any, Literal, Self, final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +33,7 @@ from captum_adv2.interpreters.base import (
     differentiable_input,
     min_max,
 )
+from captum_adv2.interpreters.tap import ModuleTap
 from captum_adv2.types import Explanation
 
 __all__ = ["CAM", "GradCAM"]
@@ -71,38 +70,6 @@ class _PoolingInput(TorchFunctionMode):
         return out
 
 
-class _ModuleTap(AbstractContextManager["_ModuleTap"]):
-    """Keeps what goes into or comes out of one module, by a hook gone when the context is left."""
-
-    features: Tensor | None = None
-
-    def __init__(self, module: nn.Module, side: Literal["input", "output"]) -> None:
-        self._module = module
-        self._side = side
-        self._thread = threading.get_ident()
-
-    def __enter__(self) -> Self:
-        if self._side == "input":
-            self._handle = self._module.register_forward_pre_hook(self._keep_input)
-        else:
-            self._handle = self._module.register_forward_hook(self._keep_output)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._handle.remove()
-
-    def _keep_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if threading.get_ident() == self._thread:
-            self.features = inputs[0]
-
-    def _keep_output(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != self._thread or not isinstance(output, Tensor):
-            return None
-        self.features = output
-        # What follows may work in place (DenseNet's last ReLU does): it gets a copy.
-        return output.clone()
-
-
 class _FeatureMap(Interpreter):
     """What CAM and Grad-CAM share: features and logits of one forward pass."""
 
@@ -111,11 +78,11 @@ class _FeatureMap(Interpreter):
         self._layer = None if layer is None else find_module(model, layer)
         self._head = _last_weighted(model)
 
-    def _tap(self) -> _PoolingInput | _ModuleTap:
+    def _tap(self) -> _PoolingInput | ModuleTap:
         if self._layer is not None:
-            return _ModuleTap(self._layer, "output")
+            return ModuleTap(self._layer, "output")
         if isinstance(self._head, nn.Conv2d):
-            return _ModuleTap(self._head, "input")
+            return ModuleTap(self._head, "input")
         return _PoolingInput()
 
     def _features(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

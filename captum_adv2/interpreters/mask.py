@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-r"""MASK: the perturbation-guided interpreter, and what an attacker differentiates in its place.
+r"""MASK, the perturbation-guided interpreter.
 
 MASK looks for the least part of an image whose deletion takes the class away (Eq. 9, 16):
 
@@ -7,13 +7,8 @@ MASK looks for the least part of an image whose deletion takes the class away (E
           \qquad \phi(x; m) = m \, x + (1 - m) \, \tilde x
 
 with m = 1 where x is *kept* and :math:`\tilde x` a blurred or noisy image. The reported map is
-1 - m: what had to go. It is found by gradient descent, so it has no derivative to speak of, and an
-attack on it is a bilevel problem (Eq. 10) with MASK as the follower. Two surrogates:
-
-- `Unrolled`, the paper's (Alg. 1, §3.6): look a few Adam steps ahead and differentiate them.
-- `FiniteDifference`, the default: first order, no unrolling. By Prop. 2 the map moves along
-  :math:`-\nabla_{xm} \ell_{map} H^{-1} (m - m_t)`. The mixed derivative is a difference of two
-  first-order gradients, at masks moved either way, and Adam's second moment stands in for H.
+1 - m: what had to go. It is found by gradient descent and has no derivative to speak of; what an
+attacker differentiates in its place is in `bilevel`.
 
 Differs from the official code: everything is per image; total variation is Fong & Vedaldi's (there
 one of its two parts is transposed); the mask is not blurred after upsampling.
@@ -22,25 +17,24 @@ one of its two parts is transposed); the mask is not blurred after upsampling.
 from __future__ import annotations
 
 import random
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Self, final
+from typing import Any, Self, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
 from captum_adv2.checks import expect_integer, expect_model, expect_number
 from captum_adv2.interpreters.base import Interpreter, Surrogate, differentiable_input
-from captum_adv2.interpreters.gradient import log_odds, probability
-from captum_adv2.optim import Adam, AdamState, safe_sqrt
+from captum_adv2.interpreters.bilevel import FiniteDifference, Follower, Scene
+from captum_adv2.interpreters.gradient import probability
+from captum_adv2.optim import Adam
 from captum_adv2.types import Explanation
 
-__all__ = ["MASK", "Blur", "FiniteDifference", "Follower", "Noise", "Unrolled"]
+__all__ = ["MASK", "Blur", "Noise"]
 
 
 @dataclass(frozen=True)
@@ -81,35 +75,6 @@ class Noise:
         noise = torch.randn(images.shape[1:], generator=generator).to(images)
         spread = self.std * images.std(dim=(1, 2, 3), keepdim=True)
         return (images.mean(dim=(2, 3), keepdim=True) + spread * noise).clamp(0, 1)
-
-
-class Scene(NamedTuple):
-    """What one solution looks at: images and what replaces them, ``(B, C, H, W)``; the class."""
-
-    images: Tensor
-    deleted: Tensor
-    target: Tensor
-
-
-class Follower(NamedTuple):
-    """The state of a solution: mask ``(B, 1, h, w)``, 1 = kept; Adam's; steps since the start."""
-
-    kept: Tensor
-    moments: AdamState
-    step: int
-
-    def take(self, index: Tensor) -> Follower:
-        """Return the state of some images."""
-        first, second, count = self.moments
-        return Follower(self.kept[index], AdamState(first[index], second[index], count), self.step)
-
-    def put(self, index: Tensor, part: Follower) -> Follower:
-        """Return the state with that of some images replaced; counts are the part's."""
-        (first, second, _), (first_, second_, count) = self.moments, part.moments
-        moments = AdamState(
-            first.index_copy(0, index, first_), second.index_copy(0, index, second_), count
-        )
-        return Follower(self.kept.index_copy(0, index, part.kept), moments, part.step)
 
 
 @final
@@ -178,7 +143,7 @@ class MASK(Interpreter):
         self.sparsity = expect_number(sparsity, "sparsity", low=0.0)
         self.beta = expect_number(beta, "beta", low=0.0, above=True)
         self.jitter = expect_integer(jitter, "jitter", low=0)
-        self.adam = Adam(expect_number(lr, "lr", low=0.0, above=True))
+        self.adam = Adam(lr)
         self.start = expect_number(start, "start", low=0.0, high=1.0)
         self.patience = None if patience is None else expect_integer(patience, "patience", low=1)
         self.seed = expect_integer(seed, "seed", low=0)
@@ -188,8 +153,8 @@ class MASK(Interpreter):
     def small(cls, model: nn.Module, **overrides: Any) -> Self:
         """Return MASK with settings for images of 32 or 64 pixels; keyword arguments win.
 
-        Found on small networks: images that differ by rounding get maps that hardly differ, and
-        none is empty. (From a mask of one half, a confident network has no gradient to follow.)
+        Found on small networks: no map is empty. (From a mask of one half, a confident network has
+        no gradient to follow.)
         """
         settings: dict[str, Any] = {
             "size": 16,
@@ -300,134 +265,6 @@ class MASK(Interpreter):
         return self.tv * rough + self.sparsity * (1 - kept).abs().sum(dim=(1, 2, 3))
 
 
-@dataclass(frozen=True)
-class FiniteDifference:
-    r"""The attack's default view of MASK: first order, and along the way MASK takes from scratch.
-
-    The follower restarts every ``cycle`` iterations, as MASK itself starts, and takes ``n_step``
-    steps of Adam an iteration. It thus passes again and again by the masks through which MASK will
-    come, instead of settling far from them. A loss on the map with gradient g pulls the image along
-
-    .. math:: -\nabla_x \, [\ell_{map}(m + s d; x) - \ell_{map}(m - s d; x)],
-              \qquad d = -g / \sqrt{v}
-
-    a finite difference of the mixed derivative of Prop. 2, where Adam's second moment v stands for
-    the Hessian. Its length is set to ``gain`` times that of g (L1) times that of the gradient of
-    the class's log-odds (L1), so that map and prediction keep their balance on any model.
-
-    Each iteration costs 2 n_step + 6.4 F: the follower, two masked images, the prediction, and
-    the gradient of the log-odds every fifth time.
-
-    Args:
-        n_step: Steps of the follower an iteration.
-        cycle: Iterations after which the follower restarts.
-        pace: Factor on the follower's learning rate: a cycle passes by
-            ``n_step * cycle * pace`` of MASK's steps.
-        reach: Largest change of the mask in the difference, in [0, 1]; with 1 it is about the
-            difference between MASK's objective here and at the target map (the value gap).
-        damping: Added to the root of v; a large one makes d plain, -g.
-        gain: How far the map term weighs, at given weight.
-
-    Reference: for first-order bilevel optimisation, Liu et al., BOME, NeurIPS 2022.
-    """
-
-    n_step: int = 4
-    cycle: int = 50
-    pace: float = 3.0
-    reach: float = 1.0
-    damping: float = 1e-6
-    gain: float = 0.01
-
-    def __call__(self, interpreter: MASK, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the surrogate of a batch."""
-        return _Cycling(interpreter, images, target, self)
-
-
-class _Following(Surrogate):
-    """What the surrogates share: a follower that takes some steps an iteration, after a reset."""
-
-    def __init__(
-        self, interpreter: MASK, images: Tensor, target: Tensor, n_step: int, pace: float = 1.0
-    ) -> None:
-        self._interpreter = interpreter
-        self._target = target
-        self._n_step = n_step
-        self._pace = pace
-        self._follower = interpreter.begin(images.detach())
-        self._turn = 0
-
-    @abstractmethod
-    def _reset(self, images: Tensor) -> None:
-        """Set the follower back, on the turns for that; called at each."""
-
-    def advance(self, images: Tensor) -> None:
-        self._reset(images.detach())
-        self._turn += 1
-        scene = self._interpreter.scene(images.detach(), self._target)
-        for _ in range(self._n_step):
-            self._follower, _loss = self._interpreter.descend(scene, self._follower, self._pace)
-
-
-@final
-class _Cycling(_Following):
-    def __init__(
-        self, interpreter: MASK, images: Tensor, target: Tensor, settings: FiniteDifference
-    ) -> None:
-        super().__init__(interpreter, images, target, settings.n_step, settings.pace)
-        self._settings = settings
-        self._measure(images)
-
-    def _reset(self, images: Tensor) -> None:
-        if self._turn % 5 == 0:
-            self._measure(images)
-        if self._turn % self._settings.cycle == 0:
-            self._follower = self._interpreter.begin(images)
-
-    def __call__(self, images: Tensor) -> Explanation:
-        logits = self._interpreter.logits(images, self._target)
-        maps = 1 - self._follower.kept
-        return Explanation(_Pull.apply(images, maps, self._pull, self._slope), logits)
-
-    def _measure(self, images: Tensor) -> None:
-        """Note the length of the gradient of the class's log-odds, ``(B, 1, 1, 1)``."""
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            odds = log_odds(self._interpreter.logits(leaf, self._target), self._target)
-            self._slope = _l1(torch.autograd.grad(odds.sum(), leaf)[0])
-
-    def _pull(self, images: Tensor, gradient: Tensor, slope: Tensor) -> Tensor:
-        """Return the images' gradient ``(B, C, H, W)`` for a gradient of the maps."""
-        kept, (_, second, _), step = self._follower
-        direction = gradient / (safe_sqrt(second) + self._settings.damping)
-        largest = direction.abs().amax(dim=(1, 2, 3), keepdim=True)
-        change = self._settings.reach * _ratio(direction, largest)
-        masks = torch.cat([kept + change, kept - change]).clamp(0, 1)
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            scene = self._interpreter.scene(leaf, self._target)
-            both = Scene(*(torch.cat([part, part]) for part in scene))
-            ahead, back = self._interpreter.objective(both, masks, step).chunk(2)
-            (pull,) = torch.autograd.grad((ahead - back).sum(), leaf)
-        scale = self._settings.gain * _l1(gradient) * slope
-        return scale * _ratio(pull, _l1(pull))
-
-
-class _Pull(torch.autograd.Function):
-    """Passes maps through; going back, asks a function for the images' gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, maps: Tensor, pull: Any, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(images, slope)
-        ctx.pull = pull
-        return maps.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        images, slope = ctx.saved_tensors
-        return ctx.pull(images, grads[0], slope), None, None, None
-
-
 def _enlarge(masks: Tensor, height: int, width: int) -> Tensor:
     """Upsample masks bilinearly: as two matrix products, three times as fast as an interpolation.
 
@@ -444,72 +281,3 @@ def _bilinear(short: int, long: int, dtype: torch.dtype, device: torch.device) -
     unit = torch.eye(short, dtype=dtype, device=device)[None]
     with torch.no_grad():
         return F.interpolate(unit, long, mode="linear", align_corners=False)[0].T
-
-
-def _l1(values: Tensor) -> Tensor:
-    return values.abs().sum(dim=(1, 2, 3), keepdim=True)
-
-
-def _ratio(values: Tensor, size: Tensor) -> Tensor:
-    """Divide, where the divisor is not 0."""
-    return values / torch.where(size > 0, size, 1.0)
-
-
-@dataclass(frozen=True)
-class Unrolled:
-    """The paper's view of MASK (Alg. 1, §3.6): differentiate some Adam steps ahead.
-
-    Each iteration the follower takes ``n_step`` steps and looks as many ahead; its maps there are
-    what the loss sees (the sum of §3.6), with a graph through Adam. Every ``n_reset`` iterations
-    the follower is replaced by MASK's own solution, and Adam set back: not to zero moments, from
-    which a step is a sign without a derivative, but to smaller ones.
-
-    Args:
-        n_step: Steps taken, and steps looked ahead, an iteration.
-        n_reset: Iterations between resets.
-        solved: Begin at MASK's solution (Alg. 1), or, as the official code does, where it starts.
-        shrink: Factor on the gradients in Adam's moments at a reset.
-        count: Adam's step count after a reset.
-    """
-
-    n_step: int = 4
-    n_reset: int = 50
-    solved: bool = True
-    shrink: float = 0.5
-    count: int = 100
-
-    def __call__(self, interpreter: MASK, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the surrogate of a batch."""
-        return _LookAhead(interpreter, images, target, self)
-
-
-@final
-class _LookAhead(_Following):
-    def __init__(
-        self, interpreter: MASK, images: Tensor, target: Tensor, settings: Unrolled
-    ) -> None:
-        super().__init__(interpreter, images, target, settings.n_step)
-        self._settings = settings
-
-    def _reset(self, images: Tensor) -> None:
-        settings = self._settings
-        if self._turn % settings.n_reset or not (self._turn or settings.solved):
-            return
-        solved = self._interpreter.solve(images, self._target)
-        moments = self._follower.moments if self._turn else solved.moments
-        moments = self._interpreter.adam.rescale(moments, settings.shrink, settings.count)
-        self._follower = Follower(solved.kept, moments, solved.step)
-
-    def __call__(self, images: Tensor) -> Explanation:
-        logits = self._interpreter.logits(images, self._target)
-        follower, maps = self._follower, []
-        with torch.enable_grad():
-            scene = self._interpreter.scene(images, self._target)
-            for _ in range(self._n_step):
-                kept = follower.kept
-                leaf = kept if kept.requires_grad else kept.detach().requires_grad_()
-                losses = self._interpreter.objective(scene, leaf, follower.step)
-                (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
-                follower = self._interpreter.move(follower._replace(kept=leaf), gradient)
-                maps.append(1 - follower.kept)
-        return Explanation(torch.cat(maps, dim=1), logits)  # (B, n_step, h, w)

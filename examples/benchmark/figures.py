@@ -11,7 +11,6 @@ over the successes, with a 95 % bootstrap interval of L1. PGD runs beside it wit
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from real import FOLDER, Case, load_case
+from real import Case, load_case, parse
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -296,19 +295,9 @@ CASES: dict[str, Callable[[Options], None]] = {
 
 def main() -> None:
     """Run the cases named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="case", help=str([*CASES]))
-    parser.add_argument("--images", type=int, help="pictures a case (default: the figure's own)")
-    parser.add_argument("--batch", type=int, default=40, help="pictures a batch")
-    parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
-    parser.add_argument("--verbose", action="store_true", help="show progress bars")
-    parser.add_argument("--smoke", action="store_true", help="two images, four steps")
-    args = parser.parse_args()
-    unknown = sorted(set(args.cases) - set(CASES))
-    if unknown:
-        parser.error(f"expected cases from {', '.join(CASES)}, got {', '.join(unknown)}")
-    images, steps = (2, 4) if args.smoke else (args.images, None)
-    options = Options(images, steps, args.batch, args.real, args.verbose)
+    args = parse(__doc__, CASES, batch=40)
+    steps = 4 if args.smoke else None
+    options = Options(args.images, steps, args.batch, args.real, args.verbose)
     for name in args.cases:
         CASES[name](options)
 

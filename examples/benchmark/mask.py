@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """MASK and the attacks on it: the figures and the curve that ``docs/mask.md`` quotes.
 
-    python examples/benchmark/mask.py embedded squeezenet paper variants cost quality
+    python examples/benchmark/mask.py embedded squeezenet paper variants cost quality settings
 
 Protocol as in ``figures.py``. Maps are MASK's from scratch on the image rounded to 8 bits, with the
 same settings in every row of a table. ``--images N`` makes every case smaller, ``--smoke`` tiny.
@@ -9,7 +9,6 @@ same settings in every row of a table. ``--images N`` makes every case smaller, 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -22,13 +21,14 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from figures import EPS, Flops, f_units, flops, line, towards
-from real import FOLDER, Case, load_case
+from real import Case, load_case, parse
+from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.attacks import MapDistance, presets
-from captum_adv2.evaluation import visualize
-from captum_adv2.interpreters import MASK, FiniteDifference
+from captum_adv2.evaluation import metrics, visualize
+from captum_adv2.interpreters import MASK, Blur, FiniteDifference, Noise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -46,12 +46,18 @@ class Options(NamedTuple):
     out: Path
     verbose: bool
 
-    def mask(self, case: Case) -> MASK:
+    def mask(self, case: Case, **overrides: Any) -> MASK:
         """Return MASK with the settings of the tables, for a case's size of images."""
-        few = {"iterations": 4} if self.smoke else {}
+        if self.smoke:
+            overrides["iterations"] = 4
         if case.images.shape[-1] < 128:
-            return MASK.small(case.model, **few)
-        return MASK(case.model, lr=0.03, **few)
+            return MASK.small(case.model, **overrides)
+        return MASK(case.model, **({"lr": 0.03} | overrides))
+
+    def maps(self, mask: MASK, images: Tensor, classes: Tensor) -> Tensor:
+        """Return maps of images, found in batches."""
+        parts = zip(images.split(self.batch), classes.split(self.batch), strict=True)
+        return torch.cat([mask(part, target) for part, target in parts])
 
     def scaled(self, steps: int) -> int:
         """Return the figure's own number of steps, or a tiny one."""
@@ -122,7 +128,7 @@ def embedded(options: Options) -> None:
 def squeezenet(options: Options) -> None:
     """MASK on SqueezeNet, 28x28 masks."""
     case = load_case("squeezenet", options.images or 16, options.folder)
-    beside_pgd("squeezenet", case, 100, options)
+    beside_pgd("squeezenet", case, 300, options)
 
 
 def paper(options: Options) -> None:
@@ -163,7 +169,7 @@ def variants(options: Options) -> None:
     mask = options.mask(case)
     print(f"\n## Variants, embedded, {len(case.images)} images")
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, settings in VARIANTS.items():
+    for name, changes in VARIANTS.items():
         points = []
         for steps in (50, 100, 200):
             attack = ADV2(
@@ -171,7 +177,7 @@ def variants(options: Options) -> None:
                 mask,
                 eps=EPS,
                 steps=options.scaled(steps),
-                surrogate=FiniteDifference(**settings),  # type: ignore[arg-type]
+                surrogate=FiniteDifference(**changes),  # type: ignore[arg-type]
             )
             report, units, _ = attacked(f"{name}, {steps}", case, mask, attack, options)
             points.append((units, report.l1.mean().item()))
@@ -237,31 +243,63 @@ def overhead(case: Case, mask: MASK, options: Options) -> tuple[float, str]:
     return statistics.median(pairs), f"{min(pairs):.3f} to {max(pairs):.3f}"
 
 
+def empty(maps: Tensor) -> Tensor:
+    """Return which maps ``(B,)`` have nothing above 0.1."""
+    return maps.amax(dim=(1, 2, 3)) <= 0.1
+
+
 def quality(options: Options) -> None:
     """Whether MASK's maps point at the object: mass inside its mask, beside its share of area."""
     count = options.images or 100
     shapes = make_shapes(count, seed=99)
     model = load_resnet()
     case = Case(model, shapes.images, shapes.labels, shapes.labels)
-    maps = torch.cat(
-        [
-            options.mask(case)(images, labels)
-            for images, labels in zip(
-                shapes.images.split(options.batch), shapes.labels.split(options.batch), strict=True
-            )
-        ]
-    )
+    maps = options.maps(options.mask(case), case.images, case.labels)
     large = F.interpolate(maps, shapes.images.shape[-2:], mode="bilinear", align_corners=False)
     inside = (large * shapes.masks).sum(dim=(1, 2, 3)) / large.sum(dim=(1, 2, 3)).clamp(min=1e-9)
     area = shapes.masks.float().mean(dim=(1, 2, 3))
     density = inside / area / ((1 - inside) / (1 - area)).clamp(min=1e-9)
-    some = large.amax(dim=(1, 2, 3)) > 0.1
+    some = ~empty(maps)
     print(f"\n## MASK's maps on the embedded data, {count} images")
     print(
         f"mass inside the object {inside[some].mean():.3f}, object's share of the area "
         f"{area.mean():.3f}; a pixel inside weighs {density[some].median():.1f} times one outside "
         f"(median); maps with nothing above 0.1: {int((~some).sum())}"
     )
+
+
+def settings(options: Options) -> None:
+    """What the settings were chosen by: empty maps, and how far a small change moves a map."""
+    case = embedded_case(options.images or 30)
+    print(f"\n## Settings of MASK, embedded, {len(case.images)} images")
+    for title, overrides in (("start 0.5", {"start": 0.5}), ("its own start", {})):
+        maps = options.maps(options.mask(case, **overrides), case.images, case.labels)
+        print(f"{title}: {int(empty(maps).sum())} maps with nothing above 0.1", flush=True)
+    for perturb in (Blur(8.0), Noise()):
+        shift = metrics.l1(*shaken(case, options.mask(case, perturb=perturb), options)).mean()
+        print(f"{perturb}: a change by 1/255 moves the map by {shift:.4f} (L1)", flush=True)
+    if not options.folder.is_dir():
+        print(f"SqueezeNet left out: there is no {options.folder}")
+        return
+    case = load_case("squeezenet", max(options.images or 4, 2), options.folder)
+    first, second = torch.combinations(torch.arange(len(case.images))).T
+    print(f"\n## Settings of MASK, SqueezeNet, {len(case.images)} images")
+    for lr in (0.1, 0.03):
+        maps, after = shaken(case, options.mask(case, lr=lr), options)
+        apart = metrics.l1(maps[first], maps[second]).mean()
+        print(
+            f"lr {lr}: a change by 1/255 moves the map by {metrics.l1(maps, after).mean():.4f} "
+            f"(L1), maps of unrelated pictures are {apart:.4f} apart",
+            flush=True,
+        )
+
+
+def shaken(case: Case, mask: MASK, options: Options) -> tuple[Tensor, Tensor]:
+    """Return maps of a case's images, and of these with every pixel changed by 1/255 at random."""
+    up = torch.rand(case.images.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    changed = (case.images + torch.where(up, 1, -1) / 255).clamp(0, 1)
+    before, after = (options.maps(mask, x, case.labels) for x in (case.images, changed))
+    return before, after
 
 
 CASES: dict[str, Callable[[Options], None]] = {
@@ -271,25 +309,14 @@ CASES: dict[str, Callable[[Options], None]] = {
     "variants": variants,
     "cost": cost,
     "quality": quality,
+    "settings": settings,
 }
 
 
 def main() -> None:
     """Run the cases named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="case", help=str([*CASES]))
-    parser.add_argument("--images", type=int, help="pictures a case (default: the figure's own)")
-    parser.add_argument("--batch", type=int, default=20, help="pictures a batch")
-    parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for pictures")
-    parser.add_argument("--verbose", action="store_true", help="show progress bars")
-    parser.add_argument("--smoke", action="store_true", help="two images, four steps")
-    args = parser.parse_args()
-    unknown = sorted(set(args.cases) - set(CASES))
-    if unknown:
-        parser.error(f"expected cases from {', '.join(CASES)}, got {', '.join(unknown)}")
-    images = 2 if args.smoke else args.images
-    options = Options(images, args.smoke, args.batch, args.real, args.out, args.verbose)
+    args = parse(__doc__, CASES, batch=20, pictures=True)
+    options = Options(args.images, args.smoke, args.batch, args.real, args.out, args.verbose)
     for name in args.cases:
         CASES[name](options)
 

@@ -8,6 +8,8 @@ each, as files of `torch.save`; images are uint8 ``(N, 3, H, W)``. Every model h
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_0
 
-__all__ = ["FOLDER", "Case", "Normalize", "cifar_resnet", "load_case"]
+__all__ = ["FOLDER", "Case", "Normalize", "cifar_resnet", "load_case", "parse"]
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "real"
 
@@ -125,3 +127,32 @@ def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Ca
     generator = torch.Generator().manual_seed(seed)
     shift = torch.randint(1, logits.shape[1], labels.shape, generator=generator)
     return Case(model, images, labels, (labels + shift) % logits.shape[1])
+
+
+def parse(
+    doc: str, cases: Collection[str], batch: int, pictures: bool = False
+) -> argparse.Namespace:
+    """Read the command line of a script that runs cases; ``--smoke`` means two images.
+
+    Args:
+        doc: The script's docstring.
+        cases: Names to choose from; default: all of them.
+        batch: Pictures a batch, unless it says otherwise.
+        pictures: Whether the script writes pictures, and so takes ``--out``.
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("cases", nargs="*", default=[*cases], metavar="case", help=str([*cases]))
+    parser.add_argument("--images", type=int, help="pictures a case (default: the figure's own)")
+    parser.add_argument("--batch", type=int, default=batch, help="pictures a batch")
+    parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
+    if pictures:
+        parser.add_argument("--out", type=Path, default=Path(), help="folder for pictures")
+    parser.add_argument("--verbose", action="store_true", help="show progress bars")
+    parser.add_argument("--smoke", action="store_true", help="two images, four steps")
+    args = parser.parse_args()
+    unknown = sorted(set(args.cases) - set(cases))
+    if unknown:
+        parser.error(f"expected cases from {', '.join(cases)}, got {', '.join(unknown)}")
+    if args.smoke:
+        args.images = 2
+    return args

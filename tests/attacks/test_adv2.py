@@ -21,7 +21,8 @@ from captum_adv2.interpreters import (
     Gradient,
     Surrogate,
 )
-from captum_adv2.interpreters.mask import Blur, FiniteDifference, Unrolled
+from captum_adv2.interpreters.bilevel import FiniteDifference, Unrolled
+from captum_adv2.interpreters.mask import Blur
 from captum_adv2.types import Candidate, Explanation
 
 CLASSES = 4

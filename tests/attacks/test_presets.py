@@ -12,7 +12,7 @@ from captum_adv2 import ADV2, SoundnessWarning
 from captum_adv2.attacks import CrossEntropy, Margin, SignDescent, TwoPhase, presets
 from captum_adv2.attacks.objectives import at
 from captum_adv2.interpreters import CAM, MASK, Gradient
-from captum_adv2.interpreters.mask import Unrolled
+from captum_adv2.interpreters.bilevel import Unrolled
 from captum_adv2.types import Candidate
 
 INTERPRETERS = {"GRAD": Gradient, "CAM": CAM, "MASK": MASK}

@@ -114,7 +114,7 @@ def test_a_function_from_the_start(model: nn.Module, data: Any) -> None:
     interpreter = CaptumInterpreter(ca.Saliency(lambda x: model(x).log_softmax(dim=1)))
     assert interpreter.model is None
     assert repr(interpreter) == "CaptumInterpreter(Saliency)"
-    maps, logits = interpreter.explain(images, labels)
+    maps, logits, _penalty = interpreter.explain(images, labels)
     assert logits is None
     x = images.clone().requires_grad_()
     score = model(x).log_softmax(dim=1).gather(1, labels[:, None]).sum()

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from captum_adv2.interpreters import MASK
+from captum_adv2.interpreters.bilevel import FiniteDifference, Follower, Unrolled
 from captum_adv2.interpreters.gradient import log_odds
-from captum_adv2.interpreters.mask import Blur, FiniteDifference, Follower, Noise, Unrolled
+from captum_adv2.interpreters.mask import Blur, Noise
 from captum_adv2.optim import Adam
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -232,7 +233,7 @@ def test_solving_lowers_the_objective(model, data):
 def test_the_map_is_what_is_not_kept(net, size):
     x = images64()
     interpreter = MASK(net, size, 4)
-    maps, logits = interpreter.explain(x, TARGET)
+    maps, logits, _penalty = interpreter.explain(x, TARGET)
     assert logits is None
     assert maps.shape == (3, 1, size, size)
     assert ((maps >= 0) & (maps <= 1)).all()
@@ -372,6 +373,41 @@ def test_numbers_out_of_range_and_of_another_type(net, name, values):
             MASK(net, **{name: 2.5})
 
 
+@pytest.mark.parametrize(
+    ("factory", "name", "values"),
+    [
+        (FiniteDifference, "n_step", (0, -1)),
+        (FiniteDifference, "cycle", (0, -1)),
+        (FiniteDifference, "pace", (0.0, float("inf"))),
+        (FiniteDifference, "reach", (0.0, 1.1)),
+        (FiniteDifference, "damping", (0.0, float("nan"))),
+        (FiniteDifference, "gain", (-1e-9, float("inf"))),
+        (Unrolled, "n_step", (0, -1)),
+        (Unrolled, "n_reset", (0, -1)),
+        (Unrolled, "shrink", (0.0, -0.5)),
+        (Unrolled, "count", (-1,)),
+    ],
+)
+def test_a_surrogates_numbers_out_of_range_and_of_another_type(factory, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"expected {name} (at least|above)"):
+            factory(**{name: value})
+    others = ("2", 2.5, True) if isinstance(values[0], int) else ("2", None, True)
+    for other in others:
+        with pytest.raises(TypeError, match=f"expected {name} to be"):
+            factory(**{name: other})
+
+
+def test_a_surrogates_smallest_numbers(net):
+    x, interpreter = images64(), MASK(net, **SETTINGS)
+    for factory in (
+        FiniteDifference(n_step=1, cycle=1, pace=1e-3, reach=1.0, gain=0),
+        Unrolled(n_step=1, n_reset=1, count=0),
+    ):
+        surrogate = moved(factory, interpreter, x, TARGET)
+        assert pulled(surrogate, x, masks64() - 0.5)[0].isfinite().all()
+
+
 def test_a_model_of_another_type():
     with pytest.raises(TypeError, match="expected"):
         MASK(lambda x: x)
@@ -487,7 +523,7 @@ def test_a_surrogate_works_under_no_grad(net, factory):
     ours, theirs = (moved(factory, MASK(net, **SETTINGS), x.detach(), TARGET, 1) for _ in range(2))
     with torch.no_grad():
         for given_ in (x, x.detach()):
-            maps, logits = ours(given_)
+            maps, logits, _penalty = ours(given_)
             torch.testing.assert_close(maps, theirs(x.detach()).maps)
             assert not logits.requires_grad
 
