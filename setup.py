@@ -32,6 +32,7 @@ setup(
         "numpy>=1.26.4",
         "tqdm>=4.66",
         "matplotlib>=3.8",
+        "scipy>=1.11",
     ],
     extras_require={"test": TEST, "dev": DEV, "docs": DOCS},
     classifiers=[

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from captum_adv2.interpreters import (
     CAM,
     MASK,
+    RTS,
     CaptumInterpreter,
     GradCAM,
     Gradient,
     IntegratedGradients,
     Interpreter,
+    MaskingModel,
     SmoothGrad,
 )
 
@@ -58,6 +60,14 @@ class Row(NamedTuple):
     differentiable: bool = True
 
 
+def untrained(model: nn.Module, *, seed: int = 0, classes: int = 4) -> MaskingModel:
+    """Return a masking model on a tiny network, behind a preprocessing or not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = (model.body, model.stem)
+        return MaskingModel(model, classes, layers=layers, image_shape=(3, 16, 16))
+
+
 INTERPRETERS = (
     Row("Gradient", Gradient),
     Row("SmoothGrad", lambda model: SmoothGrad(model, samples=3)),
@@ -89,6 +99,7 @@ INTERPRETERS = (
         lambda model: MASK(model, size=4, iterations=6, jitter=1),
         differentiable=False,
     ),
+    Row("RTS", lambda model: RTS(model, untrained(model))),
 )
 
 

@@ -26,14 +26,25 @@ MODULES = (
     *sorted(info.name for info in pkgutil.walk_packages([str(PACKAGE)], "captum_adv2.")),
 )
 # Each wing stands only on those before it; testing knows interpreters only.
-WINGS = ("types", "checks", "optim", "interpreters", "attacks", "defenses", "evaluation", "")
+WINGS = (
+    "types",
+    "checks",
+    "optim",
+    "storage",
+    "interpreters",
+    "attacks",
+    "defenses",
+    "evaluation",
+    "",
+)
 SEES = {
     "types": {"types"},
     "checks": {"checks", "types"},
     "optim": {"optim", "types", "checks"},
-    "interpreters": {"interpreters", "optim", "types", "checks"},
-    "attacks": {"attacks", "interpreters", "optim", "types", "checks"},
-    "defenses": {"defenses", "attacks", "interpreters", "optim", "types", "checks"},
+    "storage": {"storage"},
+    "interpreters": {"interpreters", "storage", "optim", "types", "checks"},
+    "attacks": {"attacks", "interpreters", "storage", "optim", "types", "checks"},
+    "defenses": {"defenses", "attacks", "interpreters", "storage", "optim", "types", "checks"},
     "evaluation": set(WINGS) - {""},
     "testing": {"testing", "interpreters", "optim", "types", "checks"},
     "": {*WINGS, "testing"},

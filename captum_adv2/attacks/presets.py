@@ -5,8 +5,12 @@
 start of 400 steps (§3.6), n_total and lambda of Table 11, and for GRAD label smoothing with
 uniform draws, rho 0.05 to 0.01. Where it says nothing (which iterate counts), the last one.
 
-``OFFICIAL`` has what its published code does: for CAM a weight on the mean that doubles along the
-way, for GRAD four stages of a weight on the sum, and the best iterate with probability above 0.8.
+``OFFICIAL`` has what its published code does: for CAM and RTS a weight on the mean that doubles
+along the way, for GRAD four stages of a weight on the sum, and the best iterate with probability
+above 0.8.
+
+For RTS both add the cross entropy of the encoder's own output, with weight 0.1: what Table 11 calls
+the coefficient of l_prd, lambda_2. (For ISIC it has none: ``surrogate=EncoderGuided(0)``.)
 
 For MASK both are the bilevel attack of Algorithm 1 with the two-phase step of §3.6: n_step 4,
 n_reset 50, n_bs 12, alpha_max 0.08. The floor kappa is printed nowhere; the code's is a margin of
@@ -25,6 +29,7 @@ from typing import Any, Literal
 from captum_adv2.attacks.objectives import CrossEntropy, Linear, MapDistance, Margin, Stages
 from captum_adv2.attacks.steps import SignDescent, Step, TwoPhase
 from captum_adv2.interpreters.bilevel import Unrolled
+from captum_adv2.interpreters.rts import EncoderGuided
 from captum_adv2.types import Schedule, SurrogateFactory, Term
 
 __all__ = ["OFFICIAL", "PAPER", "Preset"]
@@ -72,6 +77,7 @@ _PLAIN = CrossEntropy(rho=0.0)
 PAPER: dict[str, Preset] = {
     "GRAD": Preset(800, 400, _summed(0.007, (56, 56)), CrossEntropy(Linear(0.05, 0.01), seed=0)),
     "CAM": Preset(1200, 400, _summed(0.204, (7, 7)), _PLAIN),
+    "RTS": Preset(1200, 400, _summed(0.002, (56, 56)), _PLAIN, surrogate=EncoderGuided(weight=0.1)),
     "MASK": Preset(
         1000, 400, _summed(1.0, (28, 28)), _PLAIN, step=TwoPhase(), surrogate=Unrolled()
     ),
@@ -88,6 +94,13 @@ OFFICIAL: dict[str, Preset] = {
         confidence=0.8,
     ),
     "CAM": Preset(1600, 400, MapDistance(Linear(5.0, 10.0), l1=0.0, shape=0.0), _PLAIN),
+    "RTS": Preset(
+        1300,
+        300,
+        MapDistance(Linear(5.0, 10.0), l1=0.0, shape=0.0),
+        _PLAIN,
+        surrogate=EncoderGuided(weight=0.1),
+    ),
     "MASK": Preset(
         1400,
         400,

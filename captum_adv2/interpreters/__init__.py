@@ -21,10 +21,19 @@ from captum_adv2.interpreters.gradient import (
 )
 from captum_adv2.interpreters.mask import MASK, Blur, Noise
 from captum_adv2.interpreters.relu import h, sigma, smooth_relu, step
+from captum_adv2.interpreters.rts import RTS, EncoderGuided, MaskingModel
+from captum_adv2.interpreters.training import Blend, MaskingLoss, fit, train_masking_model
 
 __all__ = [
     "CAM",
     "MASK",
+    "RTS",
+    "Blend",
+    "EncoderGuided",
+    "MaskingLoss",
+    "MaskingModel",
+    "fit",
+    "train_masking_model",
     "Blur",
     "CaptumInterpreter",
     "Direct",

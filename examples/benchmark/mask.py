@@ -315,7 +315,7 @@ CASES: dict[str, Callable[[Options], None]] = {
 
 def main() -> None:
     """Run the cases named on the command line."""
-    args = parse(__doc__, CASES, batch=20, pictures=True)
+    args = parse(__doc__, CASES, batch=20, out="folder for pictures")
     options = Options(args.images, args.smoke, args.batch, args.real, args.out, args.verbose)
     for name in args.cases:
         CASES[name](options)

@@ -129,24 +129,22 @@ def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Ca
     return Case(model, images, labels, (labels + shift) % logits.shape[1])
 
 
-def parse(
-    doc: str, cases: Collection[str], batch: int, pictures: bool = False
-) -> argparse.Namespace:
+def parse(doc: str, cases: Collection[str], batch: int, **folders: str) -> argparse.Namespace:
     """Read the command line of a script that runs cases; ``--smoke`` means two images.
 
     Args:
         doc: The script's docstring.
         cases: Names to choose from; default: all of them.
         batch: Pictures a batch, unless it says otherwise.
-        pictures: Whether the script writes pictures, and so takes ``--out``.
+        **folders: Options that name a folder, and what each is for.
     """
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("cases", nargs="*", default=[*cases], metavar="case", help=str([*cases]))
     parser.add_argument("--images", type=int, help="pictures a case (default: the figure's own)")
     parser.add_argument("--batch", type=int, default=batch, help="pictures a batch")
     parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
-    if pictures:
-        parser.add_argument("--out", type=Path, default=Path(), help="folder for pictures")
+    for name, purpose in folders.items():
+        parser.add_argument(f"--{name}", type=Path, default=Path(), help=purpose)
     parser.add_argument("--verbose", action="store_true", help="show progress bars")
     parser.add_argument("--smoke", action="store_true", help="two images, four steps")
     args = parser.parse_args()

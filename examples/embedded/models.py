@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Two small networks for the embedded data set, with their trained weights.
+"""Two small networks for the embedded data set, and masking models, with their trained weights.
 
 Both take pictures (N, 3, 64, 64) in [0, 1] and return scores (N, 10); normalisation is part of the
 model. Their last feature maps are 8x8: the output of `1.layer3` in the residual network and of
@@ -14,11 +14,14 @@ import torch
 from torch import nn
 from torchvision.models import DenseNet  # type: ignore[import-untyped,unused-ignore]
 
+from captum_adv2.interpreters import MaskingModel
+
 __all__ = [
     "Normalize",
     "SmallResNet",
     "load_densenet",
     "load_resnet",
+    "load_rts",
     "small_densenet",
     "small_resnet",
 ]
@@ -150,3 +153,14 @@ def load_resnet() -> nn.Sequential:
 def load_densenet() -> nn.Sequential:
     """Return the trained DenseNet, in evaluation mode, on the CPU, in float32."""
     return _load(small_densenet(), _FOLDER / "densenet.pt")
+
+
+def load_rts(encoder: nn.Module, name: str = "resnet") -> MaskingModel:
+    """Return a trained masking model, in evaluation mode.
+
+    Args:
+        encoder: The residual network, as `load_resnet` returns it.
+        name: ``"resnet"`` explains the residual network, ``"resnet-aid"`` is trained to resist
+            ADV2, ``"densenet"`` explains the DenseNet.
+    """
+    return MaskingModel.load(_FOLDER / f"rts-{name}.pt", encoder)

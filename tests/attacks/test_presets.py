@@ -6,20 +6,31 @@ import warnings
 
 import pytest
 import torch
+from conftest import untrained
 from torch import nn
 
 from captum_adv2 import ADV2, SoundnessWarning
 from captum_adv2.attacks import CrossEntropy, Margin, SignDescent, TwoPhase, presets
 from captum_adv2.attacks.objectives import at
-from captum_adv2.interpreters import CAM, MASK, Gradient
+from captum_adv2.interpreters import CAM, MASK, RTS, EncoderGuided, Gradient
 from captum_adv2.interpreters.bilevel import Unrolled
 from captum_adv2.types import Candidate
 
-INTERPRETERS = {"GRAD": Gradient, "CAM": CAM, "MASK": MASK}
+INTERPRETERS = {
+    "GRAD": Gradient,
+    "CAM": CAM,
+    "RTS": lambda model: RTS(model, untrained(model)),
+    "MASK": MASK,
+}
+TYPES = {"GRAD": Gradient, "CAM": CAM, "RTS": RTS, "MASK": MASK}
 EQ_4 = SignDescent(momentum=0.0, final=1.0)  # a constant sign step
 
-# Table 11, ResNet and DenseNet alike: n_total, lambda. The maps are 56x56 and 7x7 (§4).
-TABLE_11 = {"GRAD": (800, 0.007, (56, 56)), "CAM": (1200, 0.204, (7, 7))}
+# Table 11, ResNet: n_total, lambda (RTS: lambda_1). The maps are 56x56 and 7x7 in the code.
+TABLE_11 = {
+    "GRAD": (800, 0.007, (56, 56)),
+    "CAM": (1200, 0.204, (7, 7)),
+    "RTS": (1200, 0.002, (56, 56)),
+}
 
 # The published code for GRAD: (weight, steps) of the map term, after a warm start of 300.
 GRAD_STAGES = [(0.001, 301), (0.004, 201), (0.01, 101), (0.05, 101)]
@@ -44,10 +55,12 @@ def test_paper_is_table_11(name):
     assert_equation_3(preset.interpretation, weight)
     assert (preset.eps, preset.alpha) == (0.031, 1.0 / 255)  # Appendix B1
     assert preset.warmup == 400  # §3.6
+    assert (preset.keep, preset.confidence) == ("final", 0.0)  # the paper does not say
 
 
 def test_only_grad_smooths_labels_in_the_paper():
-    assert presets.PAPER["CAM"].prediction == CrossEntropy(rho=0.0)
+    for name in ("CAM", "RTS"):
+        assert presets.PAPER[name].prediction == CrossEntropy(rho=0.0)
     smoothing = presets.PAPER["GRAD"].prediction  # §3.6: rho from 0.05 to 0.01, drawn uniformly
     assert at(smoothing.rho, 0.0) == pytest.approx(0.05)
     assert at(smoothing.rho, 0.5) == pytest.approx(0.03)
@@ -61,6 +74,33 @@ def test_official_cam_is_the_published_code():
     weight = preset.interpretation.weight
     assert [at(weight, progress) for progress in (0.0, 0.5, 1.0)] == [5.0, 7.5, 10.0]
     assert_equation_3(preset.interpretation, 7.5 / 49)
+
+
+def test_official_rts_is_the_published_code():
+    preset = presets.OFFICIAL["RTS"]
+    assert (preset.warmup, preset.steps) == (300, 300 + 1000)
+    assert (preset.keep, preset.confidence) == ("final", 0.0)
+    weight = preset.interpretation.weight
+    assert [at(weight, progress) for progress in (0.0, 0.5, 1.0)] == [5.0, 7.5, 10.0]
+    assert_equation_3(preset.interpretation, 7.5 / 49)  # a mean over whatever size
+    assert preset.interpretation.map_size is None
+
+
+@pytest.mark.parametrize("table", ["PAPER", "OFFICIAL"])
+def test_rts_has_a_tenth_of_the_encoders_cross_entropy(model, data, table):
+    preset = getattr(presets, table)["RTS"]
+    assert preset.surrogate == EncoderGuided(weight=0.1)  # lambda_2 of Table 11; the code's, too
+    images, labels = data
+    target = (labels + 1) % 4
+    attack = ADV2.from_preset(model, INTERPRETERS["RTS"], preset)
+    guided = attack.surrogate(attack.interpreter, images, target)(images)
+    p = model(images).softmax(dim=1)[range(len(images)), target]
+    torch.testing.assert_close(guided.penalty, -0.1 * p.log())
+
+
+def test_the_papers_weights_are_the_codes_over_the_pixels():
+    assert round(at(presets.OFFICIAL["RTS"].interpretation.weight, 0.0) / 56**2, 3) == 0.002
+    assert round(at(presets.OFFICIAL["CAM"].interpretation.weight, 1.0) / 7**2, 3) == 0.204
 
 
 def test_official_grad_is_the_published_code():
@@ -106,10 +146,11 @@ def test_only_mask_is_bilevel(table):
     for name, preset in table.items():
         bilevel = isinstance(preset.step, TwoPhase), isinstance(preset.surrogate, Unrolled)
         assert bilevel == ((True,) * 2 if name == "MASK" else (False,) * 2)
-        assert name == "MASK" or (preset.step, preset.surrogate) == (EQ_4, None)
+        surrogate = EncoderGuided(0.1) if name == "RTS" else None
+        assert name == "MASK" or (preset.step, preset.surrogate) == (EQ_4, surrogate)
 
 
-@pytest.mark.parametrize("name", ["GRAD", "CAM"])
+@pytest.mark.parametrize("name", ["GRAD", "CAM", "RTS"])
 def test_the_code_has_no_smoothing_and_the_papers_ball(name):
     preset = presets.OFFICIAL[name]
     assert preset.prediction == CrossEntropy(rho=0.0)
@@ -125,7 +166,7 @@ def test_from_preset_applies_every_setting(model, table, name):
     for field in fields | {"alpha", "step", "surrogate"}:
         assert getattr(attack, field) == getattr(preset, field), field
     assert isinstance(attack, ADV2)
-    assert isinstance(attack.interpreter, INTERPRETERS[name])
+    assert isinstance(attack.interpreter, TYPES[name])
 
 
 def test_overrides_win(model):
@@ -150,7 +191,7 @@ def test_presets_are_frozen():
         presets.PAPER["CAM"].steps = 3
 
 
-@pytest.mark.parametrize("name", ["GRAD", "CAM"])
+@pytest.mark.parametrize("name", ["GRAD", "CAM", "RTS"])
 def test_a_preset_runs_and_says_that_its_map_size_differs(model, data, name):
     preset = presets.PAPER[name]
     attack = ADV2.from_preset(model, INTERPRETERS[name], preset, steps=4, warmup=1)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""Weakly supervised localisation: from attribution maps to boxes, and how often these are wrong.
+
+The protocol of Fong & Vedaldi 2017 and Table 2: a map is resized to the image, binarised, and the
+tightest box around its largest connected component is the object's. It is wrong where its
+intersection over union with the true box is below one half.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_adv2.checks import expect_maps, expect_number
+
+__all__ = ["boxes", "wrong"]
+
+
+def boxes(maps: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Return the tightest box around the largest connected component of each map.
+
+    Args:
+        maps: ``(B, 1, h, w)`` in [0, 1].
+        size: Height and width of the images, to which maps are resized (bilinear).
+        threshold: Value in [0, 1] that a pixel must exceed.
+
+    Returns:
+        ``(B, 4)`` long: x0, y0, x1, y1 in pixels, x1 and y1 exclusive; zeros where no pixel does.
+
+    >>> maps = torch.zeros(1, 1, 4, 4)
+    >>> maps[0, 0, 1:3, 2] = 1
+    >>> boxes(maps, (4, 4)).tolist()
+    [[2, 1, 3, 3]]
+    """
+    expect_maps(maps, None, "an interpreter", "maps")
+    expect_number(threshold, "threshold", low=0.0, high=1.0)
+    large = F.interpolate(maps.detach(), size, mode="bilinear", align_corners=False)
+    found = [_box(above[0].numpy()) for above in (large > threshold).cpu()]
+    return torch.tensor(found, device=maps.device)
+
+
+def _box(above: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return the box of the largest of the components, whose pixels share an edge or a corner."""
+    from scipy import ndimage  # here, for it takes long to import
+
+    labels, count = ndimage.label(above, structure=np.ones((3, 3)))
+    if not count:
+        return 0, 0, 0, 0
+    sizes = np.bincount(labels.ravel())[1:]
+    rows, columns = ndimage.find_objects(labels)[sizes.argmax()]
+    return columns.start, rows.start, columns.stop, rows.stop
+
+
+def wrong(found: Tensor, truth: Tensor, iou: float = 0.5) -> Tensor:
+    """Return whether each box misses its true one, bool ``(B,)``.
+
+    Args:
+        found: ``(B, 4)``, see `boxes`.
+        truth: ``(B, 4)``, likewise.
+        iou: Intersection over union that a box must have.
+
+    >>> wrong(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[0, 0, 2, 3]])).tolist()
+    [False]
+    """
+    from torchvision.ops import box_iou
+
+    overlap: Tensor = box_iou(found.float(), truth.float()).diagonal()
+    return overlap.nan_to_num() < iou
