@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-TEST = ["pytest>=8.0", "hypothesis>=6.100"]
+TEST = ["pytest>=8.0", "hypothesis>=6.100", "opencv-python-headless>=4.10"]
 DEV = [*TEST, "mypy>=1.11", "ruff>=0.6", "build>=1.2"]
 DOCS = ["sphinx>=7.0", "myst-parser>=3.0"]
 

@@ -5,9 +5,11 @@
 >>> from captum_adv2.interpreters import CAM
 """
 
+from captum_adv2.attacks.adaptive import BitDepthADV2
 from captum_adv2.attacks.adv2 import ADV2
+from captum_adv2.attacks.stadv2 import StADV2
 from captum_adv2.checks import SoundnessWarning
 from captum_adv2.evaluation.evaluate import Report, evaluate
 
-__all__ = ["ADV2", "Report", "SoundnessWarning", "evaluate"]
+__all__ = ["ADV2", "BitDepthADV2", "Report", "SoundnessWarning", "StADV2", "evaluate"]
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ from captum_adv2.interpreters import (
     MASK,
     RTS,
     CaptumInterpreter,
+    Ensemble,
     GradCAM,
     Gradient,
     IntegratedGradients,
@@ -100,6 +101,8 @@ INTERPRETERS = (
         differentiable=False,
     ),
     Row("RTS", lambda model: RTS(model, untrained(model))),
+    # Of two resolutions.
+    Row("Ensemble", lambda model: Ensemble([GradCAM(model), Gradient(model, pool=1)])),
 )
 
 

@@ -3,7 +3,8 @@ r"""Attack frameworks: what an attacker may change, and by how much.
 
 A framework owns a *variable* that the attack optimises, turns it into an image, and keeps it legal.
 `LinfBall` perturbs pixels: the variable is the image itself, and a move is projected onto
-:math:`\{x : \|x - x_0\|_\infty \le \epsilon\} \cap [0, 1]` (Π of Eq. 1).
+:math:`\{x : \|x - x_0\|_\infty \le \epsilon\} \cap [0, 1]` (Π of Eq. 1). `Flow` moves pixels: the
+variable says by how much each is displaced, and the image is sampled bilinearly there (§A4).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["Framework", "LinfBall"]
+from captum_adv2.optim import safe_sqrt
+
+__all__ = ["Flow", "Framework", "LinfBall", "flow_loss", "quantize"]
 
 
 class Framework(ABC):
@@ -78,3 +81,83 @@ class LinfBall(Framework):
         """Add a direction and project onto the ball and onto [0, 1]."""
         moved = variable.detach() + direction  # new memory: the rest works in place
         return moved.sub_(clean).clamp_(-self.eps, self.eps).add_(clean).clamp_(0, 1)
+
+
+@final
+class Flow(Framework):
+    """Spatial transformation: each pixel looks up its value at a place nearby (§A4).
+
+    The variable is the flow ``(B, 2, H, W)`` in pixels, along x and y. Places outside the image
+    have the value of its border.
+
+    Args:
+        weight: tau of Eq. 21, of the flow loss.
+        bound: Largest displacement along either axis, in pixels; default: none.
+
+    >>> flow, clean = Flow(weight=0.0), torch.arange(4.0).view(1, 1, 1, 4) / 4
+    >>> left = torch.tensor([-1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
+    >>> flow.image(left, clean).flatten().tolist()
+    [0.0, 0.0, 0.25, 0.5]
+
+    Reference: Xiao et al., Spatially Transformed Adversarial Examples, ICLR 2018.
+    """
+
+    def __init__(self, weight: float, bound: float | None = None) -> None:
+        self.weight = weight
+        self.bound = bound
+
+    def init(self, clean: Tensor) -> Tensor:
+        """Return a flow of zeros: the clean images."""
+        return torch.zeros_like(clean[:, :1]).repeat(1, 2, 1, 1)
+
+    def image(self, variable: Tensor, clean: Tensor) -> Tensor:
+        """Return the images sampled at each pixel's place plus its flow."""
+        from kornia.geometry.transform import remap  # here, for it takes long to import
+
+        wide = torch.promote_types(clean.dtype, torch.float32)  # places need the digits
+        height, width = clean.shape[-2:]
+        rows = torch.arange(height, dtype=wide, device=clean.device)[:, None]
+        columns = torch.arange(width, dtype=wide, device=clean.device)
+        across, down = variable.unbind(dim=1)
+        moved: Tensor = remap(
+            clean.to(wide), columns + across, rows + down, padding_mode="border", align_corners=True
+        )
+        return moved.clamp(0, 1).to(clean.dtype)  # interpolation may round past 1
+
+    def move(self, variable: Tensor, direction: Tensor, clean: Tensor) -> Tensor:
+        """Add a direction; clamp to the bound."""
+        moved = variable.detach() + direction
+        return moved if self.bound is None else moved.clamp_(-self.bound, self.bound)
+
+    def penalty(self, variable: Tensor) -> Tensor:
+        """Return the flow loss, weighted."""
+        return self.weight * flow_loss(variable)
+
+
+def flow_loss(flow: Tensor) -> Tensor:
+    """Return how much neighbours' displacements differ (l_flow of Eq. 21), ``(B,)``.
+
+    The sum over pixels, and over the four neighbours of each, of the length of the difference of
+    their flows.
+
+    Args:
+        flow: ``(B, 2, H, W)`` in pixels.
+
+    >>> flow_loss(torch.tensor([[[[0.0, 3.0]], [[0.0, 4.0]]]])).tolist()
+    [10.0]
+    """
+    down, across = (
+        safe_sqrt(flow.diff(dim=dim).square().sum(dim=1)).sum(dim=(1, 2)) for dim in (2, 3)
+    )
+    total: Tensor = 2 * (down + across)  # each pair of neighbours is met from either side
+    return total
+
+
+def quantize(images: Tensor, bits: int = 8) -> Tensor:
+    """Return images rounded to a bit depth, as multiples of 1 / (2**bits - 1).
+
+    >>> quantize(torch.tensor([0.2, 0.6]), bits=1).tolist()
+    [0.0, 1.0]
+    """
+    levels: int = 2**bits - 1
+    return (images * levels).round() / levels

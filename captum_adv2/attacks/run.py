@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.attacks.frameworks import Framework
+from captum_adv2.attacks.frameworks import Framework, quantize
 from captum_adv2.attacks.steps import Problem, Step
 from captum_adv2.interpreters.base import Surrogate
 from captum_adv2.interpreters.gradient import probability
@@ -61,24 +61,24 @@ class Batch(NamedTuple):
 
 
 class Best:
-    """Each image's best iterate so far: least map distance among those with the class reached."""
+    """Each image's best iterate so far, by the least score."""
 
     def __init__(self) -> None:
-        self._images: Tensor | None = None
+        self.images: Tensor | None = None
         self._score = torch.empty(0)
 
     def offer(self, images: Tensor, score: Tensor) -> None:
         """Take over the images whose score ``(B,)`` is lower."""
-        if self._images is None:
-            self._images, self._score = images, score
+        if self.images is None:
+            self.images, self._score = images, score
             return
-        self._images, self._score = _lower(images, score, self._images, self._score)
+        self.images, self._score = _lower(images, score, self.images, self._score)
 
     def better(self, final: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
         """Return, per image, the best or the final iterate, whichever a judge scores lower."""
-        if self._images is None:
+        if self.images is None:
             return final
-        return _lower(final, judge(final), self._images, judge(self._images))[0]
+        return _lower(final, judge(final), self.images, judge(self.images))[0]
 
 
 def _lower(
@@ -143,7 +143,10 @@ class Regular:
 
 
 class Dual:
-    """The attacker's loss (Eq. 3), as a function of images; notes the best iterate on the way."""
+    """The attacker's loss (Eq. 3), as a function of images; notes the best iterate on the way.
+
+    The terms are prediction, interpretation, and further ones.
+    """
 
     def __init__(
         self,
@@ -169,11 +172,11 @@ class Dual:
 
     def __call__(self, images: Tensor, progress: float) -> Tensor:
         """Return the loss ``(B,)``; offer the iterate to the best ones."""
-        return self._explained(images, progress, self._terms)
+        return self._explained(images, progress, self._terms[:2])
 
     def interpretation(self, images: Tensor, progress: float) -> Tensor:
         """Return the loss but for its first term ``(B,)``; offer the iterate to the best ones."""
-        return self._explained(images, progress, self._terms[1:])
+        return self._explained(images, progress, self._terms[1:2])
 
     def prediction(self, images: Tensor, progress: float) -> Tensor:
         """Return the first term ``(B,)``; it sees the target maps, for none are computed."""
@@ -190,28 +193,39 @@ class Dual:
         return probability(self._logits(images), self._target)
 
     def _explained(self, images: Tensor, progress: float, terms: tuple[Term, ...]) -> Tensor:
-        maps, logits, penalty = self._follower(images)
-        logits = self._logits(images) if logits is None else logits
-        self.best.offer(images.detach(), self._score(maps, logits))
-        candidate = Candidate(images, logits, maps, self._target, self._target_maps, progress)
-        total = _total(terms, candidate)
+        candidate, penalty = self._candidate(self._follower, images, progress)
+        further = _total(self._terms[2:], candidate)
+        self.best.offer(images.detach(), self._score(candidate, further))
+        total = _total(terms, candidate) + further
         return total if penalty is None else total + penalty
 
     @torch.no_grad()
     def judge(self, reported: Surrogate, images: Tensor) -> Tensor:
         """Return the score ``(B,)`` that users will see: of the reported map, after rounding."""
-        rounded = (images * 255).round() / 255
-        maps, logits, _penalty = reported(rounded)
-        return self._score(maps, self._logits(rounded) if logits is None else logits)
+        candidate, _penalty = self._candidate(reported, quantize(images), 1.0)
+        return self._score(candidate, _total(self._terms[2:], candidate))
+
+    def _candidate(
+        self, surrogate: Surrogate, images: Tensor, progress: float
+    ) -> tuple[Candidate, Tensor | None]:
+        maps, logits, penalty = surrogate(images)
+        logits = self._logits(images) if logits is None else logits
+        target = self._target
+        return Candidate(images, logits, maps, target, self._target_maps, progress), penalty
 
     @torch.no_grad()
-    def _score(self, maps: Tensor, logits: Tensor) -> Tensor:
-        """Return the map distance where the class is reached; more than 1 where it is not."""
-        self.confidence = probability(logits, self._target)
-        self.distance = (maps - self._target_maps).abs().mean(dim=(1, 2, 3))
-        reached = logits.argmax(dim=1) == self._target
-        short = 2 - self.confidence + (~reached).to(self.confidence)  # a distance is at most 1
-        return torch.where(reached & (self.confidence >= self._floor), self.distance, short)
+    def _score(self, candidate: Candidate, further: Tensor) -> Tensor:
+        """Return how good an iterate is ``(B,)``, less being better.
+
+        Where the class is reached: the map distance and the further terms, squashed to (-1, 1) that
+        none outweighs the class. Where it is not: more than that.
+        """
+        self.confidence = probability(candidate.logits, self._target)
+        self.distance = (candidate.maps - self._target_maps).abs().mean(dim=(1, 2, 3))
+        reached = candidate.logits.argmax(dim=1) == self._target
+        short = 3 - self.confidence + (~reached).to(self.confidence)  # a distance is at most 1
+        good = self.distance + further / (1 + further.abs())
+        return torch.where(reached & (self.confidence >= self._floor), good, short)
 
 
 class Run:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from captum_adv2.attacks.frameworks import Framework
 from captum_adv2.checks import expect_integer, expect_number
+from captum_adv2.optim import Adam, AdamState
 
-__all__ = ["Loss", "Problem", "SignDescent", "Step", "TwoPhase"]
+__all__ = ["AdamDescent", "Loss", "Problem", "SignDescent", "Step", "TwoPhase"]
 
 
 class Loss(Protocol):
@@ -141,7 +142,43 @@ class SignDescent:
 
     def _decay(self, problem: Problem) -> float:
         final = min(1.0, max(0.01, 0.8 / problem.steps)) if self.final is None else self.final
-        return final + (1 - final) * (1 + math.cos(math.pi * problem.progress)) / 2
+        return _cosine(final, problem.progress)
+
+
+@dataclass(frozen=True)
+class AdamDescent:
+    """Adam with the attack's step size for its learning rate, which may fall along a cosine.
+
+    Args:
+        betas: Decay of the two moments, in [0, 1).
+        final: Last learning rate as a share of the first; 1 is a constant one.
+
+    Raises:
+        ValueError: A number out of range.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    final: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        Adam(betas=self.betas)
+        expect_number(self.final, "final", low=0.0, high=1.0)
+
+    def __call__(
+        self, problem: Problem, variable: Tensor, memory: AdamState | None
+    ) -> tuple[Tensor, AdamState]:
+        """Return the next variable, and Adam's state."""
+        adam = Adam(1.0, self.betas)
+        state = adam.init(variable) if memory is None else memory
+        step, state = adam.update(problem.gradient(variable), state)
+        alpha = problem.alpha * _cosine(self.final, problem.progress)
+        return problem.move(variable, -alpha * step), state
+
+
+def _cosine(final: float, progress: float) -> float:
+    """Return a factor that falls from 1 to its final value along a cosine."""
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""Countermeasures: interpreters that are trained to resist (§5 Q3)."""
+"""Countermeasures: detectors (§4 Q3), and interpreters that are trained to resist (§5 Q3)."""
 
 from captum_adv2.defenses.aid import Distillation, distill
+from captum_adv2.defenses.detection import Detector, Roc, roc
+from captum_adv2.defenses.ensemble import EnsembleDetector
+from captum_adv2.defenses.squeezing import (
+    BitDepth,
+    FeatureSqueezing,
+    MedianSmoothing,
+    NonLocalMeans,
+)
 
-__all__ = ["Distillation", "distill"]
+__all__ = [
+    "BitDepth",
+    "Detector",
+    "Distillation",
+    "EnsembleDetector",
+    "FeatureSqueezing",
+    "MedianSmoothing",
+    "NonLocalMeans",
+    "Roc",
+    "distill",
+    "roc",
+]

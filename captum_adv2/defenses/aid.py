@@ -47,7 +47,7 @@ class Distillation:
     attack: ADV2
     teacher: MaskingModel
     weight: float = 20.0
-    anchor: float = 10.0
+    anchor: float = 20.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -83,7 +83,7 @@ def distill(
     alpha: float = 2 / 255,
     steps: int = 10,
     weight: float = 20.0,
-    anchor: float = 10.0,
+    anchor: float = 20.0,
     loss: MaskingLoss | None = None,
     epochs: int = 4,
     lr: float = 3e-3,

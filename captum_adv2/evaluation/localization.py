@@ -30,12 +30,17 @@ def boxes(maps: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor
     Returns:
         ``(B, 4)`` long: x0, y0, x1, y1 in pixels, x1 and y1 exclusive; zeros where no pixel does.
 
+    Raises:
+        TypeError: Maps of a wrong type.
+        ValueError: Maps of a wrong shape or range, or a threshold out of range.
+
     >>> maps = torch.zeros(1, 1, 4, 4)
     >>> maps[0, 0, 1:3, 2] = 1
     >>> boxes(maps, (4, 4)).tolist()
     [[2, 1, 3, 3]]
     """
-    expect_maps(maps, None, "an interpreter", "maps")
+    native = expect_maps(maps, None, "an interpreter", "maps").shape
+    expect_maps(maps, (native[0], 1, *native[2:]), "an interpreter", "maps")
     expect_number(threshold, "threshold", low=0.0, high=1.0)
     large = F.interpolate(maps.detach(), size, mode="bilinear", align_corners=False)
     found = [_box(above[0].numpy()) for above in (large > threshold).cpu()]
@@ -60,12 +65,21 @@ def wrong(found: Tensor, truth: Tensor, iou: float = 0.5) -> Tensor:
     Args:
         found: ``(B, 4)``, see `boxes`.
         truth: ``(B, 4)``, likewise.
-        iou: Intersection over union that a box must have.
+        iou: Intersection over union that a box must have, in [0, 1].
+
+    Raises:
+        ValueError: Shapes that differ, or ``iou`` out of range.
 
     >>> wrong(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[0, 0, 2, 3]])).tolist()
     [False]
     """
     from torchvision.ops import box_iou
 
+    expect_number(iou, "iou", low=0.0, high=1.0)
+    if found.shape != truth.shape or found.ndim != 2 or found.shape[1] != 4:
+        raise ValueError(
+            f"expected boxes (B, 4) and as many true ones, got {tuple(found.shape)} and "
+            f"{tuple(truth.shape)}"
+        )
     overlap: Tensor = box_iou(found.float(), truth.float()).diagonal()
     return overlap.nan_to_num() < iou

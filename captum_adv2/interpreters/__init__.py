@@ -12,6 +12,7 @@ from captum_adv2.interpreters.base import (
 from captum_adv2.interpreters.bilevel import FiniteDifference, Follower, Unrolled
 from captum_adv2.interpreters.cam import CAM, GradCAM
 from captum_adv2.interpreters.captum import CaptumInterpreter
+from captum_adv2.interpreters.ensemble import Ensemble
 from captum_adv2.interpreters.gradient import (
     Gradient,
     IntegratedGradients,
@@ -30,6 +31,7 @@ __all__ = [
     "RTS",
     "Blend",
     "EncoderGuided",
+    "Ensemble",
     "MaskingLoss",
     "MaskingModel",
     "fit",

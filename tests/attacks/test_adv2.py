@@ -302,7 +302,7 @@ def test_the_target_is_where_the_warm_start_lands(model, four, warmup):
     landed = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
     if warmup == 5:
         assert torch.equal(landed, logits.argmax(dim=1))  # the warm start has left the labels
-    assert len(seen) == 10
+    assert len(seen) == 10 + 2  # the best and the last iterate are judged once more
     assert all(torch.equal(target, landed) for target in seen)
     assert torch.equal(aim.calls[0][3], landed)
     assert torch.equal(predictions(model, adversarial), landed)
@@ -384,7 +384,7 @@ def test_maps_the_loss_compares_are_the_ones_asked_for(model, data):
         return 0 * candidate.images.sum(dim=(1, 2, 3))
 
     targeted(ADV2(model, CAM, steps=3, warmup=1, terms=(term,)))(*data, target_maps=wanted)
-    assert len(seen) == 2
+    assert len(seen) == 2 + 2  # the best and the last iterate are judged once more
     assert all(torch.equal(maps, wanted) for maps in seen)
 
 
@@ -402,6 +402,9 @@ def test_a_further_term_gets_a_candidate(model, data):
     settings = {"eps": 0.1, "alpha": 0.02, "steps": 8, "warmup": 3}
     with_term = targeted(ADV2(model, CAM, **settings, terms=(term,)))(images, labels)
     assert torch.equal(with_term, targeted(ADV2(model, CAM, **settings))(images, labels))
+    *seen, final, best = seen
+    assert final.progress == best.progress == 1.0  # judged, after rounding to 8 bits
+    assert torch.equal((final.images * 255).round() / 255, final.images)
     assert [candidate.progress for candidate in seen] == [i / 5 for i in range(5)]
     for candidate in seen:
         assert isinstance(candidate, Candidate)
@@ -411,6 +414,23 @@ def test_a_further_term_gets_a_candidate(model, data):
         assert candidate.target_maps.shape == (6, 1, 8, 8)
         assert torch.equal(candidate.target, shifted(images, labels))
         torch.testing.assert_close(candidate.logits, model(candidate.images))
+
+
+def test_further_terms_decide_which_iterate_is_best(model, data):
+    images, labels = data
+
+    def corner(candidate):  # no gradient: the iterates are the same with and without it
+        return 0 * candidate.images.sum(dim=(1, 2, 3)) + dark(candidate.images)
+
+    def dark(adversarial):
+        return 20 * (adversarial.detach()[:, :, :2, :2].mean(dim=(1, 2, 3)) - 0.4)
+
+    settings = {"eps": 0.1, "alpha": 0.02, "steps": 12, "confidence": 0.0}
+    darkest = targeted(ADV2(model, CAM, **settings, terms=(corner,)))(images, labels)
+    plain = targeted(ADV2(model, CAM, **settings))(images, labels)
+    assert torch.equal(predictions(model, darkest), shifted(images, labels))
+    assert (dark(darkest) <= dark(plain)).all()
+    assert (dark(darkest) < dark(plain)).any()
 
 
 def test_further_terms_count(model, data):
@@ -646,7 +666,7 @@ def test_a_surrogate_takes_the_interpreters_place(model, data):
     assert len(echo.advanced) == len(echo.called) == 4
     for moved, looked in zip(echo.advanced, echo.called, strict=True):
         assert torch.equal(moved, looked)
-    for maps, looked in zip(seen, echo.called, strict=True):
+    for maps, looked in zip(seen[:4], echo.called, strict=True):
         assert torch.equal(maps, torch.nn.functional.avg_pool2d(looked[:, :1], 2))
     assert not torch.equal(adversarial, targeted(ADV2(model, cam, eps=0.1, steps=6))(*data))
 

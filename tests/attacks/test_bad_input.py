@@ -8,10 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from captum_adv2 import ADV2, SoundnessWarning
+from captum_adv2 import ADV2, BitDepthADV2, SoundnessWarning, StADV2
 from captum_adv2.attacks import CrossEntropy, MapDistance, presets
 from captum_adv2.interpreters import CAM, CaptumInterpreter, GradCAM, Gradient, Interpreter
 from captum_adv2.types import Explanation
+
+# How each attack is built, with its own settings.
+FAMILY = {
+    "ADV2": lambda model, **s: ADV2(model, CAM, **{"steps": 2} | s),
+    "StADV2": lambda model, **s: StADV2(model, CAM, **{"steps": 2} | s),
+    "BitDepthADV2": lambda model, **s: BitDepthADV2(
+        ADV2(model, CAM, steps=2), **{"bits": 3, "steps": 2} | s
+    ),
+}
 
 
 def shifted(images, labels):
@@ -27,9 +36,9 @@ def runs(model):
     handle.remove()
 
 
-@pytest.fixture
-def attack(model):
-    return ADV2(model, CAM, steps=2)
+@pytest.fixture(params=FAMILY)
+def attack(model, request):
+    return FAMILY[request.param](model)
 
 
 def changed(images, value):
@@ -152,7 +161,7 @@ def test_unknown_keyword_of_a_call(attack, data):
         attack(*data, target_map=MAP)
 
 
-BAD_SETTINGS = [
+DUAL = [
     ({"eps": -0.1}, ValueError, "expected eps at least 0, got -0.1"),
     ({"eps": math.nan}, ValueError, "expected eps at least 0, got nan"),
     ({"eps": "8/255"}, TypeError, "expected eps to be a number, got str"),
@@ -166,20 +175,63 @@ BAD_SETTINGS = [
     ({"confidence": 1.5}, ValueError, "expected confidence at least 0 and at most 1"),
     ({"keep": "last"}, ValueError, "expected keep to be 'best' or 'final', got 'last'"),
 ]
+MOVING = [
+    ({"flow_weight": -0.1}, ValueError, "expected flow_weight at least 0, got -0.1"),
+    ({"flow_weight": "5e-4"}, TypeError, "expected flow_weight to be a number, got str"),
+    ({"flow_weight": math.nan}, ValueError, "expected flow_weight at least 0, got nan"),
+    ({"bound": 0.0}, ValueError, "expected bound above 0, got 0.0"),
+    ({"bound": -1}, ValueError, "expected bound above 0, got -1"),
+    ({"bound": True}, TypeError, "expected bound to be a number, got bool"),
+    ({"alpha": 0.0}, ValueError, "expected alpha above 0, got 0.0"),
+    ({"alpha": -0.1}, ValueError, "expected alpha above 0, got -0.1"),
+]
+TWO_STAGES = [
+    ({"bits": 0}, ValueError, "expected bits at least 1 and at most 8, got 0"),
+    ({"bits": 9}, ValueError, "expected bits at least 1 and at most 8, got 9"),
+    ({"bits": 2.5}, TypeError, "expected bits to be an integer, got float"),
+    ({"steps": 0}, ValueError, "expected steps at least 1, got 0"),
+    ({"steps": 2.5}, TypeError, "expected steps to be an integer, got float"),
+    ({"weight": -1.0}, ValueError, "expected weight at least 0, got -1.0"),
+    ({"weight": None}, TypeError, "expected weight to be a number, got NoneType"),
+    ({"slack": -0.1}, ValueError, "expected slack at least 0 and at most 2, got -0.1"),
+    ({"slack": 2.1}, ValueError, "expected slack at least 0 and at most 2, got 2.1"),
+]
+BAD_SETTINGS = [
+    *(("ADV2", *row) for row in DUAL),
+    *(("StADV2", *row) for row in [*MOVING, *DUAL] if not {"eps", "alpha"} & set(row[0])),
+    *(("StADV2", *row) for row in MOVING if "alpha" in row[0]),
+    *(("BitDepthADV2", *row) for row in TWO_STAGES),
+]
 
 
-@pytest.mark.parametrize(("settings", "error", "message"), BAD_SETTINGS)
-def test_settings(model, runs, settings, error, message):
+@pytest.mark.parametrize(("kind", "settings", "error", "message"), BAD_SETTINGS)
+def test_settings(model, runs, kind, settings, error, message):
     with pytest.raises(error, match=message):
-        ADV2(model, CAM, **settings)
+        FAMILY[kind](model, **settings)
     assert runs == []
 
 
-@pytest.mark.parametrize(("settings", "error", "message"), BAD_SETTINGS)
-def test_settings_assigned_later(attack, data, runs, settings, error, message):
+@pytest.mark.parametrize(("kind", "settings", "error", "message"), BAD_SETTINGS)
+def test_settings_assigned_later(model, data, runs, kind, settings, error, message):
+    attack = FAMILY[kind](model)
     for name, value in settings.items():
         setattr(attack, name, value)
     with pytest.raises(error, match=message):
+        attack(*data)
+    assert runs == []
+
+
+@pytest.mark.parametrize("thing", [None, nn.Flatten(), "ADV2", StADV2])
+def test_two_stages_around_something_else(model, thing):
+    thing = StADV2(model, CAM) if thing is StADV2 else thing
+    with pytest.raises(TypeError, match="expected attack to be an ADV2, got"):
+        BitDepthADV2(thing, bits=3)
+
+
+def test_settings_of_the_inner_attack_are_checked_before_the_first_stage(model, data, runs):
+    attack = FAMILY["BitDepthADV2"](model)
+    attack.second.eps = -1.0
+    with pytest.raises(ValueError, match="expected eps at least 0"):
         attack(*data)
     assert runs == []
 
@@ -251,8 +303,10 @@ def test_model_whose_head_is_not_on_pooled_features(data):
 
 
 def test_interpreter_built_on_another_model(model, smooth, runs):
-    with pytest.raises(ValueError, match=r"built on the attack's model.*ADV2\(model, CAM\)"):
+    with pytest.raises(ValueError, match=r"built on the attack's model.* ADV2\(model, CAM\)"):
         ADV2(model, CAM(smooth))
+    with pytest.raises(ValueError, match=r"built on the attack's model.* StADV2\(model, CAM\)"):
+        StADV2(model, CAM(smooth))
     with pytest.raises(ValueError, match="built on the attack's model"):
         ADV2(model, lambda net: Gradient(smooth))
     assert runs == []
@@ -261,9 +315,10 @@ def test_interpreter_built_on_another_model(model, smooth, runs):
 @pytest.mark.parametrize(
     "thing", [object(), "CAM", 7, captum.attr.Saliency(nn.Flatten()), lambda model: "CAM"]
 )
-def test_interpreter_that_is_none(model, thing):
+@pytest.mark.parametrize("kind", [ADV2, StADV2])
+def test_interpreter_that_is_none(model, thing, kind):
     with pytest.raises(TypeError, match="expected an Interpreter"):
-        ADV2(model, thing)
+        kind(model, thing)
 
 
 def test_captum_method_that_cannot_be_attacked(model):
@@ -334,6 +389,10 @@ def test_unknown_override_of_a_preset(model, runs):
     with pytest.raises(TypeError, match="momentum"):
         ADV2.from_preset(model, CAM, presets.PAPER["CAM"], momentum=0.9)
     assert runs == []
+
+
+def test_presets_are_of_attacks_on_pixels():
+    assert not hasattr(StADV2, "from_preset")
 
 
 def test_good_input_raises_nothing(attack, data, runs):

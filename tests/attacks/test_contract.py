@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What torchattacks' users rely on: ADV2 drops into code written for its attacks."""
+"""What torchattacks' users rely on: our attacks drop into code written for its own."""
 
 import copy
 import inspect
@@ -15,10 +15,31 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchattacks.attack import Attack
 
-from captum_adv2 import ADV2
+from captum_adv2 import ADV2, BitDepthADV2, StADV2
 from captum_adv2.interpreters import CAM, CaptumInterpreter, GradCAM, Gradient
 
 CLASSES = 4
+
+
+# How each attack is built, with settings of the dual loop that all three have.
+FAMILY = {
+    "ADV2": lambda model, g, **s: ADV2(model, g, eps=0.1, **s),
+    "StADV2": lambda model, g, **s: StADV2(model, g, alpha=0.2, **s),
+    "BitDepthADV2": lambda model, g, **s: BitDepthADV2(
+        ADV2(model, g, eps=0.2, **s), bits=3, steps=3
+    ),
+}
+
+
+@pytest.fixture(params=FAMILY)
+def family(request):
+    return FAMILY[request.param]
+
+
+@pytest.fixture(params=list(FAMILY)[1:])
+def others(request):
+    """All but ADV2, which has a test of its own."""
+    return FAMILY[request.param]
 
 
 def shifted(images, labels):
@@ -116,10 +137,10 @@ def test_model_without_parameters(data, capsys):
 
 
 @pytest.fixture
-def recorded(model):
+def recorded(model, family):
     """An attack, and the recorder of what it aims at."""
     recorder = Recorder()
-    return ADV2(model, CAM, eps=0.1, steps=2, target_map=recorder), recorder
+    return family(model, CAM, steps=2, target_map=recorder), recorder
 
 
 @pytest.mark.parametrize("with_labels", [True, False])
@@ -263,6 +284,22 @@ def test_imagenets_normalisation_in_double_precision(smooth, data):
     torch.testing.assert_close(adversarial, inside(images, data[1]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("targeted", [True, False])
+def test_normalised_input_is_the_same_to_the_whole_family(trained_smooth, data, others, targeted):
+    mean, std = [0.25, 0.25, 0.25], [0.5, 0.5, 0.5]
+    images = (data[0].double() * 255).round() / 256
+    outside = others(trained_smooth, CAM, steps=6)
+    outside.set_normalization_used(mean, std)
+    inside = others(nn.Sequential(Normalize(mean, std).double(), trained_smooth), CAM, steps=6)
+    if targeted:
+        for attack in (outside, inside):
+            attack.set_mode_targeted_by_function(shifted, quiet=True)
+    adversarial = outside.inverse_normalize(outside(outside.normalize(images), data[1]))
+    expected = inside(images, data[1])
+    torch.testing.assert_close(adversarial, expected, rtol=0, atol=1e-6)
+    assert (expected - images).abs().amax() > 0.01
+
+
 def test_interpreter_itself_is_left_without_normalisation(net, data):
     cam = CAM(net)
     before = cam(*data)
@@ -314,10 +351,10 @@ def test_save_and_load(model, data, tmp_path, capsys):
     assert accuracy == pytest.approx(100 * (batch[2] == labels).double().mean().item())
 
 
-def test_save_as_integers(model, data, tmp_path):
-    attack = ADV2(model, CAM, eps=0.2, steps=2)
+def test_save_as_integers(model, data, tmp_path, family):
+    attack = family(model, CAM, steps=2)
     attack.save(DataLoader(TensorDataset(*data), 6), tmp_path / "a.pt", False, save_type="int")
-    (batch,) = ADV2.load(tmp_path / "a.pt")
+    (batch,) = attack.load(tmp_path / "a.pt")
     torch.testing.assert_close(batch[0], attack(*data), rtol=0, atol=1 / 255 + 1e-6)
 
 
@@ -367,6 +404,35 @@ def test_multiattack_passes_normalisation_on(net, data):
     assert attacks[1]._normalization_applied is True
 
 
+def test_the_family_in_multiattack(model, data, others):
+    images, labels = data
+    sizes = []
+
+    def target_map(interpreter, subset, own, target):
+        sizes.append(len(subset))
+        return mirrored(interpreter, subset, own, target)
+
+    ours = others(model, CAM, steps=30, target_map=target_map)
+    adversarial = torchattacks.MultiAttack([Half(model), ours])(images, labels)
+    assert sizes == [3]
+    assert torch.equal(adversarial[:3], Half(model)(images, labels)[:3])
+    assert torch.equal(adversarial[3:], ours(images[3:], labels[3:]))
+    assert (predictions(model, adversarial) != labels).all()
+
+
+class Half(Attack):
+    """Replaces the first three images of a batch by one of another class."""
+
+    def __init__(self, model):
+        super().__init__("Half", model)
+
+    def forward(self, images, labels):
+        images = images.clone()
+        for i in range(3):
+            images[i] = images[labels != labels[i]][-1]
+        return images
+
+
 def test_two_adv2_attacks_of_one_model(model, data):
     multi = torchattacks.MultiAttack(
         [ADV2(model, CAM, steps=2), ADV2(model, Gradient, eps=0.2, steps=4)]
@@ -377,14 +443,14 @@ def test_two_adv2_attacks_of_one_model(model, data):
 # Another model, copies
 
 
-def test_set_model_rebuilds_an_interpreter_given_as_a_class(model, net, data):
+def test_set_model_rebuilds_an_interpreter_given_as_a_class(model, net, data, family):
     with torch.no_grad():
         net.fc.weight.copy_(net.fc.weight.roll(1, dims=0))
-    attack = ADV2(model, CAM, eps=0.1, steps=4)
+    attack = family(model, CAM, steps=4)
     attack.set_model(net)
     assert attack.model is net
-    assert attack.interpreter.model is net
-    assert torch.equal(attack(*data), ADV2(net, CAM, eps=0.1, steps=4)(*data))
+    assert getattr(attack, "second", attack).interpreter.model is net
+    assert torch.equal(attack(*data), family(net, CAM, steps=4)(*data))
 
 
 def test_set_model_with_an_interpreter_of_the_old_model_is_told_at_the_next_call(model, net, data):
@@ -421,6 +487,35 @@ def test_a_copy_continues_its_own_generator(model, data, how):
 
 
 # repr, attributes
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_of_the_family_do_the_same(model, data, how, others):
+    generator = torch.Generator().manual_seed(5)
+    attack = others(model, CAM, steps=4, target_map=mirrored, generator=generator)
+    attack.set_mode_targeted_random(quiet=True)
+    twin = COPIES[how](attack)
+    assert twin.model is not attack.model
+    for part in (twin, *twin._attacks.values()):
+        assert part.model is twin.model
+    assert torch.equal(twin(*data), attack(*data))
+    assert repr(twin) == repr(attack)
+
+
+def test_repr_of_the_family(model):
+    moved = repr(StADV2(model, CAM, flow_weight=0.25, alpha=0.125, bound=2.0))
+    assert moved.startswith("StADV2(")
+    for part in ("flow_weight=0.25", "alpha=0.125", "bound=2.0", "interpreter=CAM"):
+        assert part in moved
+    inner = ADV2(model, CAM)
+    squeezed = repr(BitDepthADV2(inner, bits=3, weight=2.0, slack=0.5))
+    assert squeezed.startswith("BitDepthADV2(")
+    for part in (f"second={inner!r}", "bits=3", "weight=2.0", "slack=0.5"):
+        assert part in squeezed
+    for text in (moved, squeezed):
+        assert "\n" not in text
+        assert " at 0x" not in text
+        assert "tensor(" not in text
 
 
 @pytest.mark.parametrize("interpreter", [CAM, Gradient, saliency])
@@ -499,8 +594,10 @@ def state(attack):
         "rng": torch.get_rng_state().tolist(),
         "python": random.getstate(),
         "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002  (the global one is the point)
-        "normalised": attack._normalization_applied,
-        "mode": (attack.attack_mode, attack.targeted),
+        "settings": [
+            {name: value for name, value in vars(part).items() if name not in ("model", "_attacks")}
+            for part in (attack, *attack._attacks.values())
+        ],
         "grad": torch.is_grad_enabled(),
         "functions": torch._C._len_torch_function_stack(),
     }
@@ -532,16 +629,34 @@ def test_a_call_changes_nothing(row, net, data):
     assert torch.equal(attack(images, labels), adversarial)
 
 
-def test_a_model_in_train_mode_is_attacked_in_eval_mode(net, data):
-    attack = ADV2(net, CAM, eps=0.1, steps=4)
+@pytest.mark.parametrize("mode", ["default", "by_label", "by_function"])
+@pytest.mark.filterwarnings("ignore::captum_adv2.SoundnessWarning")
+def test_a_call_of_the_family_changes_nothing(net, data, others, mode):
+    attack = others(mixed(net), GradCAM, steps=4)
+    if mode != "default":
+        argument = (shifted,) if mode == "by_function" else ()
+        getattr(attack, f"set_mode_targeted_{mode}")(*argument, quiet=True)
+    images, labels = data[0].clone(), data[1].clone()
+    before = state(attack)
+    adversarial = attack(images, labels)
+    assert state(attack) == before
+    assert torch.equal(images, data[0])
+    assert torch.equal(labels, data[1])
+    assert not adversarial.requires_grad
+    assert adversarial.data_ptr() != images.data_ptr()
+    assert torch.equal(attack(images, labels), adversarial)
+
+
+def test_a_model_in_train_mode_is_attacked_in_eval_mode(net, data, family):
+    attack = family(net, CAM, steps=4)
     expected = attack(*data)
     mixed(net)
     assert torch.equal(attack(*data), expected)
 
 
-def test_images_that_require_grad(model, data):
+def test_images_that_require_grad(model, data, family):
     images = data[0].clone().requires_grad_()
-    adversarial = ADV2(model, CAM, steps=2)(images, data[1])
+    adversarial = family(model, CAM, steps=2)(images, data[1])
     assert images.requires_grad
     assert images.grad is None
     assert not adversarial.requires_grad
@@ -590,6 +705,25 @@ def test_an_exception_inside_the_model_changes_nothing(row, net, data, error):
     assert torch.equal(attack(images, data[1]), expected)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_inside_the_model_changes_nothing_for_the_family(net, data, others, error):
+    trip = Trip(error)
+    net.dropout = nn.Sequential(trip, net.dropout)
+    attack = others(mixed(net), GradCAM, steps=4)
+    attack.set_normalization_used([0.0] * 3, [0.5] * 3)
+    attack.set_mode_targeted_by_function(shifted, quiet=True)
+    images = attack.normalize(data[0])
+    trip.runs = 0
+    expected = attack(images, data[1])
+    before = state(attack)
+    for number in range(1, trip.runs + 1):
+        trip.runs, trip.armed = 0, number
+        with pytest.raises(error, match="tripped"):
+            attack(images, data[1])
+        assert state(attack) == before, number
+    assert torch.equal(attack(images, data[1]), expected)
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("when", [0, 3])
 def test_an_exception_in_a_callback_changes_nothing(net, data, error, when, capsys):
@@ -608,11 +742,11 @@ def test_an_exception_in_a_callback_changes_nothing(net, data, error, when, caps
     assert torch.equal(attack(*data), ADV2(net, CAM, steps=4, warmup=2)(*data))
 
 
-def test_an_exception_in_a_target_function_changes_nothing(net, data):
+def test_an_exception_in_a_target_function_changes_nothing(net, data, family):
     def function(images, labels):
         raise LookupError("no such class")
 
-    attack = ADV2(mixed(net), CAM, steps=2)
+    attack = family(mixed(net), CAM, steps=2)
     attack.set_mode_targeted_by_function(function, quiet=True)
     before = state(attack)
     with pytest.raises(LookupError, match="no such class"):
@@ -621,8 +755,8 @@ def test_an_exception_in_a_target_function_changes_nothing(net, data):
 
 
 @pytest.mark.parametrize("mode", ["random", "least_likely"])
-def test_targets_are_chosen_without_touching_modes(net, data, mode):
-    attack = ADV2(mixed(net), CAM, steps=2)
+def test_targets_are_chosen_without_touching_modes(net, data, mode, family):
+    attack = family(mixed(net), CAM, steps=2)
     getattr(attack, f"set_mode_targeted_{mode}")(quiet=True)
     modes = state(attack)["modes"]
     with torch.random.fork_rng():
@@ -644,8 +778,15 @@ def test_no_grad_around_a_call(row, model, data):
         assert not torch.is_grad_enabled()
 
 
-def test_inference_mode_around_a_call_is_refused(model, data):
-    attack = ADV2(model, CAM, steps=2)
+def test_no_grad_around_a_call_of_the_family(model, data, others):
+    attack = others(model, CAM, steps=3)
+    expected = attack(*data)
+    with torch.no_grad():
+        assert torch.equal(attack(*data), expected)
+
+
+def test_inference_mode_around_a_call_is_refused(model, data, family):
+    attack = family(model, CAM, steps=2)
     with (
         torch.inference_mode(),
         pytest.raises(RuntimeError, match=r"inference_mode\(\); use no_grad"),
@@ -654,10 +795,10 @@ def test_inference_mode_around_a_call_is_refused(model, data):
     attack(*data)
 
 
-def test_images_made_in_inference_mode(model, data):
+def test_images_made_in_inference_mode(model, data, family):
     with torch.inference_mode():
         images = data[0] * 1
-    attack = ADV2(model, CAM, eps=0.1, steps=3)
+    attack = family(model, CAM, steps=3)
     assert torch.equal(attack(images, data[1]), attack(*data))
 
 
@@ -667,8 +808,8 @@ def test_a_frozen_model(net, data):
     assert torch.equal(ADV2(net, Gradient, eps=0.1, steps=4)(*data), expected)
 
 
-def test_set_device(model, data):
-    attack = ADV2(model, CAM, steps=2)
+def test_set_device(model, data, family):
+    attack = family(model, CAM, steps=2)
     assert attack.device == torch.device("cpu")
     expected = attack(*data)
     attack.set_device("cpu")
@@ -694,6 +835,15 @@ def during(net, attack, data):
     finally:
         handle.remove()
     return seen
+
+
+def test_set_model_training_mode_of_the_family(net, data, others):
+    attack = others(net, Gradient, steps=3)
+    attack.set_model_training_mode(model_training=True, dropout_training=True)
+    attack.set_mode_targeted_by_function(shifted, quiet=True)
+    modes = state(attack)["modes"]
+    assert during(net, attack, data) == {(True, False, True)}
+    assert state(attack)["modes"] == modes
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The L-infinity ball: its projection, and where a random start begins."""
+"""The L-infinity ball and the flow: what they allow, and the images they make."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_adv2.attacks import Framework, LinfBall
+from captum_adv2.attacks import Flow, Framework, LinfBall, flow_loss
+from captum_adv2.attacks.frameworks import quantize
 
 ULP = 2.0**-23  # of float32 at 1: what adding and subtracting the clean image may round away
 EPS = st.one_of(st.sampled_from([0.0, 1 / 255, 8 / 255, 1.0]), st.floats(0.0, 2.0, width=32))
@@ -109,3 +111,188 @@ def test_the_variable_is_the_image_and_costs_nothing():
 def test_framework_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Framework()
+
+
+# Flow
+
+SIZES = [(1, 1), (1, 5), (2, 2), (5, 7), (6, 4), (17, 9)]  # odd sizes, and sides of one pixel
+
+
+def flows(seed, shape=(2, 2, 5, 6), scale=3.0):
+    return scale * torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def grid(height, width):
+    """Return each pixel's place along x and y, as a flow has its channels."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([columns, rows])[None].double()
+
+
+def bilinear(x, places):
+    """Return the formula of appendix A4, pixel by pixel; outside, the nearest place inside."""
+    batch, channels, height, width = x.shape
+    result = np.zeros(x.shape)
+    for b, i, j in np.ndindex(batch, height, width):
+        u, v = (places[b, axis, i, j].clip(0, n - 1) for axis, n in ((0, width), (1, height)))
+        near = np.maximum(0, 1 - abs(v - np.arange(height)))[:, None] * np.maximum(
+            0, 1 - abs(u - np.arange(width))
+        )
+        result[b, :, i, j] = (x[b] * near).sum(axis=(1, 2))
+    return result
+
+
+@pytest.mark.parametrize("size", [*SIZES, (224, 224)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "atol"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)],
+)
+def test_no_flow_is_the_identity(size, channels, dtype, atol):
+    clean = images(0, (2, channels, *size)).to(dtype)
+    flow = Flow(1.0)
+    variable = flow.init(clean)
+    moved = flow.image(variable, clean)
+    assert variable.shape == (2, 2, *size)
+    assert not variable.any()
+    assert variable.dtype == moved.dtype == dtype
+    exact = all(side - 1 in (0, 1, 2, 4, 8, 16) for side in size)  # no place is rounded there
+    torch.testing.assert_close(moved, clean, rtol=0, atol=0 if exact else atol)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (17, 9), (16, 16)])
+@pytest.mark.parametrize(("across", "down"), [(1, 0), (0, 2), (-1, 1), (-2, -3)])
+def test_a_flow_of_whole_pixels_is_a_roll_inside_the_border(size, across, down):
+    clean = images(1, (2, 3, *size)).double()
+    shift = torch.tensor([across, down]).double().view(1, 2, 1, 1).expand(2, 2, *size)
+    moved = Flow(1.0).image(shift, clean)
+    places = grid(*size) + shift
+    inside = ((places >= 0) & (places <= torch.tensor(size[::-1]).view(1, 2, 1, 1) - 1)).all(dim=1)
+    rolled = clean.roll((-down, -across), dims=(2, 3))
+    assert inside.any()
+    difference = (moved - rolled).abs().amax(dim=1)
+    assert difference[inside].max() < 1e-12
+
+
+@given(seed=SEEDS, scale=st.sampled_from([0.3, 2.0, 50.0]), size=st.sampled_from(SIZES))
+def test_images_are_the_bilinear_samples_of_the_paper(seed, scale, size):
+    clean, flow = images(seed, (2, 2, *size)).double(), flows(seed, (2, 2, *size), scale)
+    expected = bilinear(clean.numpy(), (grid(*size) + flow).numpy())
+    moved = Flow(1.0).image(flow, clean)
+    np.testing.assert_allclose(moved.numpy(), expected, rtol=0, atol=1e-10)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    if min(size) > 1:  # a side of one pixel has one place: nothing to mistake
+        single = Flow(1.0).image(flow.float(), clean.float())
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single, moved.float(), rtol=0, atol=1e-3)
+
+
+def test_outside_is_the_border():
+    clean = images(0, (1, 1, 5, 7)).double()
+    far = torch.full((1, 2, 5, 7), 100.0).double()
+    corner = Flow(1.0).image(far, clean)
+    assert torch.equal(corner, clean[..., -1:, -1:].expand_as(clean))
+    corner = Flow(1.0).image(-far, clean)
+    assert torch.equal(corner, clean[..., :1, :1].expand_as(clean))
+
+
+def test_an_image_moves_by_its_own_flow_alone():
+    clean, flow = images(0, (3, 2, 5, 6)).double(), flows(0, (3, 2, 5, 6))
+    together = Flow(1.0).image(flow, clean)
+    for i in range(3):
+        alone = Flow(1.0).image(flow[i : i + 1], clean[i : i + 1])
+        assert torch.equal(alone, together[i : i + 1])
+
+
+def test_half_precision_has_places_between_pixels():
+    """Of the numbers near 200, bfloat16 has the whole ones only."""
+    stripes = (torch.arange(224) % 2).expand(1, 1, 224, 224)
+    flow = torch.full((1, 2, 224, 224), 0.5)
+    for dtype in (torch.float16, torch.bfloat16):
+        moved = Flow(1.0).image(flow.to(dtype), stripes.to(dtype))
+        torch.testing.assert_close(moved[..., :-1], torch.full_like(moved[..., :-1], 0.5))
+
+
+def test_the_image_has_the_gradient_of_its_samples():
+    # Between pixels and inside the image: where it is differentiable.
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randint(0, 4, (2, 2, 5, 5), generator=generator)
+    share = 0.1 + 0.8 * torch.rand(2, 2, 5, 5, generator=generator, dtype=torch.float64)
+    flow = (whole + share - grid(5, 5)).requires_grad_()
+    clean = 0.1 + 0.8 * torch.rand(2, 2, 5, 5, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda variable: Flow(1.0).image(variable, clean), (flow,))
+
+
+def test_the_gradient_at_no_flow_is_finite_and_not_zero():
+    clean, framework = images(0).double(), Flow(1.0)
+    variable = framework.init(clean).requires_grad_()
+    loss = framework.image(variable, clean).square().sum() + framework.penalty(variable).sum()
+    (gradient,) = torch.autograd.grad(loss, variable)
+    assert gradient.isfinite().all()
+    assert gradient.any()
+    (gradient,) = torch.autograd.grad(flow_loss(variable).sum(), variable)
+    assert not gradient.any()
+
+
+@given(
+    seed=SEEDS,
+    bound=st.one_of(st.none(), st.floats(1e-3, 10.0)),
+    scale=st.sampled_from([0.0, 1e-3, 1.0, 1e6, torch.inf]),
+)
+def test_a_flow_stays_within_its_bound(seed, bound, scale):
+    clean, variable = images(seed).double(), flows(seed, (2, 2, 4, 4))
+    direction = torch.nan_to_num(scale * flows(seed + 1, (2, 2, 4, 4)), nan=0.0)
+    framework = Flow(1.0, bound)
+    before = variable.clone()
+    moved = framework.move(variable.requires_grad_(), direction, clean)
+    assert not moved.requires_grad
+    assert torch.equal(variable, before)
+    if bound is None:
+        assert torch.equal(moved, before + direction)
+    else:
+        assert torch.equal(moved, (before + direction).clamp(-bound, bound))
+        assert moved.abs().max() <= bound
+        assert framework.image(moved, clean).isfinite().all()
+
+
+@given(seed=SEEDS, height=st.integers(1, 5), width=st.integers(1, 5))
+def test_the_flow_loss_is_a_sum_over_four_neighbours(seed, height, width):
+    flow = flows(seed, (2, 2, height, width))
+    expected = np.zeros(2)
+    r = flow.numpy()
+    for b, i, j in np.ndindex(2, height, width):
+        for k, m in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+            if 0 <= k < height and 0 <= m < width:
+                expected[b] += np.sqrt(((r[b, :, i, j] - r[b, :, k, m]) ** 2).sum())
+    np.testing.assert_allclose(flow_loss(flow).numpy(), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(Flow(0.25).penalty(flow), 0.25 * flow_loss(flow))
+
+
+@given(seed=SEEDS, constant=st.tuples(*[st.floats(-5, 5)] * 2), factor=st.sampled_from([-2.0, 0.5]))
+def test_symmetries_of_the_flow_loss(seed, constant, factor):
+    flow = flows(seed)
+    loss = flow_loss(flow)
+    moved = flow + torch.tensor(constant).double().view(1, 2, 1, 1)
+    for same in (flow.flip(2), flow.flip(3), flow.flip(1), flow.mT.flip(1), moved):
+        torch.testing.assert_close(flow_loss(same), loss)
+    torch.testing.assert_close(flow_loss(factor * flow), abs(factor) * loss)
+    assert not flow_loss(torch.zeros_like(flow) + moved[:, :, :1, :1]).any()
+
+
+def test_the_flow_loss_has_its_gradient_and_dtype():
+    assert torch.autograd.gradcheck(flow_loss, (flows(0).requires_grad_(),))
+    assert flow_loss(flows(0).float()).dtype == torch.float32
+
+
+# Bit depth
+
+
+@given(seed=SEEDS, bits=st.integers(1, 8))
+def test_quantized_images_are_the_nearest_of_the_grid(seed, bits):
+    x, levels = images(seed), 2**bits - 1
+    squeezed = quantize(x, bits)
+    assert (squeezed - x).abs().max() <= 0.5 / levels + ULP
+    assert torch.equal((squeezed * levels).round() / levels, squeezed)
+    assert torch.equal(quantize(squeezed, bits), squeezed)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_adv2.attacks import (
+    AdamDescent,
     CrossEntropy,
     Framework,
     LinfBall,
@@ -47,7 +48,7 @@ def run(step, problem, steps):
     return path
 
 
-@pytest.mark.parametrize("step", [SignDescent(), SignDescent(0.0, 1.0)])
+@pytest.mark.parametrize("step", [SignDescent(), SignDescent(0.0, 1.0), AdamDescent()])
 def test_a_zero_gradient_does_not_move_and_gives_no_nan(step):
     clean = random_images()
     still = problem_of(clean, lambda x, progress: 0 * x.sum(dim=(1, 2, 3)))
@@ -191,6 +192,97 @@ def test_numbers_out_of_range(name, value):
 def test_numbers_of_another_type(name, value):
     with pytest.raises(TypeError, match=f"expected {name} to be a number, got"):
         SignDescent(**{name: value})
+
+
+# Adam
+
+
+class Free(Framework):
+    """The variable is the image; nothing is forbidden."""
+
+    def init(self, clean):
+        return clean
+
+    def image(self, variable, clean):
+        return variable
+
+    def move(self, variable, direction, clean):
+        return variable.detach() + direction
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5), (0.5, 0.0)])
+@pytest.mark.parametrize("alpha", [0.01, 0.3])
+def test_adam_at_a_constant_rate_is_torchs(betas, alpha):
+    clean, goal, weight = random_images(), random_images(1), 1 + random_images(2)
+
+    def loss(x, progress=None):
+        return (weight * (x - goal) ** 2).sum(dim=(1, 2, 3)) / 2
+
+    problem = problem_of(clean, loss, Free(), alpha)
+    ours = run(AdamDescent(betas, final=1.0), problem, 20)
+    theirs = clean.clone().requires_grad_()
+    optimizer = torch.optim.Adam([theirs], alpha, betas)
+    for variable in ours:
+        optimizer.zero_grad()
+        loss(theirs).sum().backward()
+        optimizer.step()
+        torch.testing.assert_close(variable, theirs.detach(), rtol=0, atol=1e-7)
+
+
+def test_adam_moves_a_batch_like_its_images():
+    clean, goal = random_images(), random_images(1)
+    together = run(AdamDescent(), problem_of(clean, quadratic(goal), LinfBall(0.1)), 5)[-1]
+    for i in range(len(clean)):
+        alone = problem_of(clean[i : i + 1], quadratic(goal[i : i + 1]), LinfBall(0.1))
+        assert torch.equal(run(AdamDescent(), alone, 5)[-1], together[i : i + 1])
+
+
+@given(progress=st.floats(0.0, 1.0), final=st.floats(0.0, 1.0))
+def test_the_rate_of_adam_decays_along_a_cosine(progress, final):
+    clean = torch.zeros(1, 1, 1, 1).double()
+    problem = problem_of(clean, lambda x, _: -3 * x.sum(dim=(1, 2, 3)), Free())
+    problem.progress = progress
+    moved, memory = AdamDescent(final=final)(problem, clean, None)  # the first step is a sign
+    share = final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    assert moved.item() == pytest.approx(ALPHA * share, rel=1e-6, abs=1e-15)
+    assert memory.steps == 1
+
+
+def test_adam_keeps_its_state_while_the_rate_decays():
+    clean = torch.zeros(1, 1, 1, 1).double()
+    slopes = (1.0, -2.0, 0.5)
+    left = iter(slopes)
+    problem = problem_of(clean, lambda x, _: next(left) * x.sum(dim=(1, 2, 3)), Free(), steps=3)
+    path = run(AdamDescent((0.9, 0.99), final=0.0), problem, 3)
+    x = first = second = 0.0
+    for count, (slope, variable) in enumerate(zip(slopes, path, strict=True), start=1):
+        first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
+        rate = ALPHA * (1 + math.cos(math.pi * (count - 1) / 3)) / 2
+        x -= rate * first / (1 - 0.9**count) / math.sqrt(second / (1 - 0.99**count))
+        assert variable.item() == pytest.approx(x, rel=1e-6)
+
+
+def test_adam_stays_in_the_framework_and_no_step_is_no_step():
+    clean, goal = random_images(), random_images(1)
+    last = run(AdamDescent(), problem_of(clean, quadratic(goal), LinfBall(0.05), 0.3), 5)[-1]
+    assert (last - clean).abs().max() <= 0.05 + 1e-12
+    still = problem_of(clean, quadratic(goal), LinfBall(0.1), alpha=0.0)
+    torch.testing.assert_close(run(AdamDescent(), still, 2)[-1], clean, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"final": -0.1}, ValueError, "expected final at least 0 and at most 1"),
+        ({"final": "1"}, TypeError, "expected final to be a number"),
+        ({"betas": (0.9, 1.0)}, ValueError, "expected betas below 1"),
+        ({"betas": (-0.1, 0.9)}, ValueError, "expected betas at least 0"),
+        ({"betas": 0.9}, TypeError, "expected betas to be a pair"),
+    ],
+)
+def test_bad_settings_of_adam(settings, error, message):
+    with pytest.raises(error, match=message):
+        AdamDescent(**settings)
 
 
 # Two phases

@@ -299,3 +299,23 @@ def test_each_box_meets_its_own_truth() -> None:
     assert answer.dtype == torch.bool
     assert answer.tolist() == [False, True, True]
     assert wrong(truth, truth).tolist() == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("found", "truth"),
+    [((2, 4), (3, 4)), ((2, 3), (2, 3)), ((4,), (4,))],
+)
+def test_boxes_that_do_not_match_are_refused(found, truth) -> None:
+    with pytest.raises(ValueError, match="as many true ones"):
+        wrong(torch.zeros(found), torch.zeros(truth))
+
+
+@pytest.mark.parametrize("iou", [-0.1, 1.5, 50])
+def test_iou_out_of_range_is_refused(iou) -> None:
+    with pytest.raises(ValueError, match="expected iou"):
+        wrong(torch.zeros(1, 4), torch.zeros(1, 4), iou)
+
+
+def test_maps_of_two_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        boxes(torch.zeros(1, 2, 4, 4), (4, 4))
