@@ -82,23 +82,21 @@ def level_for(
 def noise_study(case: Case, interpreters: dict[str, RTS], out: Path) -> None:
     """Print how far maps move on images that noise makes the classifier err on; draw some."""
     print(
-        f"\n## (a) Noise: L1 of clean to noisy maps, on misclassified images of {len(case.images)}"
+        f"\n## (a) Noise: L1 of clean to noisy maps, of {len(case.images)} images those it errs on"
     )
-    shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    both, rows = torch.ones_like(case.labels, dtype=torch.bool), {"clean": case.images}
     for kind, add in (("normal", normal), ("uniform", uniform)):
         for share in LEVELS:
             level, noisy = level_for(share, add, case)
             classes = predict(case.model, noisy)
             wrong = classes != case.labels
-            clean, noisy, labels = case.images[wrong], noisy[wrong], case.labels[wrong]
-            moved = {}
-            for name, rts in interpreters.items():
-                before = explain(rts, clean, labels)
-                after = explain(rts, noisy, classes[wrong])
-                moved[name] = metrics.l1(before, after)
-                if share == LEVELS[-1]:
-                    shown.setdefault("clean", {})[name] = (clean[:4], before[:4])
-                    shown.setdefault(kind, {})[name] = (noisy[:4], after[:4])
+            moved = {
+                name: metrics.l1(
+                    explain(rts, case.images[wrong], case.labels[wrong]),
+                    explain(rts, noisy[wrong], classes[wrong]),
+                )
+                for name, rts in interpreters.items()
+            }
             first, second = moved.values()
             texts = [
                 f"{name} {values.mean():.4f} [{low:.4f}, {high:.4f}]"
@@ -109,6 +107,18 @@ def noise_study(case: Case, interpreters: dict[str, RTS], out: Path) -> None:
                 f"{kind:8s} std {level:.4f}, {wrong.float().mean():5.1%} misclassified "
                 f"({int(wrong.sum())} images): " + "; ".join(texts)
             )
+        rows[kind], both = noisy, both & wrong  # of the higher level
+    chosen = both.nonzero()[:4, 0]
+    shown = {
+        kind: {
+            name: (
+                images[chosen],
+                explain(rts, images[chosen], predict(case.model, images[chosen])),
+            )
+            for name, rts in interpreters.items()
+        }
+        for kind, images in rows.items()
+    }
     visualize.grid(shown).savefig(out / "aid-noise.png", dpi=80)
 
 

@@ -43,12 +43,14 @@ class Plan(NamedTuple):
         data: Images ``(N, 3, H, W)`` in [0, 1] and labels ``(N,)``.
         epochs: Of RTS.
         aid_epochs: Of RTS^A; 0 trains none.
+        width: Of the decoder; see `MaskingModel`.
     """
 
     models: Callable[[Path], tuple[nn.Module, nn.Module]]
     data: Callable[[Path], tuple[Tensor, Tensor]]
     epochs: int
     aid_epochs: int = 0
+    width: int | None = None
 
 
 def _embedded(folder: Path) -> tuple[nn.Module, nn.Module]:
@@ -76,9 +78,9 @@ def _photographs(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 PLANS = {
-    "resnet": Plan(_embedded, _shapes, epochs=20, aid_epochs=4),
+    "resnet": Plan(_embedded, _shapes, epochs=20, aid_epochs=3),
     "densenet": Plan(_densenet, _shapes, epochs=10),
-    "cifar10": Plan(_cifar10, _photographs, epochs=6, aid_epochs=2),
+    "cifar10": Plan(_cifar10, _photographs, epochs=8, aid_epochs=2, width=48),
 }
 
 
@@ -92,7 +94,7 @@ def train(name: str, args: argparse.Namespace) -> None:
         images, labels = images[:64], labels[:64]
     data = TensorDataset(images, labels)
     torch.manual_seed(args.seed)
-    masking_model = MaskingModel(encoder, image_shape=images.shape[1:])
+    masking_model = MaskingModel(encoder, width=plan.width, image_shape=images.shape[1:])
     common = {"seed": args.seed, "verbose": not args.quiet}
 
     def write(title: str, found: MaskingModel) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import captum_adv2.attacks
+import captum_adv2.defenses
 import captum_adv2.evaluation
 import captum_adv2.interpreters
 
@@ -28,7 +29,7 @@ UNTESTED = re.compile(r"<!-- no test -->\s*\Z")
 LINK = re.compile(
     r"\]\(\s*<?([^)\s>]+)|^\[[^\]]+\]:\s*(\S+)|(?:src|href)=\"([^\"]+)\"", re.MULTILINE
 )
-FOLDERS = "captum_adv2|docs|examples|tests|interpreters|attacks|evaluation"
+FOLDERS = "captum_adv2|docs|examples|tests|interpreters|attacks|defenses|evaluation"
 FILE = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 FIGURE = re.compile(r"[\w.-]+/[\w./-]+\.(?:png|jpe?g|svg|gif|webp)")
 DOTTED = re.compile(r"`(captum_adv2(?:\.\w+)+)`")
@@ -121,6 +122,7 @@ def test_lines_are_short(name: str) -> None:
 NAMESPACE: dict[str, Any] = {
     **vars(captum_adv2.attacks),
     **vars(captum_adv2.interpreters),
+    **vars(captum_adv2.defenses),
     **vars(captum_adv2.evaluation),
     **vars(captum_adv2),
 }

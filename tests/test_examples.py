@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded.models import load_densenet, load_resnet
+from embedded.models import load_densenet, load_resnet, load_rts
 from embedded.shapes import CLASSES, make_shapes
+
+from captum_adv2.interpreters import MaskingModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,6 +76,47 @@ def test_mask_figures(tmp_path: Path) -> None:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_training_of_masking_models(tmp_path: Path) -> None:
+    args = ("--smoke", "--quiet", "--out", str(tmp_path), "--checkpoints", str(tmp_path / "kept"))
+    first = run("train_rts.py", "resnet", *args, cwd=tmp_path)
+    again = run("train_rts.py", "resnet", *args, cwd=tmp_path)  # nothing left to do
+    assert first == again
+    trained = [
+        MaskingModel.load(tmp_path / f"rts-resnet{kind}.pt", load_resnet()).trained()
+        for kind in ("", "-aid")
+    ]
+    assert not torch.equal(*(found["selector.weight"] for found in trained))
+
+
+def test_rts_figures(tmp_path: Path) -> None:
+    table = run("benchmark/rts.py", "--smoke", cwd=tmp_path)
+    for word in ("localisation error", "ADV2, encoder's loss 0.1", "F an iteration", "skipped"):
+        assert word in table
+
+
+def test_adversarial_distillation_study(tmp_path: Path) -> None:
+    table = run("aid.py", "--smoke", cwd=tmp_path)
+    for word in ("30.", "ADV2 on RTS^A", "maps of clean images"):
+        assert word in table
+    for picture in ("aid-noise.png", "aid-attack.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_squeezing_study(tmp_path: Path) -> None:
+    table = run("squeezing.py", "--smoke", cwd=tmp_path)
+    for word in ("thresholds", "Algorithm 2, 3 bits", "adaptive, all"):
+        assert word in table
+    assert (tmp_path / "squeezing.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_embedded_masking_models_point_at_the_object() -> None:
+    shapes = make_shapes(100, seed=123_456)
+    maps = load_rts(load_resnet())(shapes.images, shapes.labels).detach()
+    large = torch.nn.functional.interpolate(maps, shapes.images.shape[-2:], mode="bilinear")
+    inside, outside = (large[chosen].mean() for chosen in (shapes.masks, ~shapes.masks))
+    assert inside > 3 * outside
+
+
 @pytest.mark.parametrize("load", [load_resnet, load_densenet])
 def test_embedded_models_know_the_shapes(load) -> None:
     pictures = make_shapes(200, seed=123_456)
@@ -94,3 +137,21 @@ def test_embedded_pictures() -> None:
         rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
         assert (columns.min(), columns.max() + 1) == (left, right)
         assert (rows.min(), rows.max() + 1) == (top, bottom)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "picture"),
+    [
+        ("stadv.py", ("DenseNet", "GRAD", "MASK", "stAdv", "StADV2"), "stadv.png"),
+        ("random_targets.py", ("MASK", "patch", "class", "PGD", "ADV2"), "random-targets.png"),
+        ("transfer.py", ("GradCAM", "PGD", "From the ResNet to the DenseNet"), "transfer.png"),
+        ("ensemble.py", ("none", "ADV2 on RTS", "ADV2 on mean and agreement"), "ensemble.png"),
+    ],
+)
+def test_questions_of_the_paper(
+    script: str, words: tuple[str, ...], picture: str, tmp_path: Path
+) -> None:
+    table = run(script, "--smoke", "--out", "drawn", cwd=tmp_path)
+    for word in words:
+        assert word in table
+    assert (tmp_path / "drawn" / picture).read_bytes().startswith(b"\x89PNG")

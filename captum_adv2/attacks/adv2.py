@@ -19,7 +19,7 @@ its 8-bit rounding. ``ADV2.from_preset`` gives the paper's and the official sett
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Literal
 
 import torch
 from torch import nn
@@ -97,6 +97,8 @@ class ADV2(DualAttack):
     torch.Size([2, 1, 8, 8])
     """
 
+    _preset = Preset
+
     def __init__(
         self,
         model: nn.Module,
@@ -140,24 +142,6 @@ class ADV2(DualAttack):
         self.alpha = alpha
         self.random_start = random_start
         self._check()
-
-    @classmethod
-    def from_preset(
-        cls,
-        model: nn.Module,
-        interpreter: Interpreter | Callable[[nn.Module], Interpreter] | None,
-        preset: Preset,
-        **overrides: Any,
-    ) -> Self:
-        """Return an attack with a preset's settings; see `presets`.
-
-        Args:
-            model: Model to attack.
-            interpreter: Interpreter to fool.
-            preset: For example ``presets.PAPER["CAM"]``.
-            **overrides: Keyword arguments that win over the preset's.
-        """
-        return cls(model, interpreter, **(preset.settings() | overrides))
 
     def _framework(self) -> Framework:
         return LinfBall(self.eps, self.random_start, self._generator)

@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from captum_adv2.attacks.frameworks import Framework
 from captum_adv2.attacks.objectives import MapDistance
+from captum_adv2.attacks.presets import Settings
 from captum_adv2.attacks.run import Batch, Callback, Dual, Regular, Run
 from captum_adv2.attacks.steps import Step
 from captum_adv2.checks import (
@@ -30,7 +31,7 @@ from captum_adv2.checks import (
 )
 from captum_adv2.interpreters.base import Direct, Interpreter, Surrogate, eval_mode
 from captum_adv2.interpreters.gradient import Gradient
-from captum_adv2.types import SurrogateFactory, TargetMap, Term
+from captum_adv2.types import Schedule, SurrogateFactory, TargetMap, Term
 
 __all__ = ["CarefulAttack", "DualAttack"]
 
@@ -95,6 +96,7 @@ class DualAttack(CarefulAttack):
     """
 
     alpha: float
+    _preset: ClassVar[type[Settings]]
 
     def __init__(
         self,
@@ -150,6 +152,36 @@ class DualAttack(CarefulAttack):
     def _regular(self) -> Step:
         """Return the step rule of the warm start: that of a regular attack."""
 
+    def _weight(self) -> float | Schedule:
+        """Return the weight of the default map loss."""
+        return MapDistance.weight
+
+    @classmethod
+    def from_preset(
+        cls,
+        model: nn.Module,
+        interpreter: Interpreter | Callable[[nn.Module], Interpreter] | None,
+        preset: Settings,
+        **overrides: Any,
+    ) -> Self:
+        """Return an attack with a preset's settings; see `presets`.
+
+        Args:
+            model: Model to attack.
+            interpreter: Interpreter to fool.
+            preset: For example ``presets.PAPER["CAM"]``.
+            **overrides: Keyword arguments that win over the preset's.
+
+        Raises:
+            TypeError: The preset is another attack's.
+        """
+        if not isinstance(preset, cls._preset):
+            raise TypeError(
+                f"expected a {cls._preset.__name__} for {cls.__name__}, got "
+                f"{type(preset).__name__}; see captum_adv2.attacks.presets"
+            )
+        return cls(model, interpreter, **(preset.settings() | overrides))
+
     def set_model(self, model: nn.Module) -> None:
         """Attack another model; an interpreter given as a class or function is built on it."""
         super().set_model(model)
@@ -185,7 +217,8 @@ class DualAttack(CarefulAttack):
         warmup = self.steps // 20 if self.warmup is None else self.warmup
         interpretation = self.interpretation
         if interpretation is None:
-            interpretation = MapDistance() if interpreter.scaled else MapDistance(shape=0.0)
+            share = MapDistance.shape if interpreter.scaled else 0.0
+            interpretation = MapDistance(self._weight(), shape=share)
         with tqdm(total=self.steps, desc=self.attack, unit="step", disable=not self.verbose) as bar:
             run = Run(self._framework(), batch.clean, self.alpha, self._callback, bar)
             if target_maps is None and batch.target is not None:

@@ -16,6 +16,9 @@ For MASK both are the bilevel attack of Algorithm 1 with the two-phase step of ย
 n_reset 50, n_bs 12, alpha_max 0.08. The floor kappa is printed nowhere; the code's is a margin of
 10 between logits. Its last hundred iterations, with half of alpha_max, are not told apart here.
 
+``PAPER_STADV`` has those of Table 12 for `StADV2`: Adam at a constant 0.01 (ยงB2). For MASK the map
+term has a weight there, and both losses make one step.
+
 The sums of squares belong to a map size, which each preset names; at another size the balance of
 the two losses is another, and a `SoundnessWarning` says so.
 """
@@ -27,17 +30,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from captum_adv2.attacks.objectives import CrossEntropy, Linear, MapDistance, Margin, Stages
-from captum_adv2.attacks.steps import SignDescent, Step, TwoPhase
+from captum_adv2.attacks.steps import AdamDescent, SignDescent, Step, TwoPhase
 from captum_adv2.interpreters.bilevel import Unrolled
 from captum_adv2.interpreters.rts import EncoderGuided
 from captum_adv2.types import Schedule, SurrogateFactory, Term
 
-__all__ = ["OFFICIAL", "PAPER", "Preset"]
+__all__ = ["OFFICIAL", "PAPER", "PAPER_STADV", "FlowPreset", "Preset", "Settings"]
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Settings of an attack on one interpreter.
+class Settings:
+    """What the settings of both attacks have in common.
 
     Attributes:
         steps: Gradient evaluations in all, the warm start's included.
@@ -48,8 +51,6 @@ class Preset:
         surrogate: What is differentiated in place of the interpreter; ``None``: its own choice.
         keep: Which iterate is returned.
         confidence: Least probability of the target class for an iterate to count as best.
-        eps: Largest change of a pixel.
-        alpha: Step size.
     """
 
     steps: int
@@ -60,12 +61,37 @@ class Preset:
     surrogate: SurrogateFactory | None = None
     keep: Literal["best", "final"] = "final"
     confidence: float = 0.0
+
+    def settings(self) -> dict[str, Any]:
+        """Return the keyword arguments for the attack."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Preset(Settings):
+    """Settings of `ADV2` on one interpreter.
+
+    Attributes:
+        eps: Largest change of a pixel.
+        alpha: Step size.
+    """
+
     eps: float = 0.031
     alpha: float = 1 / 255
 
-    def settings(self) -> dict[str, Any]:
-        """Return the keyword arguments for `ADV2`."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+@dataclass(frozen=True)
+class FlowPreset(Settings):
+    """Settings of `StADV2` on one interpreter.
+
+    Attributes:
+        flow_weight: Weight of the flow loss, tau.
+        alpha: Learning rate, in pixels.
+    """
+
+    step: Step = AdamDescent(final=1.0)
+    flow_weight: float = 0.0005
+    alpha: float = 0.01
 
 
 def _summed(weight: float | Schedule, map_size: tuple[int, int]) -> MapDistance:
@@ -73,16 +99,28 @@ def _summed(weight: float | Schedule, map_size: tuple[int, int]) -> MapDistance:
 
 
 _PLAIN = CrossEntropy(rho=0.0)
+_SMOOTHED = CrossEntropy(Linear(0.05, 0.01), seed=0)
+_ENCODER = EncoderGuided(weight=0.1)
 
 PAPER: dict[str, Preset] = {
-    "GRAD": Preset(800, 400, _summed(0.007, (56, 56)), CrossEntropy(Linear(0.05, 0.01), seed=0)),
+    "GRAD": Preset(800, 400, _summed(0.007, (56, 56)), _SMOOTHED),
     "CAM": Preset(1200, 400, _summed(0.204, (7, 7)), _PLAIN),
-    "RTS": Preset(1200, 400, _summed(0.002, (56, 56)), _PLAIN, surrogate=EncoderGuided(weight=0.1)),
+    "RTS": Preset(1200, 400, _summed(0.002, (56, 56)), _PLAIN, surrogate=_ENCODER),
     "MASK": Preset(
         1000, 400, _summed(1.0, (28, 28)), _PLAIN, step=TwoPhase(), surrogate=Unrolled()
     ),
 }
 """Settings of the paper (Table 11), by its names of the interpreters."""
+
+PAPER_STADV: dict[str, FlowPreset] = {
+    "GRAD": FlowPreset(800, 400, _summed(0.023, (56, 56)), _SMOOTHED),
+    "CAM": FlowPreset(600, 400, _summed(0.653, (7, 7)), _PLAIN),
+    "RTS": FlowPreset(600, 400, _summed(0.0408, (56, 56)), _PLAIN, surrogate=_ENCODER),
+    "MASK": FlowPreset(
+        1000, 400, _summed(500.0, (28, 28)), _PLAIN, surrogate=Unrolled(), flow_weight=0.004
+    ),
+}
+"""Settings of the paper for the spatial attack (Table 12), by its names of the interpreters."""
 
 OFFICIAL: dict[str, Preset] = {
     "GRAD": Preset(
@@ -99,7 +137,7 @@ OFFICIAL: dict[str, Preset] = {
         300,
         MapDistance(Linear(5.0, 10.0), l1=0.0, shape=0.0),
         _PLAIN,
-        surrogate=EncoderGuided(weight=0.1),
+        surrogate=_ENCODER,
     ),
     "MASK": Preset(
         1400,

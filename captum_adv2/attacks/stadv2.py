@@ -21,13 +21,14 @@ from torch import nn
 
 from captum_adv2.attacks.base import DualAttack
 from captum_adv2.attacks.frameworks import Flow, Framework
-from captum_adv2.attacks.objectives import CrossEntropy
+from captum_adv2.attacks.objectives import CrossEntropy, Linear
+from captum_adv2.attacks.presets import FlowPreset
 from captum_adv2.attacks.run import Callback
 from captum_adv2.attacks.steps import AdamDescent, Step
 from captum_adv2.attacks.targets import Benign
 from captum_adv2.checks import expect_number
 from captum_adv2.interpreters.base import Interpreter
-from captum_adv2.types import SurrogateFactory, TargetMap, Term
+from captum_adv2.types import Schedule, SurrogateFactory, TargetMap, Term
 
 __all__ = ["StADV2"]
 
@@ -49,7 +50,7 @@ class StADV2(DualAttack):
         warmup: Regular attack steps at the start; default: a twentieth of ``steps``.
         target_map: See `ADV2`, as for all that follow.
         prediction: Prediction loss.
-        interpretation: Interpretation loss.
+        interpretation: Interpretation loss; default: `ADV2`'s, of a weight rising from 30 to 150.
         terms: Further terms of the loss.
         step: Step rule.
         surrogate: What to differentiate in place of the interpreter.
@@ -77,6 +78,8 @@ class StADV2(DualAttack):
     Reference: Xiao et al., Spatially Transformed Adversarial Examples, ICLR 2018.
     """
 
+    _preset = FlowPreset
+
     def __init__(
         self,
         model: nn.Module,
@@ -84,7 +87,7 @@ class StADV2(DualAttack):
         flow_weight: float = 5e-4,
         steps: int = 200,
         *,
-        alpha: float = 0.05,
+        alpha: float = 0.1,
         bound: float | None = None,
         warmup: int | None = None,
         target_map: TargetMap = Benign(),  # noqa: B008  (immutable)
@@ -126,6 +129,10 @@ class StADV2(DualAttack):
 
     def _regular(self) -> Step:
         return AdamDescent(final=1.0)
+
+    def _weight(self) -> float | Schedule:
+        # Moving pixels reaches the class later than changing them does, and the map has to wait.
+        return Linear(30.0, 150.0)
 
     def _check(self) -> None:
         expect_number(self.flow_weight, "flow_weight", low=0.0)

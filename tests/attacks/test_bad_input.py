@@ -391,8 +391,11 @@ def test_unknown_override_of_a_preset(model, runs):
     assert runs == []
 
 
-def test_presets_are_of_attacks_on_pixels():
-    assert not hasattr(StADV2, "from_preset")
+def test_a_preset_of_the_other_attack_is_refused(model):
+    with pytest.raises(TypeError, match="expected a FlowPreset for StADV2, got Preset"):
+        StADV2.from_preset(model, CAM, presets.PAPER["CAM"])
+    with pytest.raises(TypeError, match="expected a Preset for ADV2, got FlowPreset"):
+        ADV2.from_preset(model, CAM, presets.PAPER_STADV["CAM"])
 
 
 def test_good_input_raises_nothing(attack, data, runs):

@@ -10,7 +10,15 @@ from conftest import untrained
 from torch import nn
 
 from captum_adv2 import ADV2, SoundnessWarning
-from captum_adv2.attacks import CrossEntropy, Margin, SignDescent, TwoPhase, presets
+from captum_adv2.attacks import (
+    AdamDescent,
+    CrossEntropy,
+    Margin,
+    SignDescent,
+    StADV2,
+    TwoPhase,
+    presets,
+)
 from captum_adv2.attacks.objectives import at
 from captum_adv2.interpreters import CAM, MASK, RTS, EncoderGuided, Gradient
 from captum_adv2.interpreters.bilevel import Unrolled
@@ -124,6 +132,30 @@ def test_paper_mask_is_table_11_and_section_3_6():
     assert preset.interpretation.map_size == (28, 28)
     assert_equation_3(preset.interpretation, 1.0)  # two steps of their own: no lambda
     assert (preset.eps, preset.alpha) == (0.031, 1.0 / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "weight", "size", "tau"),
+    [
+        ("GRAD", 800, 0.023, (56, 56), 0.0005),
+        ("CAM", 600, 0.653, (7, 7), 0.0005),
+        ("MASK", 1000, 500.0, (28, 28), 0.004),
+        ("RTS", 600, 0.0408, (56, 56), 0.0005),
+    ],
+)
+def test_paper_stadv_is_table_12(model, name, steps, weight, size, tau):
+    preset = presets.PAPER_STADV[name]
+    assert (preset.steps, preset.warmup, preset.flow_weight) == (steps, 400, tau)
+    assert preset.interpretation.map_size == size
+    assert_equation_3(preset.interpretation, weight)
+    assert (preset.alpha, preset.step) == (0.01, AdamDescent((0.9, 0.999), final=1.0))  # §B2
+    if name == "MASK":
+        assert (preset.surrogate.n_step, preset.surrogate.n_reset) == (4, 50)
+    if name == "RTS":
+        assert preset.surrogate == EncoderGuided(weight=0.1)
+    attack = StADV2.from_preset(model, CAM, preset, bound=1.0)
+    assert (attack.flow_weight, attack.alpha, attack.bound) == (tau, 0.01, 1.0)
+    assert (attack.steps, attack.step, attack.keep) == (steps, preset.step, "final")
 
 
 def test_official_mask_is_the_published_code():

@@ -137,14 +137,14 @@ REACHES = [
 def test_it_reaches_the_class_and_hides_it_from_the_interpreter(model, data, name, nearer):
     images, labels = data
     target, g = shifted(images, labels), BUILD[name](model)
-    ours = targeted(StADV2(model, g, alpha=0.2, steps=60))
+    ours = targeted(StADV2(model, g, alpha=0.2, steps=120))
     fooled = evaluate(model, g, images, ours(images, labels), target)
     assert fooled.success.all()
     if nearer:
-        regular = targeted(StADV2(model, g, alpha=0.2, steps=60, warmup=60))
+        regular = targeted(StADV2(model, g, alpha=0.2, steps=120, warmup=120))
         visible = evaluate(model, g, images, regular(images, labels), target)
         assert visible.success.all()
-        assert fooled.l1.mean() < (0.4 if name == "CAM" else 0.8) * visible.l1.mean()
+        assert fooled.l1.mean() < (0.6 if name == "CAM" else 0.8) * visible.l1.mean()
 
 
 def test_untargeted_success_is_another_class(model, data):

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""Can a map be made to show anything at all? Tables 6, 7, 8 and Figures 11 to 13 (§5 Q1).
+
+    python examples/random_targets.py                    # MASK is what takes long; --smoke: seconds
+    python examples/random_targets.py --models ResNet --interpreters CAM GRAD RTS --images 20
+
+ADV2 aims at a random class, and at a map that has nothing to do with image or class: a patch of
+random shape, angle and place; or the map of another image, of another class than the target. If
+both are reached, classifier and interpreter are only loosely coupled. PGD, which looks at no map,
+shows how far from the target map an adversarial image is without an effort.
+"""
+
+from __future__ import annotations
+
+from common import EPS, Case, attacked, few, mean, options, subjects
+from embedded.shapes import make_shapes
+from torch import Tensor
+from torchattacks import PGD
+
+from captum_adv2 import ADV2, Report, evaluate
+from captum_adv2.attacks import MapDistance, RandomClass, RandomPatch
+from captum_adv2.evaluation import metrics, visualize
+
+
+def row(names: tuple[str, str, str, str], report: Report, wanted: Tensor) -> None:
+    """Print how near the maps of an attack are to those wanted, and to the benign ones."""
+    model, interpreter, aim, attack = names
+    numbers, won, maps = report.summary(), report.success, report.adversarial_maps
+    print(
+        f"{model:9s} {interpreter:8s} {aim:6s} {attack:6s} {numbers['images']:6d} "
+        f"{numbers['asr']:6.1%} {numbers['confidence']:11.3f}  "
+        f"{mean(metrics.l1(maps, wanted)[won])}  {mean(report.l1[won])}  "
+        f"{metrics.iou(maps, wanted)[won].mean():5.3f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Attack, print, draw."""
+    args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=100)
+    found = subjects(args)
+    pool = make_shapes(100, seed=5)
+    aims = {"patch": RandomPatch(), "class": RandomClass(pool.images, pool.labels)}
+    print(f"{args.steps} gradient evaluations, on MASK {3 * args.steps}; changes of at most 8/255")
+    print(
+        f"{'model':9s} {'explains':8s} {'target':6s} {'attack':6s} images    ASR  confidence  "
+        f"{'L1 to target, 95 %':24s} {'L1 to benign, 95 %':24s} IoU to target"
+    )
+    for number, subject in enumerate(found):
+        shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        pgd = PGD(subject.case.model, eps=EPS, steps=args.steps, random_start=False)
+        fooled = attacked(pgd, subject.case)
+        for name, interpreter in subject.interpreters.items():
+            model, images, labels, targets = few(subject.case, name, args)
+            for aim, target_map in aims.items():
+                # What is random hangs on the image alone: these are the maps of the attack, too.
+                wanted = target_map(interpreter, images, labels, targets)
+                # A far target map at the default weight, 150, would outweigh the prediction.
+                distance = MapDistance(15.0, shape=0.5 if interpreter.scaled else 0.0)
+                attack = ADV2(
+                    model,
+                    interpreter,
+                    eps=EPS,
+                    steps=3 * args.steps if name == "MASK" else args.steps,
+                    target_map=target_map,
+                    interpretation=distance,
+                    verbose=args.verbose,
+                )
+                both = attacked(attack, Case(model, images, labels, targets))
+                for title, adversarial in (("PGD", fooled[: len(images)]), ("ADV2", both)):
+                    report = evaluate(model, interpreter, images, adversarial, targets)
+                    row((subject.name, name, aim, title), report, wanted)
+                shown.setdefault("benign", {})[name] = (images[:2], report.benign_maps[:2])
+                shown.setdefault(f"{aim}: target", {})[name] = (images[:2], wanted[:2])
+                shown.setdefault(f"{aim}: ADV2", {})[name] = (both[:2], report.adversarial_maps[:2])
+        if number == 0:
+            visualize.grid(shown).savefig(args.out / "random-targets.png", dpi=80)
+    print("L1 and IoU are means over the successes.")
+
+
+if __name__ == "__main__":
+    main()

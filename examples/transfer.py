@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Does what fools one interpreter, or one classifier, fool another? Table 9, Figure 14 (§5 Q2).
+
+    python examples/transfer.py                        # --interpreters to add MASK, which is slow
+    python examples/transfer.py --models DenseNet ResNet     # crafted on the DenseNet
+
+First every attack, made against one interpreter, is tried on all of them. Then images made against
+the first classifier are tried on the second, with an interpreter of its own. PGD's row says how far
+maps are off where nobody cares about them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import EPS, INTERPRETERS, attacked, mean, options, subjects
+from torch import Tensor
+from torchattacks import PGD
+
+from captum_adv2 import ADV2, Report
+from captum_adv2.evaluation import transfer, visualize
+
+
+def show(found: transfer.Matrix) -> None:
+    """Print L1 with its 95 % interval, and the success rate, of each pair."""
+    print(" " * 8 + "".join(f"{name:31s}" for name in found.targets).rstrip())
+    for source, row in zip(found.sources, found.reports, strict=True):
+        cells = (f"{mean(r.l1[r.success])} {r.success.float().mean():5.0%}" for r in row)
+        print(f"{source:8s}" + "  ".join(cells), flush=True)
+
+
+def pictures(
+    found: transfer.Matrix, images: Tensor, adversarial: dict[str, Tensor], shown: int = 2
+) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+    """Return the rows of Figure 14: each source's images, with the maps of every interpreter."""
+
+    def row(pictures: Tensor, reports: tuple[Report, ...], maps: str) -> dict[str, Any]:
+        columns = zip(found.targets, reports, strict=True)
+        return {name: (pictures[:shown], getattr(report, maps)[:shown]) for name, report in columns}
+
+    rows = {"benign": row(images, found.reports[0], "benign_maps")}
+    for source, reports in zip(found.sources, found.reports, strict=True):
+        title = source if source == "PGD" else f"ADV2: {source}"
+        rows[title] = row(adversarial[source], reports, "adversarial_maps")
+    return rows
+
+
+def main() -> None:
+    """Attack, print, draw."""
+    args = options(__doc__, ("CAM", "GradCAM", "GRAD", "RTS"), steps=100)
+    if "MASK" in args.interpreters:
+        args.images = min(args.images, args.mask_images)
+    first, *others = subjects(args)
+    model, images, labels, targets = first.case
+    attacks = {"PGD": PGD(model, eps=EPS, steps=args.steps, random_start=False)} | {
+        name: ADV2(model, interpreter, eps=EPS, steps=args.steps, verbose=args.verbose)
+        for name, interpreter in first.interpreters.items()
+    }
+    adversarial = {name: attacked(attack, first.case) for name, attack in attacks.items()}
+    print(f"{len(images)} images, {args.steps} gradient evaluations, changes of at most 8/255")
+    print("Map L1 [95 % interval] over the successes, success rate; row: made against")
+    print(f"\n## From interpreter to interpreter, {first.name}")
+    found = transfer.matrix(model, first.interpreters, images, adversarial, targets, labels)
+    show(found)
+    visualize.grid(pictures(found, images, adversarial)).savefig(args.out / "transfer.png", dpi=80)
+    for second in others:
+        print(f"\n## From the {first.name} to the {second.name}, each explained by its own")
+        models = {subject.name: subject.case.model for subject in (first, second)}
+        for name in second.interpreters:
+            sources = {source: adversarial[source] for source in ("PGD", name)}
+            print(f"{name}:")
+            show(transfer.across(models, INTERPRETERS[name], images, sources, targets, labels))
+
+
+if __name__ == "__main__":
+    main()
