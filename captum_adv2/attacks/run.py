@@ -218,13 +218,13 @@ class Dual:
         """Return how good an iterate is ``(B,)``, less being better.
 
         Where the class is reached: the map distance and the further terms, squashed to (-1, 1) that
-        none outweighs the class. Where it is not: more than that.
+        none outweighs the class (a term that is infinite or NaN is at 1). Where it is not: more.
         """
         self.confidence = probability(candidate.logits, self._target)
         self.distance = (candidate.maps - self._target_maps).abs().mean(dim=(1, 2, 3))
         reached = candidate.logits.argmax(dim=1) == self._target
         short = 3 - self.confidence + (~reached).to(self.confidence)  # a distance is at most 1
-        good = self.distance + further / (1 + further.abs())
+        good = self.distance + (further / (1 + further.abs())).nan_to_num(nan=1.0)
         return torch.where(reached & (self.confidence >= self._floor), good, short)
 
 

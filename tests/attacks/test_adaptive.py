@@ -572,3 +572,18 @@ def test_the_score_of_an_iterate(trained_smooth, data, seed, size, floor):
     for some in (reached, ~reached):  # nearer the class is better, whatever the terms say
         order = p[some & ~good].argsort()
         assert (score[some & ~good][order].diff() <= 0).all()
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_term_without_a_number_is_worse_than_any_with_one(trained_smooth, data, bad):
+    images, labels = data[0].double(), data[1]
+    g = CAM(trained_smooth)
+    benign = g(images, labels).detach()
+
+    def score(value):
+        terms = (CrossEntropy(), MapDistance(), lambda candidate: torch.full((6,), value).double())
+        dual = Dual(trained_smooth, g.surrogate(images, labels), labels, benign, terms, 0.0)
+        return dual.judge(Direct(g.explain, labels), images)
+
+    assert (score(1e6) < score(bad)).all()
+    assert (score(bad) < 2.1).all()  # and better than an image that misses the class
