@@ -1,32 +1,47 @@
 # SPDX-License-Identifier: MIT
-"""Files of tensors: written whole or not at all, read without running what is in them."""
+"""Files written whole or not at all; files of tensors, read without running what is in them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "whole"]
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes the file at the end if nothing was raised.
+
+    A process killed on the way leaves the file as it was.
+
+    Args:
+        path: File to write; its folder exists.
+    """
+    final = Path(path)
+    part = final.with_name(f"{final.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(final)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save(record: dict[str, Any], path: str | Path, kind: str) -> None:
-    """Write a record; a process killed on the way leaves the file as it was.
+    """Write a record, whole or not at all; see `whole`.
 
     Args:
         record: Tensors, numbers, strings, and lists and dicts of them.
         path: File to write; its folder exists.
         kind: What the record is of; `load` asks for it again.
     """
-    whole = Path(path)
-    part = whole.with_name(f"{whole.name}.{os.getpid()}.part")
-    try:
+    with whole(path) as part:
         torch.save({"kind": kind, **record}, part)
-        part.replace(whole)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: str | Path, kind: str) -> dict[str, Any]:

@@ -51,6 +51,9 @@ class Candidate(NamedTuple):
         target: Class the attacker wants ``(B,)``.
         target_maps: Maps the attacker wants ``(B, 1, h, w)``.
         progress: Share of the attack that is done, in [0, 1].
+        rows: Which images of the attacked batch these are ``(B,)``, or ``None`` for all of them, in
+            order; some may have left, being finished. What a term holds for each image it looks up
+            here.
     """
 
     images: Tensor
@@ -59,6 +62,7 @@ class Candidate(NamedTuple):
     target: Tensor
     target_maps: Tensor
     progress: float
+    rows: Tensor | None = None
 
 
 class Term(Protocol):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import isic
 import pytest
 import torch
 from embedded.models import load_densenet, load_resnet, load_rts
@@ -107,6 +108,17 @@ def test_squeezing_study(tmp_path: Path) -> None:
     for word in ("thresholds", "Algorithm 2, 3 bits", "adaptive, all"):
         assert word in table
     assert (tmp_path / "squeezing.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_skin_cancer_application(tmp_path: Path) -> None:
+    table = run("isic.py", "--smoke", "--quiet", "--out", "trained/lesions.pt", cwd=tmp_path)
+    for word in ("VASC", "weighted multi-class accuracy", "7 images held out"):
+        assert word in table
+    assert (tmp_path / "trained" / "lesions.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "trained" / "lesions.csv").read_text().splitlines()) == 1 + 7
+    with torch.no_grad():
+        logits = isic.load(tmp_path / "trained" / "lesions.pt")(torch.rand(1, 3, 64, 64))
+    assert logits.shape == (1, 7)
 
 
 def test_embedded_masking_models_point_at_the_object() -> None:

@@ -46,6 +46,7 @@ SEES = {
     "attacks": {"attacks", "interpreters", "storage", "optim", "types", "checks"},
     "defenses": {"defenses", "attacks", "interpreters", "storage", "optim", "types", "checks"},
     "evaluation": set(WINGS) - {""},
+    "__main__": {"__main__", "evaluation"},
     "testing": {"testing", "interpreters", "optim", "types", "checks"},
     "": {*WINGS, "testing"},
 }

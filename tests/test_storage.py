@@ -130,3 +130,21 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch, write):
     with pytest.raises(ValueError, match="expected the file of a thing"):
         storage.load(tmp_path / "file", "thing")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_any_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    with storage.whole(path) as part:
+        part.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+
+    def killed():
+        with storage.whole(str(path)) as part:
+            part.write_text("tw")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert path.read_text() == "one"
+    assert os.listdir(tmp_path) == ["file"]

@@ -107,7 +107,8 @@ class Matching:
     """A term that makes a classifier say what it says of another image (Algorithm 2, stage 2).
 
     Args:
-        probabilities: What it says of the other images ``(B, classes)``.
+        probabilities: What it says of the other images ``(B, classes)``, one for each image of the
+            attacked batch, in its order.
         weight: Weight of the term.
         slack: L1 distance of probabilities, in [0, 2], that costs nothing.
 
@@ -132,7 +133,9 @@ class Matching:
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
-        apart = (candidate.logits.softmax(dim=1) - self.probabilities).abs().sum(dim=1)
+        rows = candidate.rows
+        wanted = self.probabilities if rows is None else self.probabilities[rows]
+        apart = (candidate.logits.softmax(dim=1) - wanted).abs().sum(dim=1)
         return self.weight * (apart - self.slack).relu()
 
 
@@ -217,7 +220,7 @@ class BitDepthADV2(CarefulAttack):
         for _ in tqdm(range(self.steps), "squeezed", unit="step", disable=hidden):
             leaf = x.detach().requires_grad_()
             losses = loss.prediction(leaf, 0.0)
-            best.offer(x, losses.detach())
+            best.offer(x, losses.detach(), loss.rows)
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
             moved = quantize(x - gradient.sign() / (2**self.bits - 1), self.bits)
             x = torch.minimum(torch.maximum(moved, low), high)

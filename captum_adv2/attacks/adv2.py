@@ -72,6 +72,11 @@ class ADV2(DualAttack):
             that is better on the reported map after 8-bit rounding. ``"final"`` returns the last.
         confidence: Probability of the target class that is enough, in [0, 1]. An image that never
             gets there is returned all the same, at its most confident.
+        stop: Map distance (L1 of the surrogate's map to the target map), in [0, 1], at which an
+            image is finished: once it is of the target class with enough confidence and its
+            distance is at most this, it leaves the batch after that step, and the others run on as
+            if it had not. Further terms have no say in this. It returns as ``keep`` says, its last
+            iterate being the one at which it was finished. Default: all images take all steps.
         random_start: Start at a random point of the ball.
         generator: Source of the random start, and of random targets; default: a fixed seed for the
             former, torchattacks' own (global) one for the latter.
@@ -116,6 +121,7 @@ class ADV2(DualAttack):
         surrogate: SurrogateFactory | None = None,
         keep: Literal["best", "final"] = "best",
         confidence: float = 0.9,
+        stop: float | None = None,
         random_start: bool = False,
         generator: torch.Generator | None = None,
         callback: Callback | None = None,
@@ -134,6 +140,7 @@ class ADV2(DualAttack):
             surrogate=surrogate,
             keep=keep,
             confidence=confidence,
+            stop=stop,
             generator=generator,
             callback=callback,
             verbose=verbose,

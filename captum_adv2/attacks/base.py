@@ -113,6 +113,7 @@ class DualAttack(CarefulAttack):
         surrogate: SurrogateFactory | None,
         keep: Literal["best", "final"],
         confidence: float,
+        stop: float | None,
         generator: torch.Generator | None,
         callback: Callback | None,
         verbose: bool,
@@ -128,6 +129,7 @@ class DualAttack(CarefulAttack):
         self.surrogate = surrogate
         self.keep = keep
         self.confidence = confidence
+        self.stop = stop
         self.verbose = verbose
         self._generator = generator
         self._callback = callback
@@ -224,25 +226,24 @@ class DualAttack(CarefulAttack):
             if target_maps is None and batch.target is not None:
                 target_maps = self._aim(interpreter, batch, batch.target)
             regular = Regular(self.get_logits, batch)
-            run.descend(regular, self._regular(), range(warmup))
-            target = (
-                self._landed(run.images, batch.labels) if batch.target is None else batch.target
-            )
+            started = run.descend(regular, self._regular(), range(warmup))
+            target = self._landed(started, batch.labels) if batch.target is None else batch.target
             if target_maps is None:
                 target_maps = self._aim(interpreter, batch, target)
             dual = Dual(
                 self.get_logits,
-                self._follow(interpreter, run.images, target),
+                self._follow(interpreter, started, target),
                 target,
                 target_maps,
                 (self.prediction, interpretation, *self.terms),
                 self.confidence,
+                self.stop,
             )
-            run.descend(dual, self.step, range(warmup, self.steps))
+            final = run.descend(dual, self.step, range(warmup, self.steps))
         if self.keep == "final":
-            return run.images
+            return final
         reported = Direct(interpreter.explain, target)
-        return dual.best.better(run.images, lambda images: dual.judge(reported, images))
+        return dual.best.better(final, lambda images: dual.judge(reported, images))
 
     def _batch(self, interpreter: Interpreter, images: Tensor, labels: Tensor | None) -> Batch:
         """Check all that was passed, and learn what the model and the interpreter say of it."""
@@ -274,7 +275,10 @@ class DualAttack(CarefulAttack):
     def _probe(self, interpreter: Interpreter, image: Tensor, target: Tensor) -> tuple[int, int]:
         """Check on one image that the map can be attacked; return the maps' height and width."""
         leaf = image.detach().requires_grad_()
-        maps = self._follow(interpreter, leaf, target)(leaf).maps
+        surrogate = self._follow(interpreter, leaf, target)
+        if self.stop is not None:
+            surrogate.take(torch.zeros_like(target))  # of one image, the first is all of them
+        maps = surrogate(leaf).maps
         if not maps.requires_grad:
             raise ValueError(
                 f"expected a differentiable interpreter, got {type(interpreter).__name__}, whose "
@@ -317,6 +321,8 @@ class DualAttack(CarefulAttack):
         if self.warmup is not None:
             expect_integer(self.warmup, "warmup", low=0, high=self.steps)
         expect_number(self.confidence, "confidence", low=0.0, high=1.0)
+        if self.stop is not None:
+            expect_number(self.stop, "stop", low=0.0, high=1.0)
         if self.keep not in ("best", "final"):
             raise ValueError(f"expected keep to be 'best' or 'final', got {self.keep!r}")
         if not isinstance(self.interpreter, Interpreter):

@@ -56,6 +56,7 @@ class StADV2(DualAttack):
         surrogate: What to differentiate in place of the interpreter.
         keep: Which iterate is returned.
         confidence: Probability of the target class that is enough.
+        stop: Map distance at which an image is finished and leaves the batch.
         generator: Source of random targets.
         callback: Called with a `Progress` at each gradient evaluation.
         verbose: Show a progress bar.
@@ -98,6 +99,7 @@ class StADV2(DualAttack):
         surrogate: SurrogateFactory | None = None,
         keep: Literal["best", "final"] = "best",
         confidence: float = 0.9,
+        stop: float | None = None,
         generator: torch.Generator | None = None,
         callback: Callback | None = None,
         verbose: bool = False,
@@ -115,6 +117,7 @@ class StADV2(DualAttack):
             surrogate=surrogate,
             keep=keep,
             confidence=confidence,
+            stop=stop,
             generator=generator,
             callback=callback,
             verbose=verbose,

@@ -51,7 +51,7 @@ class Problem:
 
     Args:
         framework: What the attack optimises.
-        clean: Clean images ``(B, C, H, W)``.
+        clean: Clean images ``(B, C, H, W)`` that are under way.
         alpha: The attack's step size, in units of the image's range.
         steps: How many steps the rule will be asked for.
         loss: What to make small.
@@ -97,7 +97,11 @@ class Problem:
 
 
 class Step(Protocol):
-    """Takes a variable to the next one; ``memory`` is the rule's own, ``None`` at the start."""
+    """Takes a variable to the next one; ``memory`` is the rule's own, ``None`` at the start.
+
+    An attack with ``stop`` lets finished images leave. Memory is then made of tensors with the
+    batch first, of numbers and tensors without dimensions, which stay, and of tuples of these.
+    """
 
     def __call__(self, problem: Problem, variable: Tensor, memory: Any, /) -> tuple[Tensor, Any]:
         """Return the next variable and the memory to hand to the next call."""

@@ -3,10 +3,12 @@
 
 The protocol of Fong & Vedaldi 2017 and Table 2: a map is resized to the image, binarised, and the
 tightest box around its largest connected component is the object's. It is wrong where its
-intersection over union with the true box is below one half.
+intersection over union with the true box, or with each of several, is below one half.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -59,16 +61,16 @@ def _box(above: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return columns.start, rows.start, columns.stop, rows.stop
 
 
-def wrong(found: Tensor, truth: Tensor, iou: float = 0.5) -> Tensor:
-    """Return whether each box misses its true one, bool ``(B,)``.
+def wrong(found: Tensor, truth: Tensor | Sequence[Tensor], iou: float = 0.5) -> Tensor:
+    """Return whether each box misses every true one of its image, bool ``(B,)``.
 
     Args:
         found: ``(B, 4)``, see `boxes`.
-        truth: ``(B, 4)``, likewise.
-        iou: Intersection over union that a box must have, in [0, 1].
+        truth: ``(B, 4)``, likewise; or for each image its ``(K, 4)``, one or more.
+        iou: Intersection over union that a box must have with a true one, in [0, 1].
 
     Raises:
-        ValueError: Shapes that differ, or ``iou`` out of range.
+        ValueError: Shapes that do not match, an image without a true box, or ``iou`` out of range.
 
     >>> wrong(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[0, 0, 2, 3]])).tolist()
     [False]
@@ -76,10 +78,21 @@ def wrong(found: Tensor, truth: Tensor, iou: float = 0.5) -> Tensor:
     from torchvision.ops import box_iou
 
     expect_number(iou, "iou", low=0.0, high=1.0)
-    if found.shape != truth.shape or found.ndim != 2 or found.shape[1] != 4:
+    true = list(truth.unsqueeze(1) if isinstance(truth, Tensor) and truth.ndim == 2 else truth)
+    shapes = {tuple(each.shape) for each in true}
+    if (
+        found.ndim != 2
+        or len(true) != len(found)
+        or any(len(shape) != 2 or shape[1] != 4 for shape in (tuple(found.shape), *shapes))
+    ):
         raise ValueError(
-            f"expected boxes (B, 4) and as many true ones, got {tuple(found.shape)} and "
-            f"{tuple(truth.shape)}"
+            f"expected boxes (B, 4) and as many true ones, or (K, 4) for each, got "
+            f"{tuple(found.shape)} and {len(true)} of shapes {sorted(shapes)}"
         )
-    overlap: Tensor = box_iou(found.float(), truth.float()).diagonal()
-    return overlap.nan_to_num() < iou
+    if (0, 4) in shapes:
+        raise ValueError("expected a true box for every image, got none; leave such images out")
+    overlaps = [
+        float(box_iou(box[None].float(), each.float().to(box.device)).nan_to_num().amax())
+        for box, each in zip(found, true, strict=True)
+    ]
+    return torch.tensor(overlaps, device=found.device) < iou

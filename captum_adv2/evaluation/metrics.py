@@ -8,13 +8,23 @@ it binarises maps for IoU; here a pixel belongs to the object where its value ex
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import expect_labels, expect_logits, expect_maps, expect_number
+from captum_adv2.checks import (
+    expect_integer,
+    expect_labels,
+    expect_logits,
+    expect_maps,
+    expect_number,
+)
 from captum_adv2.interpreters.gradient import probability
 
-__all__ = ["confidence", "iou", "l1", "l2", "success"]
+__all__ = ["confidence", "interval", "iou", "l1", "l2", "success"]
 
 
 def l1(maps: Tensor, reference: Tensor) -> Tensor:
@@ -76,6 +86,38 @@ def confidence(logits: Tensor, target: Tensor) -> Tensor:
     logits = expect_logits(logits, len(logits))
     target = expect_labels(target, len(logits), logits.shape[1], name="target")
     return probability(logits, target.to(logits.device))
+
+
+def interval(
+    values: Tensor | npt.NDArray[Any], level: float = 0.95, draws: int = 2000
+) -> tuple[float, float]:
+    """Return the bootstrap interval of a mean (percentiles), from a seed of its own.
+
+    Args:
+        values: ``(n,)``, of any dtype; NaN twice where there are none.
+        level: Share of the resampled means that are inside, in [0, 1].
+        draws: How many times to resample.
+
+    Raises:
+        TypeError: A number of a wrong type.
+        ValueError: A number out of range, or values without one dimension.
+
+    >>> interval(torch.tensor([0.5, 0.5, 0.5])), interval(torch.empty(0))
+    ((0.5, 0.5), (nan, nan))
+    """
+    level = expect_number(level, "level", low=0.0, high=1.0)
+    draws = expect_integer(draws, "draws", low=1)
+    values = torch.as_tensor(values).detach().cpu()
+    if values.ndim != 1:
+        raise ValueError(f"expected values of shape (n,), got {tuple(values.shape)}")
+    if not len(values):
+        return math.nan, math.nan
+    if values.dtype not in (torch.float32, torch.float64):  # the only ones with quantiles
+        values = values.double()
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(len(values), (draws, len(values)), generator=generator)
+    means = values[index].mean(dim=1)
+    return means.quantile((1 - level) / 2).item(), means.quantile((1 + level) / 2).item()
 
 
 def _difference(maps: Tensor, reference: Tensor) -> Tensor:

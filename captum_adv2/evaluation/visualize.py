@@ -105,6 +105,8 @@ def grid(
 def curves(records: Sequence[Progress], size: tuple[float, float] = (7.0, 2.6)) -> Figure:
     """Draw how confidence and map distance went, step by step: mean and range over the images.
 
+    An image that has left, being finished, counts on with its last values.
+
     Args:
         records: What a callback was told: ``ADV2(..., callback=records.append)``.
         size: Width and height in inches.
@@ -120,12 +122,23 @@ def curves(records: Sequence[Progress], size: tuple[float, float] = (7.0, 2.6)) 
     axes = figure.subplots(1, 2)
     steps = [record.step for record in records]
     for axis, name in zip(axes, ("confidence", "distance"), strict=True):
-        values = torch.stack([getattr(record, name) for record in records]).float().cpu()
+        values = _tracks(records, name)
         axis.plot(steps, values.mean(dim=1).numpy())
         low, high = values.amin(dim=1).numpy(), values.amax(dim=1).numpy()
         axis.fill_between(steps, low, high, alpha=0.2)
         axis.set(xlabel="gradient evaluation", ylabel=name)
     return figure
+
+
+def _tracks(records: Sequence[Progress], name: str) -> Tensor:
+    """Return a number of each image of the first record, ``(steps, B)``; held once it has left."""
+    first = records[0].rows.cpu()
+    held = torch.empty(1 + int(max(record.rows.max() for record in records)))
+    lines = []
+    for record in records:
+        held[record.rows.cpu()] = getattr(record, name).float().cpu()
+        lines.append(held[first])
+    return torch.stack(lines)
 
 
 def _pictures(shown: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[str, Tensor]]:

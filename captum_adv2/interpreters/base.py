@@ -41,6 +41,21 @@ class Surrogate(ABC):
     def advance(self, images: Tensor) -> None:  # noqa: B027  (most surrogates have no move)
         """Make the follower's move in answer to the iterate ``(B, C, H, W)``; once an iteration."""
 
+    def take(self, index: Tensor) -> None:
+        """Go on with some images only: an attack with ``stop`` lets finished ones leave.
+
+        Args:
+            index: Positions, in the batch as it is now, of the images that stay ``(b,)`` long.
+
+        Raises:
+            TypeError: The surrogate does not say how.
+        """
+        raise TypeError(
+            f"expected a surrogate with a method take(index), got {type(self).__name__}; give it "
+            "one that keeps the target, and whatever else it holds for each image, at these "
+            "positions of the batch, or attack with stop=None"
+        )
+
     @abstractmethod
     def __call__(self, images: Tensor) -> Explanation:
         """Return the explanation to differentiate: one map an image, or one a look-ahead step."""
@@ -51,13 +66,17 @@ class Direct(Surrogate):
     """A surrogate that is a function of images and classes, at a fixed class an image.
 
     Args:
-        explain: The function.
+        explain: The function; it holds nothing for each image.
         target: Classes ``(B,)``.
     """
 
     def __init__(self, explain: Callable[[Tensor, Tensor], Explanation], target: Tensor) -> None:
         self._explain = explain
         self._target = target
+
+    def take(self, index: Tensor) -> None:
+        """Go on with some images."""
+        self._target = self._target[index]
 
     def __call__(self, images: Tensor) -> Explanation:
         """Explain images ``(B, C, H, W)``."""

@@ -130,6 +130,10 @@ class _Following(Surrogate):
         self._follower = interpreter.begin(images.detach())
         self._turn = 0
 
+    def take(self, index: Tensor) -> None:
+        self._target = self._target[index]
+        self._follower = self._follower.take(index)
+
     @abstractmethod
     def _reset(self, images: Tensor) -> None:
         """Set the follower back, on the turns for that; called at each."""
@@ -144,12 +148,18 @@ class _Following(Surrogate):
 
 @final
 class _Cycling(_Following):
+    _slope: Tensor
+
     def __init__(
         self, interpreter: MASK, images: Tensor, target: Tensor, settings: FiniteDifference
     ) -> None:
         super().__init__(interpreter, images, target, settings.n_step, settings.pace)
         self._settings = settings
         self._measure(images)
+
+    def take(self, index: Tensor) -> None:
+        super().take(index)
+        self._slope = self._slope[index]
 
     def _reset(self, images: Tensor) -> None:
         if self._turn % 5 == 0:

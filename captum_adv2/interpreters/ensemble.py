@@ -170,6 +170,10 @@ class _Together(Surrogate):
         for part in self._parts:
             part.advance(images)
 
+    def take(self, index: Tensor) -> None:
+        for part in self._parts:
+            part.take(index)
+
     def __call__(self, images: Tensor) -> Explanation:
         return self._join([part(images) for part in self._parts])
 

@@ -30,6 +30,7 @@ from torchattacks import PGD
 from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.attacks import MapDistance, presets
 from captum_adv2.attacks.objectives import at
+from captum_adv2.evaluation.metrics import interval
 from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
 from captum_adv2.types import Schedule
 
@@ -61,17 +62,9 @@ def towards(attack: Any, targets: Tensor, images: Tensor, batch: int) -> Tensor:
     return torch.cat([attack(part, target) for part, target in parts])
 
 
-def interval(values: Tensor, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a mean."""
-    generator = torch.Generator().manual_seed(0)
-    index = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values[index].mean(dim=1)
-    return means.quantile(0.025).item(), means.quantile(0.975).item()
-
-
 def line(name: str, report: Report, cost: str = "") -> None:
     """Print one attack's row."""
-    low, high = interval(report.l1[report.success]) if report.success.any() else (0.0, 0.0)
+    low, high = interval(report.l1[report.success])
     print(f"{name:34s} {report} [L1 95 % {low:.4f} to {high:.4f}] {cost}", flush=True)
 
 

@@ -50,7 +50,8 @@ def probabilities(model, images):
 def candidate_of(logits, images=None, target=None, progress=0.5):
     maps = torch.zeros(len(logits), 1, 2, 2).to(logits)
     target = torch.zeros(len(logits), dtype=torch.long) if target is None else target
-    return Candidate(maps if images is None else images, logits, maps, target, maps, progress)
+    images, rows = maps if images is None else images, torch.arange(len(logits))
+    return Candidate(images, logits, maps, target, maps, progress, rows)
 
 
 def darker(images):

@@ -173,6 +173,11 @@ DUAL = [
     ({"warmup": -1}, ValueError, "expected warmup at least 0"),
     ({"steps": 5, "warmup": 6}, ValueError, "expected warmup at least 0 and at most 5, got 6"),
     ({"confidence": 1.5}, ValueError, "expected confidence at least 0 and at most 1"),
+    ({"stop": -0.1}, ValueError, "expected stop at least 0 and at most 1, got -0.1"),
+    ({"stop": 1.1}, ValueError, "expected stop at least 0 and at most 1, got 1.1"),
+    ({"stop": math.nan}, ValueError, "expected stop at least 0 and at most 1, got nan"),
+    ({"stop": "0.1"}, TypeError, "expected stop to be a number, got str"),
+    ({"stop": True}, TypeError, "expected stop to be a number, got bool"),
     ({"keep": "last"}, ValueError, "expected keep to be 'best' or 'final', got 'last'"),
 ]
 MOVING = [

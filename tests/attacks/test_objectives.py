@@ -34,7 +34,7 @@ def candidate(seed=0, progress=0.5, batch=3, classes=5, channels=1, size=(4, 6),
     maps = torch.rand(batch, channels, *size, generator=generator, dtype=torch.float64)
     goal = torch.rand(batch, 1, *size, generator=generator, dtype=torch.float64)
     images = torch.rand(batch, 3, 8, 8, generator=generator)
-    return Candidate(images, logits, maps, target, goal, progress)
+    return Candidate(images, logits, maps, target, goal, progress, torch.arange(batch))
 
 
 @given(seed=SEEDS, scale=st.sampled_from([0.0, 1.0, 100.0]))
@@ -187,7 +187,8 @@ def test_losses_are_per_image(term):
     losses = term(given_)
     assert losses.shape == (3,)
     for i in range(3):
-        alone = Candidate(*(v[i : i + 1] for v in given_[:-1]), given_.progress)
+        one = [v[i : i + 1] if isinstance(v, torch.Tensor) else v for v in given_]
+        alone = Candidate(*one)
         torch.testing.assert_close(term(alone), losses[i : i + 1], rtol=1e-12, atol=0)
 
 

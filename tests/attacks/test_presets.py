@@ -49,7 +49,8 @@ def assert_equation_3(term, weight):
     generator = torch.Generator().manual_seed(0)
     maps, goal = torch.rand(2, 3, 1, 7, 7, generator=generator)
     logits, target = torch.randn(3, 5, generator=generator), torch.tensor([0, 1, 4])
-    loss = term(Candidate(torch.zeros(3, 3, 8, 8), logits, maps, target, goal, 0.5))
+    images, rows = torch.zeros(3, 3, 8, 8), torch.arange(3)
+    loss = term(Candidate(images, logits, maps, target, goal, 0.5, rows))
     torch.testing.assert_close(loss, weight * (maps - goal).square().sum(dim=(1, 2, 3)))
 
 

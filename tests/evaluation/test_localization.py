@@ -301,6 +301,34 @@ def test_each_box_meets_its_own_truth() -> None:
     assert wrong(truth, truth).tolist() == [False] * 3
 
 
+@given(st.lists(st.tuples(corners, st.lists(corners, min_size=1, max_size=4)), max_size=3))
+def test_a_box_may_meet_any_true_one_of_its_image(images: list[tuple[Box, list[Box]]]) -> None:
+    found = torch.tensor([box for box, _ in images]).view(-1, 4)
+    truth = [torch.tensor(boxes) for _, boxes in images]
+    expected = [all(misses(box, true) for true in boxes) for box, boxes in images]
+    assert wrong(found, truth).tolist() == expected
+    assert wrong(found, [boxes.flip(0) for boxes in truth]).tolist() == expected
+
+
+def test_the_second_true_box_counts() -> None:
+    truth = torch.tensor([[0, 0, 4, 4], [10, 10, 14, 14]])
+    assert wrong(truth[1:], [truth]).tolist() == [False]
+    assert wrong(truth[1:], [truth[:1]]).tolist() == [True]
+    # A half of one and a half of another is neither.
+    assert wrong(torch.tensor([[2, 0, 6, 4]]), torch.tensor([[[0, 0, 4, 4], [4, 0, 8, 4]]])).all()
+
+
+def test_an_image_without_a_true_box_is_refused() -> None:
+    with pytest.raises(ValueError, match="a true box for every image"):
+        wrong(torch.zeros(2, 4), [torch.ones(1, 4), torch.zeros(0, 4)])
+
+
+@pytest.mark.parametrize("truth", [[(1, 4)], [(1, 4), (2, 3)], [(1, 4), (4,)], [(1, 4)] * 3])
+def test_true_boxes_that_do_not_match_are_refused(truth) -> None:
+    with pytest.raises(ValueError, match="as many true ones"):
+        wrong(torch.zeros(2, 4), [torch.ones(shape) for shape in truth])
+
+
 @pytest.mark.parametrize(
     ("found", "truth"),
     [((2, 4), (3, 4)), ((2, 3), (2, 3)), ((4,), (4,))],

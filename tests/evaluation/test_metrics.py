@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_adv2.evaluation.metrics import confidence, iou, l1, l2, success
+from captum_adv2.evaluation.metrics import confidence, interval, iou, l1, l2, success
 
 seeds = st.integers(0, 2**31)
 sizes = st.tuples(st.integers(1, 4), st.just(1), st.integers(1, 6), st.integers(1, 6))
@@ -147,3 +147,67 @@ class TestBadInput:
             measure(logits, torch.tensor([0.0, 1.0]))
         with pytest.raises(ValueError, match="with at least two classes"):
             measure(logits[:, :1], torch.tensor([0, 0]))
+
+
+class TestInterval:
+    @given(seeds, st.integers(1, 40))
+    def test_percentiles_of_resampled_means(self, seed: int, count: int) -> None:
+        values = torch.rand(count, generator=torch.Generator().manual_seed(seed)).double()
+        index = torch.randint(count, (2000, count), generator=torch.Generator().manual_seed(0))
+        means = values.numpy()[index.numpy()].mean(axis=1)
+        np.testing.assert_allclose(interval(values), np.percentile(means, [2.5, 97.5]), atol=1e-12)
+        assert interval(values) == interval(values.numpy())
+        low, high = interval(values)
+        assert values.min() - 1e-12 <= low <= high <= values.max() + 1e-12
+
+    @given(seeds, st.floats(-5, 5), st.floats(0.1, 5))
+    def test_moves_and_scales_with_the_values(self, seed: int, shift: float, scale: float) -> None:
+        values = np.random.default_rng(seed).normal(size=30)
+        expected = np.array(interval(values)) * scale + shift
+        np.testing.assert_allclose(interval(values * scale + shift), expected, atol=1e-9)
+
+    @given(seeds)
+    def test_holds_the_mean_and_narrows_with_more_values(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        few, many = random.uniform(size=50), random.uniform(size=800)
+        widths = []
+        for values in (few, many):
+            low, high = interval(values)
+            assert low < values.mean() < high
+            widths.append(high - low)
+            # of a normal mean: 2 * 1.96 standard errors
+            error = values.std() / np.sqrt(len(values))
+            assert high - low == pytest.approx(3.92 * error, rel=0.2)
+        assert widths[1] < widths[0]
+
+    @given(seeds)
+    def test_order_matters_no_more_than_chance(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        values = random.uniform(size=200)
+        again = interval(random.permutation(values))
+        np.testing.assert_allclose(interval(values), again, atol=0.5 * values.std() / 200**0.5)
+
+    @given(seeds, st.floats(0.1, 0.9))
+    def test_a_higher_level_is_wider(self, seed: int, level: float) -> None:
+        values = np.random.default_rng(seed).uniform(size=20)
+        (low, high), (lower, higher) = interval(values, level), interval(values, level + 0.09)
+        assert lower <= low <= high <= higher
+
+    def test_few_values_and_other_types(self) -> None:
+        assert np.isnan(interval(torch.empty(0))).all()
+        assert np.isnan(interval(np.empty(0))).all()
+        assert np.isnan(interval(np.array([0.5, np.nan]))).all()
+        assert interval(torch.tensor([0.25])) == (0.25, 0.25)
+        assert interval(np.array([1, 1])) == interval(torch.ones(2).half()) == (1, 1)
+        flags = np.array([True, False] * 50)
+        assert interval(flags) == interval(flags.astype(float))
+        values = torch.rand(10, dtype=torch.float64, requires_grad=True)
+        assert interval(values) == interval(values.detach().numpy())
+
+    def test_bad_input(self) -> None:
+        with pytest.raises(ValueError, match=r"expected values of shape \(n,\), got \(2, 2\)"):
+            interval(torch.zeros(2, 2))
+        with pytest.raises(ValueError, match="level"):
+            interval(torch.zeros(2), level=1.5)
+        with pytest.raises(ValueError, match="draws"):
+            interval(torch.zeros(2), draws=0)

@@ -172,7 +172,7 @@ class TestCurves:
         nan = torch.full((2,), torch.nan)  # the warm start looks at no map
         distances = (nan, torch.tensor([0.5, 0.3]), torch.tensor([0.2, 0.1]))
         return [
-            Progress(step, torch.tensor([0.1, 0.3]) * (step + 1), distance)
+            Progress(step, torch.tensor([0.1, 0.3]) * (step + 1), distance, torch.arange(2))
             for step, distance in enumerate(distances)
         ]
 
@@ -191,6 +191,19 @@ class TestCurves:
         heights = band.get_paths()[0].vertices[:, 1]
         assert heights.min() == pytest.approx(0.1)
         assert heights.max() == pytest.approx(0.9)
+
+    def test_an_image_that_has_left_keeps_its_last_values(self) -> None:
+        rows, numbers = ([0, 1, 2], [1, 2], [2]), ([0.2, 0.4, 0.9], [0.5, 0.6], [0.3])
+        records = [
+            Progress(step, torch.tensor(n), torch.tensor(n) / 2, torch.tensor(r))
+            for step, (r, n) in enumerate(zip(rows, numbers, strict=True))
+        ]
+        for axis, share in zip(curves(records).axes, (1, 2), strict=True):
+            expected = np.array([0.2 + 0.4 + 0.9, 0.2 + 0.5 + 0.6, 0.2 + 0.5 + 0.3]) / 3 / share
+            np.testing.assert_allclose(axis.lines[0].get_ydata(), expected, rtol=1e-5)
+        # Of those that still ran: whoever left before the first record is unknown.
+        confidence, _distance = curves(records[1:]).axes
+        np.testing.assert_allclose(confidence.lines[0].get_ydata(), [0.55, 0.4], rtol=1e-5)
 
     def test_size(self) -> None:
         assert curves(self.records(), size=(4, 3)).get_size_inches().tolist() == [4, 3]

@@ -374,6 +374,28 @@ class TestDerivative:
         assert smooth.shape == maps.shape
         assert (smooth - maps).abs().mean() < 0.05
 
+    def test_the_surrogate_goes_on_with_some_images(
+        self, row: Row, smooth: nn.Module, data: Any
+    ) -> None:
+        images, labels = data[0].double(), data[1]
+        whole, some = (row.build(smooth).surrogate(images, labels) for _ in range(2))
+        kept, left = torch.arange(6), images
+        for index in (None, [4, 1, 2], None, [2, 1]):
+            if index is not None:
+                some.take(torch.tensor(index))
+                kept, left = kept[index], left[index]
+            for surrogate, x in ((whole, images), (some, left)):
+                surrogate.advance(x)
+            x, y = (z.clone().requires_grad_() for z in (images, left))
+            theirs, ours = whole(x), some(y)
+            for part, own in zip(theirs, ours, strict=True):
+                assert (part is None) is (own is None)
+                if part is not None and own is not None:
+                    torch.testing.assert_close(own, part[kept], rtol=1e-9, atol=1e-9)
+            (their,) = torch.autograd.grad(theirs.maps.square().sum(), x)
+            (our,) = torch.autograd.grad(ours.maps.square().sum(), y)
+            torch.testing.assert_close(our, their[kept], rtol=1e-6, atol=1e-8)
+
     def test_logits_are_the_models(self, row: Row, model: nn.Module, data: Any) -> None:
         images, labels = data
         interpreter = row.build(model)

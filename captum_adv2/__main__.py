@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: MIT
+"""``python -m captum_adv2``."""
+
+import sys
+
+from captum_adv2.evaluation.study.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

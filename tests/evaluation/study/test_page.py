@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""The page: whole files, valid and escaped, whatever was measured; and no wider than a phone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic import SETTINGS, pictures, setting, study, without
+
+from captum_adv2.evaluation.study import figures, page, tables, verdicts
+from captum_adv2.evaluation.study.records import MAP, SCORE, Frame
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+EVIL = '<script>alert("x")</script>&.png'
+FACTS = page.Facts(
+    command="python -m study --images 'a & b' <folder>",
+    versions={"torch": "2.5"},
+    misclassified={"resnet": 7},
+    corrupt=(EVIL,),
+    redone=("shard-1.pt",),
+    left_out=("RTS on x needs a masking model",),
+)
+
+
+class Reader(HTMLParser):
+    """Checks that elements nest; collects what tests ask for."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+def write(folder: Path, *changes, shown=None, facts=FACTS, rows=None) -> Path:
+    maps, scores = rows or study(*changes, models=("resnet", "densenet"))
+    return page.write(
+        folder,
+        tables.build(maps, scores, SETTINGS),
+        figures.build(maps, scores, pictures() if shown is None else shown, SETTINGS),
+        verdicts.judge(maps, scores, SETTINGS),
+        SETTINGS,
+        facts,
+    )
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("page") / "new" / "folder")
+
+
+def test_files(written: Path) -> None:
+    names = {str(p.relative_to(written.parent)) for p in written.parent.rglob("*") if p.is_file()}
+    assert {"index.html", "tables/table-03.md", "tables/table-03.csv"} <= names
+    assert {"figures/figure-04.png", "figures/figure-05-l1.png"} <= names
+    assert "tables/figures-15-and-16.md" in names
+    assert not any("part" in name for name in names)
+
+
+def test_every_link_and_picture_is_there_and_nothing_comes_from_elsewhere(written: Path) -> None:
+    reader = read(written)
+    ids = [attrs["id"] for _, attrs in reader.found if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for attrs in reader.all("a"):
+        kind, _, name = attrs["href"].partition("#")
+        assert name in ids if not kind else (written.parent / kind).is_file()
+    for attrs in reader.all("img"):
+        assert (written.parent / attrs["src"]).is_file()
+        assert attrs["alt"]
+    assert not reader.all("script")
+    assert not reader.all("link")
+    assert "http" not in written.read_text(encoding="utf-8")
+
+
+def test_valid_and_accessible(written: Path) -> None:
+    text, reader = written.read_text(encoding="utf-8"), read(written)
+    assert text.startswith("<!DOCTYPE html>\n")
+    assert reader.all("html") == [{"lang": "en"}]
+    assert {"charset": "utf-8"} in reader.all("meta")
+    assert any(attrs.get("name") == "viewport" for attrs in reader.all("meta"))
+    assert all(attrs["scope"] in ("col", "row") for attrs in reader.all("th"))
+    assert len(reader.all("caption")) == len(reader.all("table")) > 5
+    assert len(reader.all("figcaption")) == len(reader.all("img")) > 10
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    levels = [int(tag[1]) for tag, _ in reader.found if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+
+
+def test_verdicts_come_first_then_the_papers_order(written: Path) -> None:
+    reader = read(written)
+    sections = [attrs["id"] for attrs in reader.all("section")]
+    assert sections[0] == "verdicts"
+    assert sections[-1] == "study"
+    order = ["table-03-numbers", "figure-04", "figure-05-l1", "table-04-numbers", "detector-roc"]
+    assert [name for name in sections if name in order] == order
+
+
+def test_verdicts_in_words(tmp_path: Path) -> None:
+    changes = setting({"success": 0.0}, attack="ADV2"), without(attack="StADV2")
+    text = write(tmp_path, *changes, shown=[]).read_text(encoding="utf-8")
+    for words in ("holds", "does not hold", "not measured"):
+        assert f">{words}</strong>" in text
+    assert "(violated)" in text
+
+
+def test_what_others_wrote_is_escaped(written: Path) -> None:
+    reader, text = read(written), written.read_text(encoding="utf-8")
+    assert EVIL not in text
+    assert EVIL in "".join(reader.text)
+    assert FACTS.command in "".join(reader.text)
+
+
+def test_facts_and_settings(written: Path) -> None:
+    text = "".join(read(written).text)
+    for words in (
+        *("resnet 7", "shard-1.pt", "RTS on x needs a masking model", "torch2.5", "count20"),
+        "Table 10: needs the interpreter GradCAM",
+    ):
+        assert words in text
+
+
+def test_nothing_measured(tmp_path: Path) -> None:
+    rows = Frame.of([], MAP), Frame.of([], SCORE)
+    path = write(tmp_path, rows=rows, shown=[], facts=page.Facts("study"))
+    text = "".join(read(path).text)
+    assert text.count("not measured") >= 9
+    assert "Could not be read: 0." in text
+
+
+def test_written_again(tmp_path: Path) -> None:
+    first = write(tmp_path, shown=[]).read_bytes()
+    assert write(tmp_path, shown=[]).read_bytes() == first
+
+
+def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, shown=[])
+    before = path.read_bytes()
+    monkeypatch.setattr(page, "_page", lambda *parts: ["half", 1])
+    with pytest.raises(TypeError):
+        write(tmp_path, shown=[])
+    assert path.read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_wider_than_the_screen(written: Path, tmp_path: Path, width: int) -> None:
+    folder = tmp_path / "page"
+    shutil.copytree(written.parent, folder)
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    # A window has a least width; a frame has none.
+    file = folder / "frame.html"
+    file.write_text(
+        f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{escape(text)}"></iframe>'
+        "<script>onload = () => { const page = document.querySelector('iframe').contentDocument;"
+        "for (const d of page.querySelectorAll('details')) d.open = true;"
+        "const root = page.documentElement;"
+        "document.body.dataset.widths = `${root.scrollWidth} ${page.defaultView.innerWidth}` }"
+        "</script>",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [
+            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000"),
+            file.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=os.environ | {"HOME": str(tmp_path)},
+    )
+    widths = re.search(r'data-widths="(\d+) (\d+)"', done.stdout)
+    assert widths is not None, done.stderr
+    assert int(widths[1]) <= int(widths[2]) == width
