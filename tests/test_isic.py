@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from captum_adv2.evaluation import study
 from captum_adv2.evaluation.study.sources import ISIC2018
 
 diagnoses = st.lists(st.integers(0, 6), min_size=1, max_size=60)
@@ -200,6 +201,37 @@ def test_a_study_gets_the_classifier(
     args.out.unlink()
     with pytest.raises(FileNotFoundError, match="isic.pt"):
         isic.classifier()
+
+
+@pytest.mark.filterwarnings("ignore::captum_adv2.SoundnessWarning")  # Colours is linear
+def test_a_study_of_lesions(
+    args: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, table = isic.generate(tmp_path / "lesions", 28, size=(24, 32))
+    args.epochs, args.lr = 60, 0.1
+    isic.train(ISIC2018(images, table, size=16), list(range(28)), args)
+    monkeypatch.setenv("ISIC_CHECKPOINT", str(args.out))
+    settings = study.Settings(
+        models=("isic:classifier",),
+        images=f"isic:{images}:{table}",
+        size=16,
+        interpreters=("GRAD",),
+        frameworks=("pgd",),
+        targets=("benign",),
+        detectors=(),
+        count=5,
+        held_out=0,
+        eps=0.5,
+        steps=60,
+        chunk=3,
+    )
+    found = study.run(settings, tmp_path / "study", verbose=False)
+    assert found is not None
+    assert len(found.maps.where(attack="ADV2")) == 5
+    page = (tmp_path / "study" / "index.html").read_text(encoding="utf-8")
+    assert "Table 14" in page
+    assert "Table 13" not in page
+    assert (tmp_path / "study" / "figures" / "figure-08-l1.png").exists()
 
 
 def test_drawn_lesions_are_the_same_for_a_seed(tmp_path: Path) -> None:

@@ -18,7 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_0
 
-__all__ = ["FOLDER", "Case", "Normalize", "cifar_resnet", "load_case", "parse"]
+__all__ = [
+    "FOLDER",
+    "Case",
+    "Normalize",
+    "cifar_resnet",
+    "load_case",
+    "parse",
+    "resnet20",
+    "resnet56",
+    "squeezenet",
+]
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "real"
 
@@ -88,7 +98,18 @@ def cifar_resnet(depth: int, folder: Path = FOLDER) -> nn.Module:
     return nn.Sequential(Normalize(), net).eval()
 
 
-def _squeezenet(folder: Path) -> nn.Module:
+def resnet20() -> nn.Module:
+    """Return ResNet-20 on CIFAR-10: for a study, ``--models real:resnet20``."""
+    return cifar_resnet(20)
+
+
+def resnet56() -> nn.Module:
+    """Return ResNet-56 on CIFAR-10, likewise."""
+    return cifar_resnet(56)
+
+
+def squeezenet(folder: Path = FOLDER) -> nn.Module:
+    """Return SqueezeNet v1.0 on ImageNet, in eval mode."""
     net = squeezenet1_0(weights=None)
     net.load_state_dict(torch.load(folder / "squeezenet1_0_imagenet.pt", weights_only=True))
     # On CPU, SqueezeNet runs about 1.6 times as fast with channels last.
@@ -114,7 +135,7 @@ def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Ca
         seed: Seed of the targets, drawn uniformly from the other classes.
     """
     imagenet = name == "squeezenet"
-    model = _squeezenet(folder) if imagenet else cifar_resnet(int(name[6:]), folder)
+    model = squeezenet(folder) if imagenet else cifar_resnet(int(name[6:]), folder)
     file = folder / ("imagenet_dev.pt" if imagenet else "cifar10_dev.pt")
     data = torch.load(file, weights_only=True)
     images, labels = data["images"].float() / 255, data["labels"].long()

@@ -191,7 +191,8 @@ class Plan(NamedTuple):
         yield Case("stAdv", "", self.main, partial(_towards, regular))
         if "benign" in settings.targets:
             for name in self.main:
-                dual = StADV2(model, self.subject.interpreters[name], **common)
+                interpreter = self.subject.interpreters[name]
+                dual = StADV2(model, interpreter, stop=settings.stop or None, **common)
                 yield Case("StADV2", name, (name,), partial(_towards, dual))
 
     def _aims(self) -> dict[str, TargetMap]:
@@ -205,7 +206,8 @@ class Plan(NamedTuple):
         subject, settings = self.subject, self.settings
         interpreter = subject.interpreters[name]
         common: dict[str, Any] = {"eps": settings.eps, "steps": settings.steps}
-        return partial(_towards, ADV2(subject.model, interpreter, **common, **how))
+        attack = ADV2(subject.model, interpreter, stop=settings.stop or None, **common, **how)
+        return partial(_towards, attack)
 
 
 def _untouched(chunk: Chunk) -> Tensor:

@@ -43,6 +43,7 @@ class Settings:
         bound: Largest displacement of a pixel by stAdv along an axis, in pixels.
         steps: Gradient evaluations of attacks on pixels.
         flow_steps: Gradient evaluations of attacks that move pixels.
+        stop: Map distance at which an image is finished, see `ADV2`; 0: it takes all steps.
         threshold: What a map must exceed to count for IoU and boxes, in [0, 1].
         chunk: Images attacked together; also what is lost at most if a process dies.
         shown: Images in pictures.
@@ -73,6 +74,7 @@ class Settings:
     bound: float = 2.0
     steps: int = 100
     flow_steps: int = 200
+    stop: float = 0.0
     threshold: float = 0.5
     chunk: int = 10
     shown: int = 3
@@ -98,6 +100,7 @@ class Settings:
             expect_integer(getattr(self, name), name, low=0)
         expect_number(self.smoothing, "smoothing", low=0.0, above=True)
         expect_number(self.eps, "eps", low=0.0, high=1.0)
+        expect_number(self.stop, "stop", low=0.0, high=1.0)
         expect_number(self.bound, "bound", low=0.0, above=True)
         expect_number(self.threshold, "threshold", low=0.0, high=1.0)
 
@@ -110,7 +113,14 @@ class Settings:
 
 
 PROFILES: dict[str, dict[str, Any]] = {
-    "quick": {"count": 16, "held_out": 100, "steps": 60, "flow_steps": 60, "chunk": 8},
+    "quick": {
+        "count": 12,
+        "held_out": 100,
+        "steps": 50,
+        "flow_steps": 100,
+        "chunk": 6,
+        "adaptive": ("RTS",),
+    },
     "full": {},
     "paper": {"count": 1000, "held_out": 1000, "steps": 1000, "flow_steps": 1000},
 }

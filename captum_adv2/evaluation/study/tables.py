@@ -108,9 +108,9 @@ def protocol(settings: Settings, flow: bool = False) -> str:
         f"{attack}; of ADV2's iterates the best one counts, judged on the interpreter's own map "
         "after rounding to 8 bits. All images are rounded to 8 bits before they are measured. "
         "A benign map explains the image's own class, an adversarial map the target class. IoU "
-        f"and boxes are of map pixels above {settings.threshold:g}. {settings.count} images a "
-        f"classifier{f', {seeds} seeds pooled' if seeds > 1 else ''}. Success rates (ASR) and the "
-        "confidence in the target class (MC) are over all images, distances of maps over "
+        f"and boxes are of map pixels above {settings.threshold:g}. Up to {settings.count} images "
+        f"a classifier{f', {seeds} seeds pooled' if seeds > 1 else ''}. Success rates (ASR) and "
+        "the confidence in the target class (MC) are over all images, distances of maps over "
         "successful attacks; [a, b] is a 95 % bootstrap interval of the mean, – is no image."
     )
 
