@@ -21,26 +21,29 @@ __all__ = ["main"]
 
 _EPILOG = """\
 examples:
-  %(prog)s --profile quick --out study                    the networks and pictures that come along
-  %(prog)s --models resnet50 --images FOLDER --classes wnids.txt \\
-      --interpreters GRAD CAM MASK --out study           torchvision's ResNet-50 on your pictures
-  torchrun --nproc-per-node 2 -m %(prog)s ... --resume   two processes; goes on where it stopped
-
-Set OMP_NUM_THREADS=1 where several processes run on one machine's CPU.
+  the networks and pictures that come along, in minutes:
+    python -m captum_adv2 study --profile quick --out study
+  torchvision's ResNet-50 on your pictures:
+    python -m captum_adv2 study --models resnet50 --images FOLDER --classes wnids.txt \\
+        --interpreters GRAD CAM MASK GradCAM --out study-resnet50
+  two processes, going on where a study stopped; one thread each on a machine's CPU:
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m captum_adv2 study ... --resume
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0, or 2 where something given is wrong."""
     given = sys.argv[1:] if arguments is None else [*arguments]
-    parser = argparse.ArgumentParser("captum_adv2", description="ADV2 on the command line.")
+    parser = argparse.ArgumentParser(
+        "python -m captum_adv2", description="ADV2 on the command line."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     study = commands.add_parser(
         "study",
         help="the paper's evaluation of your classifier and pictures",
-        description="The evaluation of 'Interpretable Deep Learning under Fire' (Zhang et al., "
-        "USENIX Security 2020) on classifiers and pictures of your choice: tables, figures, and a "
-        "verdict on each of its nine observations. OUT/index.html shows them.",
+        description="The evaluation of 'Interpretable Deep Learning under Fire' (Zhang et al.,\n"
+        "USENIX Security 2020) on classifiers and pictures of your choice: tables, figures,\n"
+        "and a verdict on each of its nine observations. OUT/index.html shows them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,8 +87,8 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=_number if kind is float else kind,
-            metavar=field.name.upper().rstrip("S") if several else kind.__name__.upper(),
-            help=f"{described[field.name]} (default: {shown})".replace("%", "%%"),
+            metavar={str: "TEXT", int: "N", float: "X"}[kind],
+            help=f"{described[field.name]} (default: {shown or 'none'})".replace("%", "%%"),
             **extra,
         )
 

@@ -20,15 +20,18 @@ class Settings:
     """What a study does.
 
     Args:
-        models: Classifiers, see `subjects.load_model`: ``embedded:resnet``, ``embedded:densenet``,
-            a name of torchvision's, or ``package.module:factory``.
-        images: ``embedded``, a folder, or a file of tensors; see `sources.open_source`.
+        models: Classifiers of images in [0, 1]: ``embedded:resnet``, ``embedded:densenet``, a name
+            of torchvision's (``resnet50``, or with a file of weights ``resnet50=FILE``), or a
+            function that returns one, ``package.module:function``.
+        images: ``embedded``; a folder with a sub-folder of pictures for each class; a file of
+            tensors (``images`` and ``labels``, by torch.save); or ``isic:FOLDER:TABLE.csv``.
         size: Side of the images, in pixels, cut from the middle; of folders only.
         resize: Shorter side that pictures are brought to before; 0: eight sevenths of ``size``.
         classes: File with the folders' names in the order of the classifier's classes, one a line;
             empty: they are sorted by name.
         boxes: Folder of XML files with the objects' boxes, as ImageNet has them; empty for none.
-        interpreters: See `subjects.INTERPRETERS`, or ``package.module:factory``.
+        interpreters: Of GRAD, CAM, MASK, RTS, GradCAM, IG, SmoothGrad, and RTS-A, which is RTS
+            trained against ADV2; or a function of a model, ``package.module:function``.
         adaptive: Interpreters whose attacks adapt to the detectors; those among ``interpreters``.
         masking_model: File of RTS's masking model, whose encoder is the classifier; empty for none.
         distilled_model: File of RTS-A's, trained by `distill`; empty for none.
