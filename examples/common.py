@@ -62,7 +62,11 @@ INTERPRETERS: dict[str, Callable[[nn.Module], Interpreter]] = {
 
 
 def options(
-    doc: str, interpreters: Collection[str], steps: int, models: Collection[str] = tuple(MODELS)
+    doc: str,
+    interpreters: Collection[str],
+    steps: int,
+    models: Collection[str] = tuple(MODELS),
+    **numbers: tuple[float, str],
 ) -> argparse.Namespace:
     """Read the command line; ``--smoke`` means two pictures and four steps.
 
@@ -71,6 +75,7 @@ def options(
         interpreters: Which ones, unless it says otherwise.
         steps: Gradient evaluations an attack, unless it says otherwise.
         models: Which ones, unless it says otherwise.
+        **numbers: Further options: what each is unless it says otherwise, and what it means.
     """
     title, _, text = doc.partition("\n")
     parser = argparse.ArgumentParser(
@@ -99,6 +104,14 @@ def options(
     ):
         parser.add_argument(
             name, type=int, default=default, metavar="N", help=f"{purpose} (default: {default})"
+        )
+    for name, (value, purpose) in numbers.items():
+        parser.add_argument(
+            f"--{name}",
+            type=float,
+            default=value,
+            metavar="X",
+            help=f"{purpose} (default: {value:g})",
         )
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="FOLDER", help="for the picture"

@@ -37,7 +37,9 @@ def row(names: tuple[str, str, str, str], report: Report, wanted: Tensor) -> Non
 
 def main() -> None:
     """Attack, print, draw."""
-    args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=100)
+    # A far target map at the default weight, 150, would outweigh the prediction.
+    weight = 15.0, "weight of the map's distance"
+    args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=100, weight=weight)
     found = subjects(args)
     pool = make_shapes(100, seed=5)
     aims = {"patch": RandomPatch(), "class": RandomClass(pool.images, pool.labels)}
@@ -55,8 +57,7 @@ def main() -> None:
             for aim, target_map in aims.items():
                 # What is random hangs on the image alone: these are the maps of the attack, too.
                 wanted = target_map(interpreter, images, labels, targets)
-                # A far target map at the default weight, 150, would outweigh the prediction.
-                distance = MapDistance(15.0, shape=0.5 if interpreter.scaled else 0.0)
+                distance = MapDistance(args.weight, shape=0.5 if interpreter.scaled else 0.0)
                 attack = ADV2(
                     model,
                     interpreter,
