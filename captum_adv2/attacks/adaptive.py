@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -204,11 +205,21 @@ class BitDepthADV2(CarefulAttack):
         with torch.enable_grad():
             interpreter, batch, target_maps = second._prepare(images, labels, target_maps)
             squeezed = self._first(batch)
-            with torch.no_grad():
-                said = self.get_logits(squeezed).softmax(dim=1)
-            second.terms = (*second.terms, Matching(said, self.weight, self.slack))
             target = self._landed(squeezed, batch.labels) if batch.target is None else batch.target
+            said = self._said(squeezed, target)
+            second.terms = (*second.terms, Matching(said, self.weight, self.slack))
             return second._attack(interpreter, batch._replace(target=target), target_maps).detach()
+
+    @torch.no_grad()
+    def _said(self, squeezed: Tensor, target: Tensor) -> Tensor:
+        """Return the probabilities to match ``(B, classes)``: what the model says of stage 1.
+
+        Where that missed the target class they would pull away from it; there, it is to be sure.
+        """
+        logits: Tensor = self.get_logits(squeezed)
+        sure = F.one_hot(target, logits.shape[1]).to(logits)
+        reached = logits.argmax(dim=1) == target
+        return torch.where(reached[:, None], logits.softmax(dim=1), sure)
 
     def _first(self, batch: Batch) -> Tensor:
         """Return squeezed images, adversarial as far as they can be."""

@@ -501,6 +501,23 @@ def test_it_says_what_the_model_says_of_the_squeezed_image(model, data, spy):
     assert apart[1] < 0.5 * apart[0]
 
 
+def test_where_the_first_stage_misses_its_class_the_second_one_is_to_be_sure_of_it(
+    model, data, monkeypatch
+):
+    images, target = data[0], shifted(*data)
+    missed = torch.arange(len(images)) % 2 == 0
+    reached = targeted(ADV2(model, CAM, eps=0.5, alpha=0.05, steps=40, keep="final"))(*data)
+    assert torch.equal(predictions(model, reached), target)
+    found = torch.where(missed.view(-1, 1, 1, 1), images, reached)
+    monkeypatch.setattr(BitDepthADV2, "_first", lambda attack, batch: found)
+    inner = ADV2(model, CAM, eps=0.2, alpha=0.02, steps=6)
+    adversarial = targeted(BitDepthADV2(inner, 3, weight=3.0))(*data)
+    sure = nn.functional.one_hot(target, CLASSES).to(images)
+    said = torch.where(missed[:, None], sure, probabilities(model, found))
+    plain = ADV2(model, CAM, eps=0.2, alpha=0.02, steps=6, terms=(Matching(said, 3.0),))
+    assert torch.equal(adversarial, targeted(plain)(*data))
+
+
 def test_a_progress_bar_of_both_stages_only_if_asked_for(model, data, capsys):
     for verbose in (False, True):
         inner = ADV2(model, CAM, steps=4, verbose=verbose)
