@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import copy
 import pickle
-import random
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import Row, TinyNet, blobs
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 
 from captum_adv2.interpreters import Interpreter, Surrogate
+from captum_adv2.testing import unchanged as nothing_left_behind
 from captum_adv2.types import Explanation
 
 # A batch runs other convolution kernels than a single image: equal up to rounding, not bitwise.
@@ -29,52 +26,6 @@ SEED = 7
 def images64(count: int = 1, size: int = 6, seed: int = SEED) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, size, size, generator=generator, dtype=torch.float64)
-
-
-def residue(model: nn.Module) -> dict[str, Any]:
-    """Describe all that a call might leave behind on a model or in the process."""
-    modules = {
-        f"{name}:{key}": (
-            (type(value), tuple(value), tuple(map(id, value.values())))
-            if isinstance(value, dict)
-            else id(value)
-        )
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-    }
-    tensors = {
-        name: (
-            id(tensor),
-            tensor.requires_grad,
-            tensor.grad is None,
-            tensor._version,
-            not tensor._backward_hooks,
-            tensor.detach().clone().flatten().tolist(),
-        )
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
-    legacy = repr(np.random.get_state())  # noqa: NPY002  (the global state is what is looked at)
-    generator = random.getstate(), legacy, torch.get_rng_state().tolist()
-    switches = torch.is_grad_enabled(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu")
-    # Identity of the function modes, torch's own included.
-    modes = [id(mode) for mode in _get_current_function_mode_stack()]
-    flags = {name: module.training for name, module in model.named_modules()}
-    return modules | tensors | {"rng": generator, "switches": switches, "modes": modes} | flags
-
-
-@contextmanager
-def nothing_left_behind(model: nn.Module, *images: Tensor) -> Iterator[None]:
-    before = residue(model)
-    shown = [(x.requires_grad, x._version, x.detach().clone()) for x in images]
-    yield
-    after = residue(model)
-    assert before.keys() == after.keys()
-    assert {k for k in before if before[k] != after[k]} == set()
-    for x, (requires_grad, version, values) in zip(images, shown, strict=True):
-        assert x.requires_grad == requires_grad
-        assert not x.is_leaf or x.grad is None
-        assert x._version == version
-        assert torch.equal(x.detach(), values)
 
 
 class Shifted(nn.Module):
