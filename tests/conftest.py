@@ -21,11 +21,16 @@ from captum_adv2.interpreters import (
     RTS,
     CaptumInterpreter,
     Ensemble,
+    FeatureAblation,
     GradCAM,
     Gradient,
     IntegratedGradients,
     Interpreter,
+    KernelShap,
+    Lime,
     MaskingModel,
+    Occlusion,
+    ShapleyValueSampling,
     SmoothGrad,
 )
 
@@ -69,6 +74,11 @@ def untrained(model: nn.Module, *, seed: int = 0, classes: int = 4) -> MaskingMo
         return MaskingModel(model, classes, layers=layers, image_shape=(3, 16, 16))
 
 
+def _baselines(images: Tensor) -> Tensor:
+    """Return two grey images to start from, of any size and type."""
+    return torch.tensor([0.2, 0.6]).to(images).view(2, 1, 1, 1).expand(2, *images.shape[1:])
+
+
 INTERPRETERS = (
     Row("Gradient", Gradient),
     Row("SmoothGrad", lambda model: SmoothGrad(model, samples=3)),
@@ -95,6 +105,39 @@ INTERPRETERS = (
             captum.attr.InternalInfluence(model, model.stem), n_steps=3
         ),
     ),
+    Row("GuidedBackprop", lambda model: CaptumInterpreter(captum.attr.GuidedBackprop(model))),
+    Row(
+        "GuidedGradCam",
+        lambda model: CaptumInterpreter(captum.attr.GuidedGradCam(model, model.body)),
+    ),
+    Row("DeepLift", lambda model: CaptumInterpreter(captum.attr.DeepLift(model), baselines=0.3)),
+    Row(
+        "GradientShap",
+        lambda model: CaptumInterpreter(
+            captum.attr.GradientShap(model), baselines=_baselines, n_samples=3
+        ),
+    ),
+    Row(
+        "NoiseTunnel",
+        lambda model: CaptumInterpreter(
+            captum.attr.NoiseTunnel(captum.attr.InputXGradient(model)), stdevs=0.1, nt_samples=3
+        ),
+    ),
+    Row(
+        "LayerConductance",
+        lambda model: CaptumInterpreter(captum.attr.LayerConductance(model, model.stem), n_steps=3),
+    ),
+    Row(
+        "LayerIntegratedGradients",
+        lambda model: CaptumInterpreter(
+            captum.attr.LayerIntegratedGradients(model, model.stem), n_steps=3
+        ),
+    ),
+    Row("Occlusion", lambda model: Occlusion(model, window=4, stride=3)),
+    Row("FeatureAblation", lambda model: FeatureAblation(model, features=3, baseline=0.3)),
+    Row("ShapleyValueSampling", lambda model: ShapleyValueSampling(model, features=2, samples=3)),
+    Row("KernelShap", lambda model: KernelShap(model, features=3, samples=14)),
+    Row("Lime", lambda model: Lime(model, features=2, samples=9, perturbations_per_eval=4)),
     Row(
         "MASK",
         lambda model: MASK(model, size=4, iterations=6, jitter=1),

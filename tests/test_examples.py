@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import captum.attr
+import common  # noqa: F401  (puts the benchmarks on the path)
 import isic
 import pytest
 import torch
+from captum_catalogue import METHODS, interpreter, refusal
 from embedded.models import load_densenet, load_resnet, load_rts
 from embedded.shapes import CLASSES, make_shapes
 
@@ -60,6 +65,35 @@ def test_figures(tmp_path: Path) -> None:
     table = run("benchmark/figures.py", "--smoke", "short", "cost", cwd=tmp_path)
     assert "ADV2 on CAM" in table
     assert "forwards" in table
+
+
+def test_captum_methods(tmp_path: Path) -> None:
+    table = run("captum_methods.py", "--smoke", "--out", "drawn", cwd=tmp_path)
+    for word in ("GuidedBackprop", "DeepLift", "KernelShap, fresh"):
+        assert word in table
+    assert (tmp_path / "drawn" / "captum-methods.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_captum_catalogue(tmp_path: Path) -> None:
+    table = run("benchmark/captum_catalogue.py", "--smoke", cwd=tmp_path)
+    assert "| `Saliency` | yes, " in table
+    assert "| `LRP` | refused | | | it reads" in table
+
+
+def test_the_catalogue_agrees_with_the_adapter() -> None:
+    page = (ROOT / "docs" / "captum.md").read_text(encoding="utf-8")
+    listed = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("| `") for row in listed] == [*METHODS]
+    found = {n for n, v in vars(captum.attr).items() if hasattr(v, "attribute")}
+    others = re.compile("Attribution|Base$|^Neuron|^LLM|^VLLM|DataLoader")
+    assert {name for name in found if not others.search(name)} == {*METHODS}
+    for row, name in zip(listed, METHODS, strict=True):
+        reason = refusal(partial(interpreter, name))
+        assert (row[1] == "refused") is (reason is not None)
+        if reason is not None:
+            assert row[-1] == f"{reason} |"
+        else:
+            assert float(row[1].removeprefix("yes, ")) < 1e-6
 
 
 def test_mask_figures(tmp_path: Path) -> None:

@@ -21,6 +21,13 @@ from captum_adv2.interpreters.gradient import (
     probability,
 )
 from captum_adv2.interpreters.mask import MASK, Blur, Noise
+from captum_adv2.interpreters.perturbation import (
+    FeatureAblation,
+    KernelShap,
+    Lime,
+    Occlusion,
+    ShapleyValueSampling,
+)
 from captum_adv2.interpreters.relu import h, sigma, smooth_relu, step
 from captum_adv2.interpreters.rts import RTS, EncoderGuided, MaskingModel
 from captum_adv2.interpreters.training import Blend, MaskingLoss, fit, train_masking_model
@@ -32,6 +39,7 @@ __all__ = [
     "Blend",
     "EncoderGuided",
     "Ensemble",
+    "FeatureAblation",
     "MaskingLoss",
     "MaskingModel",
     "fit",
@@ -45,7 +53,11 @@ __all__ = [
     "Gradient",
     "IntegratedGradients",
     "Interpreter",
+    "KernelShap",
+    "Lime",
     "Noise",
+    "Occlusion",
+    "ShapleyValueSampling",
     "SmoothGrad",
     "Surrogate",
     "Unrolled",

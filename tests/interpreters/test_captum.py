@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +14,16 @@ import captum.attr as ca
 import numpy as np
 import pytest
 import torch
+from captum._utils.models.linear_model import SkLearnLinearRegression, SkLearnRidge
+from captum.attr._core.lime import get_exp_kernel_similarity_function
 from conftest import TinyNet
 from torch import Tensor, nn
 
-from captum_adv2.interpreters import CaptumInterpreter
+from captum_adv2.interpreters import CaptumInterpreter, min_max
+from captum_adv2.interpreters.captum import _create_graph
+
+REGIONS = torch.arange(16)[:, None] // 8 * 2 + torch.arange(16) // 8
+BASELINES = torch.linspace(0.1, 0.8, 3).view(3, 1, 1, 1).expand(3, 3, 16, 16)
 
 # Name to (how to build it on a model, keyword arguments of attribute).
 SUPPORTED: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
@@ -31,6 +40,49 @@ SUPPORTED: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
         lambda m: ca.IntegratedGradients(m, multiply_by_inputs=False),
         {"n_steps": 4},
     ),
+    "GradientShap": (ca.GradientShap, {"baselines": BASELINES, "n_samples": 3}),
+    "GradientShap, noisy": (
+        lambda m: ca.GradientShap(m, multiply_by_inputs=False),
+        {"baselines": lambda: BASELINES, "n_samples": 4, "stdevs": 0.1},
+    ),
+    "DeepLift": (ca.DeepLift, {}),
+    "DeepLift, grey": (lambda m: ca.DeepLift(m, multiply_by_inputs=False), {"baselines": 0.45}),
+    "DeepLiftShap": (ca.DeepLiftShap, {"baselines": BASELINES}),
+    "GuidedBackprop": (ca.GuidedBackprop, {}),
+    "Deconvolution": (ca.Deconvolution, {}),
+    "GuidedGradCam": (lambda m: ca.GuidedGradCam(m, m.body), {}),
+    "GuidedGradCam, smooth": (
+        lambda m: ca.GuidedGradCam(m, m.body),
+        {"interpolate_mode": "bilinear"},
+    ),
+    "NoiseTunnel": (
+        lambda m: ca.NoiseTunnel(ca.InputXGradient(m)),
+        {"stdevs": 0.1, "nt_samples": 4},
+    ),
+    "NoiseTunnel, squares in parts": (
+        lambda m: ca.NoiseTunnel(ca.IntegratedGradients(m)),
+        {
+            "stdevs": 0.1,
+            "nt_type": "smoothgrad_sq",
+            "nt_samples": 5,
+            "nt_samples_batch_size": 2,
+            "n_steps": 3,
+            "baselines": 0.2,
+        },
+    ),
+    "NoiseTunnel, variance": (
+        lambda m: ca.NoiseTunnel(ca.DeepLift(m)),
+        {"stdevs": 0.1, "nt_type": "vargrad", "nt_samples": 3},
+    ),
+    "NoiseTunnel, layer": (
+        lambda m: ca.NoiseTunnel(ca.LayerGradCam(m, m.body)),
+        {"stdevs": 0.1, "nt_samples": 3},
+    ),
+    "LayerActivation": (lambda m: ca.LayerActivation(m, m.body), {}),
+    "LayerActivation, input": (
+        lambda m: ca.LayerActivation(m, m.body),
+        {"attribute_to_layer_input": True},
+    ),
     "LayerGradCam": (lambda m: ca.LayerGradCam(m, m.body), {}),
     "LayerGradCam, ReLU": (lambda m: ca.LayerGradCam(m, m.body), {"relu_attributions": True}),
     "LayerGradCam, channels": (
@@ -38,7 +90,48 @@ SUPPORTED: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
         {"attr_dim_summation": False},
     ),
     "LayerGradientXActivation": (lambda m: ca.LayerGradientXActivation(m, m.stem), {}),
+    "LayerConductance": (lambda m: ca.LayerConductance(m, m.stem), {"n_steps": 4}),
+    "LayerIntegratedGradients": (
+        lambda m: ca.LayerIntegratedGradients(m, m.stem),
+        {"n_steps": 4, "baselines": 0.2},
+    ),
+    "LayerIntegratedGradients, input": (
+        lambda m: ca.LayerIntegratedGradients(m, m.body),
+        {"n_steps": 3, "attribute_to_layer_input": True},
+    ),
     "InternalInfluence": (lambda m: ca.InternalInfluence(m, m.stem), {"n_steps": 4}),
+    "Occlusion": (ca.Occlusion, {"sliding_window_shapes": (3, 5, 4), "strides": (3, 4, 3)}),
+    "Occlusion, a channel": (
+        ca.Occlusion,
+        {"sliding_window_shapes": (1, 8, 8), "strides": (1, 4, 8), "baselines": 0.4},
+    ),
+    "FeatureAblation": (ca.FeatureAblation, {"feature_mask": REGIONS[None, None]}),
+    "FeatureAblation, of channels": (
+        ca.FeatureAblation,
+        {
+            "feature_mask": REGIONS // 2 + 2 * torch.arange(3).view(1, 3, 1, 1),
+            "baselines": BASELINES[:1],
+            "perturbations_per_eval": 2,
+        },
+    ),
+    "ShapleyValueSampling": (
+        ca.ShapleyValueSampling,
+        {"feature_mask": REGIONS[None, None], "n_samples": 3},
+    ),
+    "ShapleyValues": (ca.ShapleyValues, {"feature_mask": REGIONS[None, None]}),
+    "KernelShap": (ca.KernelShap, {"feature_mask": REGIONS[None, None], "n_samples": 12}),
+    "Lime": (
+        lambda m: ca.Lime(m, interpretable_model=SkLearnLinearRegression()),
+        {"feature_mask": REGIONS[None, None] + 1, "n_samples": 14, "baselines": 0.3},
+    ),
+    "Lime, ridge": (
+        lambda m: ca.Lime(
+            m,
+            interpretable_model=SkLearnRidge(alpha=0.3),
+            similarity_func=get_exp_kernel_similarity_function("euclidean", 3.0),
+        ),
+        {"feature_mask": REGIONS[None, None], "n_samples": 9},
+    ),
 }
 supported = pytest.mark.parametrize(("build", "kwargs"), SUPPORTED.values(), ids=SUPPORTED)
 
@@ -55,9 +148,43 @@ def scaled(maps: np.ndarray) -> np.ndarray:
     return (maps - low) / (maps.max(axis=(1, 2, 3), keepdims=True) - low)
 
 
+class LeastSquares:
+    """What Captum fits with scikit-learn, by NumPy: weighted, with an intercept, ridge or not."""
+
+    def __init__(self, ridge: float) -> None:
+        self.ridge = ridge
+
+    def fit(self, data: Any) -> None:
+        ((masks, values, weights),) = data
+        masks, values, root = (t.double().numpy() for t in (masks, values, weights.sqrt()))
+        features = masks.shape[1]
+        design = np.hstack([np.ones((len(masks), 1)), masks]) * root[:, None]
+        penalty = np.sqrt(self.ridge) * np.eye(1 + features)[1:]
+        rows = np.vstack([design, penalty])
+        right = np.concatenate([values * root, np.zeros(features)])
+        self.slopes = np.linalg.lstsq(rows, right)[0][1:]
+
+    def representation(self) -> Tensor:
+        return torch.tensor(self.slopes)
+
+
 def by_captum(attribution: Any, images: Tensor, labels: Tensor, **kwargs: Any) -> np.ndarray:
-    x = images.clone().requires_grad_()  # Captum warns where it has to set this itself
-    return attribution.attribute(x, target=labels, **kwargs).detach().double().numpy()
+    """Return Captum's attributions of each image by itself, from generators seeded with 0."""
+    if isinstance(attribution, ca.Lime):
+        attribution = copy.copy(attribution)
+        settings = attribution.interpretable_model.construct_kwargs
+        attribution.interpretable_model = LeastSquares(settings.get("alpha", 0.0))
+    targeted = not isinstance(attribution, ca.LayerActivation)
+    found = []
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")  # Captum says that it sets hooks
+        for image, label in zip(images.split(1), labels.split(1), strict=True):
+            torch.manual_seed(0)
+            np.random.seed(0)  # noqa: NPY002  (what Captum draws from)
+            x = image.clone().requires_grad_()  # Captum warns where it has to set this itself
+            target = {"target": label} if targeted else {}
+            found.append(attribution.attribute(x, **target, **kwargs).detach().double())
+    return torch.cat(found).numpy()
 
 
 @supported
@@ -84,8 +211,8 @@ class TestSupported:
         interpreter = CaptumInterpreter(attribution, **kwargs)
         x = images.clone().requires_grad_()
         interpreter(images, labels)
-        torch.autograd.grad(interpreter.surrogate(x, labels)(x).maps.sum(), x)
-        with pytest.raises(RuntimeError):
+        torch.autograd.grad(interpreter.surrogate(x, labels)(x).maps.sum(), x, allow_unused=True)
+        with pytest.raises((RuntimeError, ValueError, AssertionError)):
             interpreter(images[..., :1, :1], labels)
         assert before == {key: (id(value), repr(value)) for key, value in vars(attribution).items()}
         assert attribution.forward_func is model
@@ -145,25 +272,153 @@ class TestReduce:
             CaptumInterpreter(ca.Saliency(model), reduce=reduce)
 
 
+class Mixed(nn.Module):
+    """Activations and a pooling that some methods treat by rules of their own; smooth and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Softplus(), nn.MaxPool2d(2))
+        self.body = nn.Sequential(
+            nn.Conv2d(4, 5, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(5, 5, 3), nn.Tanh()
+        )
+        self.fc = nn.Linear(20, 4)
+        for weight in self.parameters():
+            weight.data.mul_(3)  # or it is all but linear, and hides errors of second order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(self.stem(x)).flatten(1))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return Mixed().double().eval()
+
+
+@pytest.fixture
+def pair() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(2, 3, 16, 16, generator=generator, dtype=torch.float64)
+    return images.requires_grad_(), torch.tensor([0, 2])
+
+
+def correct(maps: Callable[[Tensor], Tensor], x: Tensor, **settings: bool) -> bool:
+    return torch.autograd.gradcheck(maps, x, fast_mode=True, raise_exception=False, **settings)
+
+
+def before_scaling(attribution: Any, x: Tensor, target: Tensor, **kwargs: Any) -> Tensor:
+    """Return attributions themselves, before they become a map."""
+    seen: list[Tensor] = []
+    CaptumInterpreter(attribution, lambda a: seen.append(a) or a[:, :1], **kwargs).explain(
+        x, target
+    )
+    return seen[-1]
+
+
 class TestDerivative:
-    @pytest.mark.parametrize("build", [ca.Saliency, ca.InputXGradient, ca.IntegratedGradients])
-    def test_the_graph_is_not_captums(self, smooth: nn.Module, build: Callable[[Any], Any]) -> None:
-        """Captum's own map, where it has a graph, has the wrong gradient; ours the right one."""
-        attribution, target = build(smooth), torch.tensor([1])
-        generator = torch.Generator().manual_seed(2)
-        x = torch.rand(1, 3, 6, 6, generator=generator, dtype=torch.float64).requires_grad_()
-        kwargs = {"n_steps": 3} if build is ca.IntegratedGradients else {}
-        interpreter = CaptumInterpreter(attribution, **kwargs)
-        step = torch.randn(x.shape, generator=generator, dtype=torch.float64) * 1e-6
-        weights = torch.rand(1, 1, 6, 6, generator=generator, dtype=torch.float64)
+    @supported
+    def test_finite_differences(
+        self, build: Callable[[Any], Any], kwargs: dict[str, Any], net: nn.Module, pair: Any
+    ) -> None:
+        x, target = pair
+        interpreter = CaptumInterpreter(build(net), **kwargs)
+
+        def maps(x: Tensor) -> Tensor:
+            return interpreter.explain(x, target).maps
+
+        assert correct(maps, x)
+        # And along a direction, without gradcheck.
+        direction, weights = torch.randn_like(x), torch.rand_like(maps(x))
+        (gradient,) = torch.autograd.grad((maps(x) * weights).sum(), x)
+        assert gradient.any()
+        with torch.no_grad():
+            ahead, behind = ((maps(x + s * 1e-6 * direction) * weights).sum() for s in (1, -1))
+        slope = (ahead - behind).item() / 2e-6
+        assert slope == pytest.approx((gradient * direction).sum().item(), rel=1e-4, abs=1e-6)
+
+    @supported
+    def test_equals_captum_in_double(
+        self, build: Callable[[Any], Any], kwargs: dict[str, Any], net: nn.Module, pair: Any
+    ) -> None:
+        x, target = pair
+        attribution = build(net)
+        expected = scaled(REDUCTIONS["abs-max"](by_captum(attribution, *pair, **kwargs)))
+        maps = CaptumInterpreter(attribution, **kwargs)(x, target)
+        # Where Captum perturbs, it sums up in single precision.
+        np.testing.assert_allclose(maps.detach().numpy(), expected, atol=1e-5)
+
+    def test_captums_graphs_are_wrong(self, net: nn.Module, pair: Any) -> None:
+        """Maps that require grad, with gradients that are not theirs: what the checks must see."""
+        x, target = pair
+        guided = ca.GuidedBackprop(net)
+        guided.gradient_func = _create_graph  # a graph, whose hooks act in the outer pass as well
+        cam = ca.LayerGradCam(net, net.stem)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for attribution in (guided, ca.DeepLift(net), ca.InputXGradient(net), cam):
+                assert attribution.attribute(x, target=target).requires_grad
+
+                def maps(x: Tensor, attribution: Any = attribution) -> Tensor:
+                    attributions = attribution.attribute(x, target=target)
+                    return min_max(attributions.abs().amax(dim=1, keepdim=True))
+
+                # Captum's hooks fail where a gradient is undefined.
+                assert not correct(maps, x, check_undefined_grad=False)
+
+    def test_deep_lift_where_image_and_baseline_agree(self, pair: Any) -> None:
+        net, (x, target) = TinyNet(nn.Softplus, width=3).double().eval(), pair
+        x = x.detach().clone()
+        x[:, :, :, :9] = 0.3
+        x[1] = 0.3
+        direction = torch.randn_like(x)
+        attribution = ca.DeepLift(net, multiply_by_inputs=False)
 
         def score(x: Tensor) -> Tensor:
-            return (interpreter.explain(x, target).maps * weights).sum()
+            found = before_scaling(attribution, x, target, baselines=0.3)
+            return (found * torch.linspace(0, 1, found.numel()).view_as(found)).sum()
 
+        x.requires_grad_()
         (gradient,) = torch.autograd.grad(score(x), x)
+        assert gradient.isfinite().all()
         with torch.no_grad():
-            change = score(x + step) - score(x - step)
-        assert change.item() == pytest.approx(2 * (gradient * step).sum().item(), rel=1e-3)
+            slope = (score(x + 1e-3 * direction) - score(x - 1e-3 * direction)).item() / 2e-3
+        assert slope == pytest.approx((gradient * direction).sum().item(), rel=1e-3)
+
+    def test_deep_lift_of_modules_used_twice(self, pair: Any) -> None:
+        """Captum refuses them; every call counts by itself, and attributions add up."""
+
+        class Reused(Mixed):
+            def __init__(self) -> None:
+                super().__init__()
+                self.act = nn.ReLU(inplace=True)
+                self.stem = nn.Conv2d(3, 4, 3, 2, 1)
+                self.body = nn.Conv2d(4, 5, 3, 2, 1)
+                self.fc = nn.Linear(80, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.fc(self.act(self.body(self.act(self.stem(x)))).flatten(1))
+
+        net, (x, target) = Reused().double().eval(), pair
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(RuntimeError, match="more than once"):
+                ca.DeepLift(Reused().double()).attribute(x, target=target)
+        found = before_scaling(ca.DeepLift(net), x, target, baselines=0.4)
+        assert correct(lambda x: before_scaling(ca.DeepLift(net), x, target, baselines=0.4), x)
+        gain = (net(x) - net(torch.full_like(x, 0.4))).gather(1, target[:, None])[:, 0]
+        torch.testing.assert_close(found.sum(dim=(1, 2, 3)), gain)
+
+    @pytest.mark.parametrize("build", [ca.GuidedBackprop, ca.DeepLift])
+    def test_graphs_are_freed(self, build: Callable[[Any], Any], net: nn.Module, pair: Any) -> None:
+        # A hook that keeps what is computed after it makes a cycle which is never collected.
+        x, target = pair
+        leaf = x.detach() * 1
+        alive = weakref.ref(leaf)
+        leaf.requires_grad_()
+        maps = CaptumInterpreter(build(net)).explain(leaf, target).maps
+        torch.autograd.grad(maps.sum(), leaf)
+        del leaf, maps
+        gc.collect()
+        assert alive() is None
 
     @pytest.mark.parametrize("tau", [1e-4, 0.1])
     def test_saliency_of_a_logit_moves_only_when_smoothed(
@@ -193,6 +448,17 @@ class TestDerivative:
     def test_bad_smoothing(self, model: nn.Module) -> None:
         with pytest.raises(ValueError, match="expected smoothing above 0, got -1"):
             CaptumInterpreter(ca.Saliency(model), smoothing=-1)
+
+
+class TestSeed:
+    @pytest.mark.parametrize("name", ["GradientShap", "NoiseTunnel", "KernelShap", "Lime"])
+    def test_another_seed_is_another_draw(self, name: str, model: nn.Module, data: Any) -> None:
+        build, kwargs = SUPPORTED[name]
+        first, again, other = (
+            CaptumInterpreter(build(model), **kwargs, seed=seed)(*data) for seed in (0, 0, 1)
+        )
+        assert torch.equal(first, again)
+        assert (first - other).abs().amax() > 1e-3
 
 
 class TestLogits:
@@ -226,26 +492,12 @@ class Saliency:
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "NoiseTunnel": (lambda m: ca.NoiseTunnel(ca.Saliency(m)), r"no_grad\(\); use SmoothGrad"),
-    "GradientShap": (ca.GradientShap, r"torch\.no_grad\(\)"),
-    "GuidedBackprop": (ca.GuidedBackprop, "hooks change the backward pass"),
-    "Deconvolution": (ca.Deconvolution, "hooks change the backward pass"),
-    "GuidedGradCam": (lambda m: ca.GuidedGradCam(m, m.body), "hooks change the backward pass"),
-    "DeepLift": (ca.DeepLift, "hooks change the backward pass"),
-    "DeepLiftShap": (ca.DeepLiftShap, "hooks change the backward pass"),
-    "LRP": (ca.LRP, r"works on \.data, .* InputXGradient"),
-    "LayerActivation": (lambda m: ca.LayerActivation(m, m.body), "use CAM or GradCAM"),
-    "LayerConductance": (lambda m: ca.LayerConductance(m, m.body), "drops grad_kwargs"),
-    "LayerIntegratedGradients": (
-        lambda m: ca.LayerIntegratedGradients(m, m.body),
-        "evaluates the layer without a graph",
-    ),
+    "LRP": (ca.LRP, r"reads activations off \.data, .* InputXGradient"),
+    "LayerLRP": (lambda m: ca.LayerLRP(m, m.body), r"reads activations off \.data"),
     "LayerGradientShap": (lambda m: ca.LayerGradientShap(m, m.body), r"torch\.no_grad\(\)"),
-    "Occlusion": (ca.Occlusion, r"torch\.no_grad\(\)"),
-    "FeatureAblation": (ca.FeatureAblation, r"torch\.no_grad\(\)"),
-    "ShapleyValueSampling": (ca.ShapleyValueSampling, r"torch\.no_grad\(\)"),
-    "LayerDeepLift": (lambda m: ca.LayerDeepLift(m, m.body), "gradient has not been verified"),
+    "LayerDeepLift": (lambda m: ca.LayerDeepLift(m, m.body), "detaches .*; use DeepLift"),
     "NeuronGradient": (lambda m: ca.NeuronGradient(m, m.body), "gradient has not been verified"),
+    "FeaturePermutation": (ca.FeaturePermutation, "shuffles features among the images"),
     "OwnSaliency": (OwnSaliency, r"not been verified; subclass captum_adv2\.interpreters\.Interp"),
 }
 
@@ -263,16 +515,84 @@ class TestRefused:
         attribution = build(model)
         keys = set(vars(attribution))
         with pytest.raises(
-            TypeError, match=rf"differentiable Captum method \(.*Saliency\), got {name}: .*{reason}"
+            TypeError,
+            match=rf"differentiable Captum method \(.*Saliency.*\), got {name}: .*{reason}",
         ):
             CaptumInterpreter(attribution)
         assert set(vars(attribution)) == keys
 
-    @pytest.mark.parametrize("name", ["Lime", "KernelShap"])
-    def test_linear_models(self, name: str, model: nn.Module) -> None:
-        pytest.importorskip("sklearn", reason="Captum needs scikit-learn to build it")
-        with pytest.raises(TypeError, match=f"got {name}: its linear model is fitted outside"):
-            CaptumInterpreter(getattr(ca, name)(model))
+    def test_fits_without_a_closed_form(self, model: nn.Module) -> None:
+        with pytest.raises(TypeError, match="a Lime with .*got SkLearnLasso, which is fitted out"):
+            CaptumInterpreter(ca.Lime(model))
+        own = ca.Lime(
+            model,
+            interpretable_model=SkLearnLinearRegression(),
+            similarity_func=lambda *_, **__: 1.0,
+        )
+        with pytest.raises(TypeError, match="a similarity_func from .*, got others"):
+            CaptumInterpreter(own)
+
+    def test_tunnels(self, model: nn.Module) -> None:
+        for inner in (ca.GradientShap(model), ca.Occlusion(model), ca.DeepLiftShap(model)):
+            with pytest.raises(TypeError, match=f"got one around {type(inner).__name__}"):
+                CaptumInterpreter(ca.NoiseTunnel(inner), baselines=0, sliding_window_shapes=1)
+        with pytest.raises(TypeError, match="got LRP: it reads"):
+            CaptumInterpreter(ca.NoiseTunnel(ca.LRP(model)))
+        with pytest.raises(ValueError, match=r"nt_type to be one of .*got 'mean'"):
+            CaptumInterpreter(ca.NoiseTunnel(ca.Saliency(model)), nt_type="mean")
+        with pytest.raises(ValueError, match="expected nt_samples at least 1, got 0"):
+            CaptumInterpreter(ca.NoiseTunnel(ca.Saliency(model)), nt_samples=0)
+
+    @pytest.mark.parametrize(
+        ("build", "kwargs", "message"),
+        [
+            (ca.Saliency, {"steps": 3}, "arguments of Captum's Saliency.attribute, got .*'steps'"),
+            (ca.GradientShap, {}, "GradientShap.attribute, got .*'baselines'"),
+            (ca.Occlusion, {}, "Occlusion.attribute, got .*'sliding_window_shapes'"),
+            (lambda m: ca.NoiseTunnel(ca.Saliency(m)), {"n_steps": 3}, "Saliency.attribute, got"),
+            (ca.Saliency, {"seed": 3}, "Saliency.attribute, got {'seed': 3}"),
+        ],
+    )
+    def test_arguments_of_others(
+        self, build: Callable[[Any], Any], kwargs: dict[str, Any], message: str, model: nn.Module
+    ) -> None:
+        with pytest.raises(TypeError, match=message):
+            CaptumInterpreter(build(model), **kwargs)
+
+    @pytest.mark.parametrize(
+        ("build", "kwargs", "message"),
+        [
+            (ca.DeepLift, {"return_convergence_delta": True}, "delta=False, got True; a map is"),
+            (
+                lambda m: ca.NoiseTunnel(ca.Saliency(m)),
+                {"draw_baseline_from_distrib": True},
+                "draw_baseline_from_distrib=False, got True",
+            ),
+            (
+                ca.FeatureAblation,
+                {"additional_forward_args": 3},
+                "got additional_forward_args",
+            ),
+            (ca.FeatureAblation, {"feature_mask": REGIONS * 2}, "every integer from 0 to 6, got 4"),
+            (ca.KernelShap, {"n_samples": 0}, "expected samples at least 1, got 0"),
+            (ca.KernelShap, {"seed": -1}, "expected seed at least 0, got -1"),
+            (
+                lambda m: ca.LayerActivation(m, [m.stem]),
+                {},
+                "of one layer, got a list",
+            ),
+        ],
+    )
+    def test_bad_arguments(
+        self, build: Callable[[Any], Any], kwargs: dict[str, Any], message: str, model: nn.Module
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            CaptumInterpreter(build(model), **kwargs)
+
+    def test_attributions_that_are_no_maps(self, model: nn.Module, data: Any) -> None:
+        interpreter = CaptumInterpreter(ca.LayerActivation(model, model.fc))
+        with pytest.raises(ValueError, match=r"attributions \(B, C, h, w\), got .*feature maps"):
+            interpreter(*data)
 
     @pytest.mark.parametrize("attribution", [None, "Saliency", TinyNet(), Saliency(TinyNet())])
     def test_no_captum_method(self, attribution: Any) -> None:

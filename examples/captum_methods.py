@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""Can every attribution of Captum be fooled? ADV2 against each that can be differentiated.
+
+    python examples/captum_methods.py                                   # the embedded ResNet
+    python examples/captum_methods.py --methods KernelShap DeepLift --images 8 --steps 60
+    python examples/captum_methods.py --case cifar                      # ResNet-20 on CIFAR-10
+
+One row a method: success rate of ADV2, and L1 and IoU of its maps to the benign ones beside PGD's.
+What is perturbed at random is fooled at the perturbations that the attack has seen; its second row
+judges the same images by an interpreter with fresh ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common import EPS, Case, attacked
+from torch import Tensor
+from torchattacks import PGD
+
+from captum_adv2 import ADV2, Report, evaluate
+from captum_adv2.evaluation import visualize
+from captum_adv2.interpreters import CaptumInterpreter
+
+from captum_catalogue import METHODS, interpreter  # isort: skip  (common puts it on the path)
+from mask import embedded_case  # isort: skip
+from real import load_case  # isort: skip
+
+FRESH = ("ShapleyValueSampling", "KernelShap", "Lime")
+SEEN_AND_FRESH = {"": 0, ", fresh": 1}
+
+
+def build(name: str, case: Case, seed: int = 0) -> CaptumInterpreter:
+    """Return a method on the case's model; layers are its second residual stage."""
+    return interpreter(name, case.model, case.model[1].layer2, case.images.shape[-1], seed=seed)
+
+
+def differentiable(case: Case) -> list[str]:
+    """Return the methods that the adapter accepts."""
+    found = []
+    for name in METHODS:
+        try:
+            build(name, case)
+        except TypeError:
+            continue
+        found.append(name)
+    return found
+
+
+def row(name: str, ours: Report, theirs: Report) -> None:
+    """Print a method's row."""
+    l1, iou = ([report.summary()[key] for report in (theirs, ours)] for key in ("l1", "iou"))
+    print(
+        f"{name:28s} {ours.summary()['asr']:6.1%}   "
+        f"{l1[0]:.4f}  {l1[1]:.4f}   {iou[0]:.3f}  {iou[1]:.3f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Attack, print, draw."""
+    title, _, text = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=title, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", choices=("embedded", "cifar"), default="embedded")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", help="which")
+    for name, default, purpose in (("images", 16, "pictures"), ("steps", 50, "steps an attack")):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{purpose} (default: {default})"
+        )
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture")
+    parser.add_argument("--smoke", action="store_true", help="two pictures, two steps")
+    args = parser.parse_args()
+    if args.smoke:
+        args.images, args.steps = 2, 2
+        args.methods = args.methods or ["GuidedBackprop", "DeepLift", "KernelShap"]
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    cifar = args.case == "cifar"
+    case = load_case("resnet20", args.images) if cifar else embedded_case(args.images)
+    names = args.methods or differentiable(case)
+    fooled = attacked(PGD(case.model, eps=EPS, steps=args.steps, random_start=False), case)
+    print(f"{len(case.images)} images, {args.steps} gradient evaluations, changes of at most 8/255")
+    print(f"{'':28s} {'':6s}   {'L1 to benign':14s}   IoU to benign")
+    print(f"{'method':28s} {'ASR':>6s}   PGD     ADV2     PGD    ADV2")
+    shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
+    for name in names:
+        adversarial = attacked(ADV2(case.model, build(name, case), eps=EPS, steps=args.steps), case)
+        for title, seed in SEEN_AND_FRESH.items() if name in FRESH else [("", 0)]:
+            judge = build(name, case, seed)
+            theirs, ours = (
+                evaluate(case.model, judge, case.images, images, case.targets)
+                for images in (fooled, adversarial)
+            )
+            row(name + title, ours, theirs)
+            if not title and len(shown["benign"]) < 8:
+                shown["benign"][name] = case.images[:2], theirs.benign_maps[:2]
+                shown["PGD"][name] = fooled[:2], theirs.adversarial_maps[:2]
+                shown["ADV2"][name] = adversarial[:2], ours.adversarial_maps[:2]
+    visualize.grid(shown).savefig(args.out / "captum-methods.png", dpi=80)
+    print("L1 and IoU are means over each attack's successes.")
+
+
+if __name__ == "__main__":
+    main()
