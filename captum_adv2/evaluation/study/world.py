@@ -28,7 +28,11 @@ class World(NamedTuple):
         if not dist.is_torchelastic_launched():
             yield cls()
             return
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        # NCCL wants a GPU for each process, and to know which.
+        gpus = torch.cuda.device_count()
+        backend = "nccl" if int(os.environ["LOCAL_WORLD_SIZE"]) <= gpus else "gloo"
+        if gpus:
+            torch.cuda.set_device(cls().device)
         dist.init_process_group(backend, timeout=timedelta(days=30))  # the slowest may take long
         try:
             yield cls(dist.get_rank(), dist.get_world_size())
