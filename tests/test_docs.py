@@ -20,6 +20,8 @@ import captum_adv2.attacks
 import captum_adv2.defenses
 import captum_adv2.evaluation
 import captum_adv2.interpreters
+from captum_adv2 import testing
+from captum_adv2.evaluation import study
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -125,6 +127,8 @@ NAMESPACE: dict[str, Any] = {
     **vars(captum_adv2.defenses),
     **vars(captum_adv2.evaluation),
     **vars(captum_adv2),
+    "study": study,
+    "testing": testing,
 }
 
 
