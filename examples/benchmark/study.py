@@ -6,7 +6,8 @@
 ``kill`` kills all processes of a study (SIGKILL) at ten random moments, each time in a new folder,
 goes on with one process or two, and compares the records, byte by byte, with those of a run that
 nobody disturbed. ``processes`` compares the images a second of two processes with those of one, one
-thread each, side by side in time: a pair of runs, three times. ``quick`` times ``--profile quick``.
+thread each, from start to end, in pairs of runs, one after the other. ``quick`` times ``--profile
+quick``.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def processes(folder: Path, args: argparse.Namespace) -> None:
     """Print the images a second of two processes, over those of one."""
     options = [*SMALL, "--count", str(args.images), "--steps", "40", "--chunk", "8"]
     ratios = []
-    for number in range(3):
+    for number in range(args.pairs):
         seconds = []
         for count in (1, 2):
             began = time.perf_counter()
@@ -129,7 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", default=[*CASES], metavar="case", help=str([*CASES]))
     parser.add_argument("--times", type=int, default=10, help="moments to kill at")
-    parser.add_argument("--images", type=int, default=64, help="images of the case processes")
+    parser.add_argument("--images", type=int, default=320, help="images of the case processes")
+    parser.add_argument("--pairs", type=int, default=2, help="pairs of runs of that case")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--smoke", action="store_true", help="kill once; nothing else")
     args = parser.parse_args()

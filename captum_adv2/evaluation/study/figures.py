@@ -265,7 +265,7 @@ def _bars(results: Results, series: _Series, names: Collection[str]) -> Figure |
             )
         axis.set_xticks(range(len(names)), names)
         axis.set_title(model, fontsize=10)
-        axis.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)  # shared, and fixed from now on: after all bars
     axes[0].set_ylabel(next(iter(series.values()))[1].split()[0])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

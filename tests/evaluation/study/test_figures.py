@@ -84,6 +84,14 @@ def test_a_panel_and_a_grid_for_each_model() -> None:
     assert {"figure-04-a-b-1", "figure-04-a-b-2"} <= set(every)
 
 
+def test_no_bar_is_cut_off() -> None:
+    every = found(setting({"l1": 0.9}, model="second", attack="PGD"), models=("first", "second"))
+    for axis in every["figure-05-l1"].figure.axes:
+        low, high = axis.get_ylim()
+        assert low == 0
+        assert high > max(max(group) for group in heights(every["figure-05-l1"].figure.axes[1]))
+
+
 def test_a_grid_has_a_row_an_attack_and_a_column_an_interpreter() -> None:
     every = standard()
     axes = every["figure-04"].figure.axes
