@@ -22,9 +22,10 @@ ALPHA, BOUND = 0.1, 2.0  # in pixels: learning rate, and largest displacement al
 
 def main() -> None:
     """Attack, print, draw."""
-    args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=200)
+    price = 5e-4, "weight of the flow's roughness"
+    args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=200, flow=price)
     found = subjects(args)
-    flow = {"steps": args.steps, "alpha": ALPHA, "bound": BOUND}
+    flow = {"steps": args.steps, "alpha": ALPHA, "bound": BOUND, "flow_weight": args.flow}
     print(f"{args.steps} gradient evaluations; pixels move by at most {BOUND:g} along either axis")
     print(
         f"{'model':9s} {'explains':8s} {'attack':7s} images    ASR  confidence  "

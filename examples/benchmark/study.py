@@ -67,20 +67,17 @@ def records(folder: Path) -> bytes:
 
 def kill(folder: Path, args: argparse.Namespace) -> None:
     """Kill and resume at random moments; print whether the records are the same."""
-    began = time.perf_counter()
     finish(start(folder / "whole", 1, *SMALL))
-    whole, seconds = records(folder / "whole"), time.perf_counter() - began
+    whole, files = records(folder / "whole"), len(list((folder / "whole").rglob("*.pt")))
     draw = random.Random(args.seed)
     same = 0
     for number in range(args.times):
-        out, processes, others = (
-            folder / f"killed-{number}",
-            draw.choice((1, 2)),
-            draw.choice((1, 2)),
-        )
-        moment = draw.uniform(0.1, 0.9) * seconds / processes
+        out = folder / f"killed-{number}"
+        processes, others, enough = draw.choice((1, 2)), draw.choice((1, 2)), draw.randrange(files)
         process = start(out, processes, *SMALL)
-        time.sleep(moment)
+        while process.poll() is None and len(list(out.rglob("*.pt"))) < enough:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
         kill_all(out)
         process.communicate()
         done = len(list(out.rglob("*.pt")))
@@ -88,11 +85,11 @@ def kill(folder: Path, args: argparse.Namespace) -> None:
         equal = records(out) == whole
         same += equal
         print(
-            f"killed {processes} process(es) after {moment:5.1f} s with {done:3d} files, resumed "
-            f"with {others}: records {'identical' if equal else 'DIFFERENT'}",
+            f"killed {processes} process(es) with {done:2d} of {files} files, resumed with "
+            f"{others}: records {'identical' if equal else 'DIFFERENT'}",
             flush=True,
         )
-    print(f"{same} of {args.times} identical to the run of {seconds:.0f} s that nobody disturbed")
+    print(f"{same} of {args.times} identical to the run that nobody disturbed")
 
 
 def processes(folder: Path, args: argparse.Namespace) -> None:
