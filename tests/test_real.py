@@ -45,7 +45,7 @@ def attacked(case: Case, attack: PGD | ADV2, interpreter: Interpreter) -> Report
         ("resnet20", CAM, 8, 60, 0.10, 0.9),
         ("resnet20", GradCAM, 8, 60, 0.10, 0.9),
         ("resnet20", Gradient, 8, 60, 0.40, 0.3),
-        ("resnet20", MASK.small, 4, 100, 0.90, 0.2),
+        pytest.param("resnet20", MASK.small, 4, 100, 0.90, 0.2, marks=pytest.mark.slow),
         ("squeezenet", CAM, 1, 30, 0.20, 0.6),
         ("squeezenet", partial(Gradient, smoothing=30.0), 1, 40, 0.70, 0.0),
     ],

@@ -328,7 +328,7 @@ def test_interpreter_that_is_none(model, thing, kind):
 
 def test_captum_method_that_cannot_be_attacked(model):
     with pytest.raises(TypeError, match="expected a differentiable Captum method .*no_grad"):
-        ADV2(model, CaptumInterpreter(captum.attr.Occlusion(model)))
+        ADV2(model, CaptumInterpreter(captum.attr.LayerFeatureAblation(model, model.stem)))
 
 
 class Detached(Interpreter):
