@@ -96,6 +96,7 @@ def test_the_catalogue_agrees_with_the_adapter() -> None:
             assert float(row[1].removeprefix("yes, ")) < 1e-6
 
 
+@pytest.mark.slow
 def test_mask_figures(tmp_path: Path) -> None:
     cases = ("embedded", "paper", "variants", "quality", "settings")
     table = run("benchmark/mask.py", "--smoke", *cases, cwd=tmp_path)
