@@ -152,7 +152,7 @@ class Plan(NamedTuple):
         return tuple(name for name in self.subject.interpreters if name != _DISTILLED)
 
     def cases(self) -> Iterator[Case]:
-        """Yield what is done; nothing comes first."""
+        """Yield what is done; the benign case, in which nothing is, comes first."""
         everyone = tuple(self.subject.interpreters)
         yield Case("benign", "", everyone, _untouched, lambda chunk, predicted: chunk.labels)
         if "pgd" in self.settings.frameworks:

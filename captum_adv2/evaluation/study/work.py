@@ -22,7 +22,7 @@ from captum_adv2.evaluation.study.records import MAP, SCORE, Frame, Pictures
 from captum_adv2.evaluation.study.selection import Selection, read, select
 from captum_adv2.evaluation.study.settings import Settings
 from captum_adv2.evaluation.study.sources import Source, open_source
-from captum_adv2.evaluation.study.subjects import Subject, subject
+from captum_adv2.evaluation.study.subjects import Subject, label, subject
 from captum_adv2.evaluation.study.world import World
 
 __all__ = ["Found", "work"]
@@ -195,8 +195,13 @@ def work(settings: Settings, folder: Path, world: World, verbose: bool = True) -
         verbose: Show a progress bar for each process, with the time left.
 
     Raises:
-        ValueError: Models, images or interpreters that do not exist or do not fit each other.
+        ValueError: Models, images or interpreters that do not exist or do not fit each other, or
+            two of one name.
     """
+    for kind, specs in (("models", settings.models), ("interpreters", settings.interpreters)):
+        names = [label(spec) for spec in specs]
+        if len(set(names)) < len(names):  # files and rows go by them
+            raise ValueError(f"expected {kind} of different names, got {', '.join(names)}")
     source = open_source(
         settings.images,
         size=settings.size,

@@ -279,6 +279,8 @@ class Five(nn.Module):
     ("change", "message"),
     [
         ({"models": (f"{__name__}:five",)}, "images of 5 classes"),
+        ({"models": ("embedded:resnet", "my:resnet")}, "models of different names"),
+        ({"interpreters": ("CAM", "my:CAM")}, "interpreters of different names"),
         ({"models": ("no_such_net",)}, "expected a classifier of torchvision"),
         ({"models": ("no_such_module:net",)}, "package.module:function"),
         ({"models": ("embedded:vgg",)}, "embedded:resnet or embedded:densenet"),
