@@ -6,21 +6,30 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 __all__ = [
     "SoundnessWarning",
     "expect_classes",
+    "expect_flag",
+    "expect_floats",
+    "expect_function",
+    "expect_generator",
     "expect_images",
+    "expect_indices",
     "expect_integer",
     "expect_labels",
     "expect_logits",
     "expect_maps",
     "expect_model",
     "expect_number",
+    "expect_pair",
+    "expect_size",
     "find_module",
 ]
 
@@ -42,9 +51,25 @@ def expect_model(model: object) -> nn.Module:
     return model
 
 
-def _expect_tensor(value: object, name: str, ndim: int) -> Tensor:
+def expect_floats(
+    value: object, name: str, ndim: int | None = None, *, hint: str = ""
+) -> Tensor:
+    """Return ``value`` if it is a floating tensor, of so many dimensions and not empty.
+
+    Raises:
+        TypeError: Not a tensor, or not of a floating dtype.
+        ValueError: Other dimensions; empty, where their number is asked for.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}")
+    if ndim is not None:
+        _expect_dimensions(value, name, ndim)
+    if not value.is_floating_point():
+        raise TypeError(f"expected {name} of a floating dtype, got {value.dtype}{hint}")
+    return value
+
+
+def _expect_dimensions(value: Tensor, name: str, ndim: int) -> None:
     if value.ndim != ndim:
         raise ValueError(
             f"expected {name} with {ndim} dimensions, got shape {tuple(value.shape)}"
@@ -52,7 +77,6 @@ def _expect_tensor(value: object, name: str, ndim: int) -> Tensor:
         )
     if not value.numel():
         raise ValueError(f"expected at least one entry in {name}, got shape {tuple(value.shape)}")
-    return value
 
 
 def _expect_unit_range(value: Tensor, name: str, hint: str) -> None:
@@ -72,11 +96,7 @@ def expect_images(images: object, name: str = "images") -> Tensor:
         TypeError: Not a tensor, or not of a floating dtype.
         ValueError: Wrong rank, empty, NaN or infinite, or outside [0, 1].
     """
-    batch = _expect_tensor(images, name, 4)
-    if not batch.is_floating_point():
-        raise TypeError(
-            f"expected {name} of a floating dtype, got {batch.dtype}; use {name}.float() / 255"
-        )
+    batch = expect_floats(images, name, 4, hint=f"; use {name}.float() / 255")
     _expect_unit_range(
         batch, name, "normalise inside the model, or call attack.set_normalization_used(mean, std)"
     )
@@ -84,27 +104,54 @@ def expect_images(images: object, name: str = "images") -> Tensor:
 
 
 def expect_labels(
-    labels: object, batch: int, classes: int | None = None, name: str = "labels"
+    labels: object, batch: int | None, classes: int | None = None, name: str = "labels"
 ) -> Tensor:
     """Return ``labels`` as a long tensor ``(B,)`` if they are class indices of a batch.
+
+    Without ``batch``, of a batch of any size.
 
     Raises:
         TypeError: Not a tensor of an integer dtype.
         ValueError: Wrong shape, or an index outside [0, classes).
     """
+    found = expect_indices(labels, batch, name)
+    low, high = (int(bound) for bound in found.aminmax())
+    if low < 0 or (classes is not None and high >= classes):
+        bound = "0 and above" if classes is None else f"[0, {classes - 1}]"
+        raise ValueError(f"expected {name} in {bound}, got values in [{low}, {high}]")
+    return found
+
+
+def expect_indices(labels: object, batch: int | None, name: str) -> Tensor:
+    """Return ``labels`` as a long tensor ``(B,)``, without a look at its values.
+
+    A look has a step of an attack wait for the GPU.
+
+    Raises:
+        TypeError: Not a tensor of an integer dtype.
+        ValueError: Wrong shape, or empty.
+    """
     if not isinstance(labels, Tensor):
         raise TypeError(f"expected {name} to be a torch.Tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"expected {name} of an integer dtype, got {labels.dtype}; use .long()")
-    if tuple(labels.shape) != (batch,):
+    if tuple(labels.shape) != (labels.numel() if batch is None else batch,) or not len(labels):
         raise ValueError(
-            f"expected {name} of shape ({batch},), one class an image, got {tuple(labels.shape)}"
+            f"expected {name} of shape ({'B' if batch is None else batch},), one class an image, "
+            f"got {tuple(labels.shape)}"
         )
-    low, high = (int(bound) for bound in labels.aminmax())
-    if low < 0 or (classes is not None and high >= classes):
-        bound = "0 and above" if classes is None else f"[0, {classes - 1}]"
-        raise ValueError(f"expected {name} in {bound}, got values in [{low}, {high}]")
     return labels.long()
+
+
+def expect_pair(images: object, target: object) -> Tensor:
+    """Return classes ``(B,)`` long, on the images' device, if they go with a batch of images.
+
+    Raises:
+        TypeError: Images or classes of a wrong type.
+        ValueError: Images or classes of a wrong shape or range.
+    """
+    batch = expect_images(images)
+    return expect_labels(target, len(batch), name="target").to(batch.device)
 
 
 def expect_maps(maps: object, shape: tuple[int, ...] | None, source: str, name: str) -> Tensor:
@@ -120,9 +167,7 @@ def expect_maps(maps: object, shape: tuple[int, ...] | None, source: str, name: 
         TypeError: Not a tensor of a floating dtype.
         ValueError: Another shape, NaN or infinite, or outside [0, 1].
     """
-    batch = _expect_tensor(maps, name, 4)
-    if not batch.is_floating_point():
-        raise TypeError(f"expected {name} of a floating dtype, got {batch.dtype}")
+    batch = expect_floats(maps, name, 4)
     if shape is not None and tuple(batch.shape) != shape:
         raise ValueError(
             f"expected {name} of shape {shape} from {source}, got {tuple(batch.shape)}; "
@@ -156,9 +201,10 @@ def expect_classes(logits: Tensor, target: Tensor) -> Tensor:
     """Return logits ``(B, classes)`` if all target classes are among them.
 
     Raises:
-        ValueError: A class is too large.
+        TypeError: Classes of a wrong type.
+        ValueError: Classes of a wrong shape, or a class that is too large.
     """
-    highest = int(target.amax())
+    highest = int(expect_indices(target, None, "target").amax())
     if highest >= logits.shape[1]:
         raise ValueError(
             f"expected target in [0, {logits.shape[1] - 1}], the model's classes, got {highest}"
@@ -172,11 +218,13 @@ def expect_number(
     """Return ``value`` if it is a finite number in [low, high] (in (low, high] with ``above``)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"expected {name} to be a number, got {type(value).__name__}")
-    number = float(value)
+    # Tensors cannot take a longer integer, nor a float one that is longer still.
+    long = isinstance(value, numbers.Rational) and abs(value) >= 2**63
+    number = math.inf if long else float(value)
     below = number <= low if above else number < low
     if not math.isfinite(number) or below or number > high:
         bound = f"{'above' if above else 'at least'} {low:g}"
-        bound += f" and at most {high:g}" if math.isfinite(high) else ""
+        bound += f" and at most {high:g}" if math.isfinite(high) else " and below 2**63" * long
         raise ValueError(f"expected {name} {bound}, got {value}")
     return number
 
@@ -185,7 +233,43 @@ def expect_integer(value: Any, name: str, *, low: int, high: float = math.inf) -
     """Return ``value`` if it is an integer in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"expected {name} to be an integer, got {type(value).__name__}")
-    return int(expect_number(value, name, low=low, high=high))
+    expect_number(value, name, low=low, high=high)
+    return int(value)
+
+
+def expect_flag(value: Any, name: str) -> bool:
+    """Return ``value`` if it is true or false; numbers will do, texts and tensors will not."""
+    if not isinstance(value, bool | np.bool_ | numbers.Integral):
+        raise TypeError(f"expected {name} to be True or False, got {type(value).__name__}")
+    return bool(value)
+
+
+def expect_size(size: Any, name: str) -> tuple[int, int]:
+    """Return ``size`` if it is height and width, integers from 1 on."""
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise TypeError(f"expected {name} to be height and width, got {size!r}")
+    height, width = (expect_integer(side, name, low=1) for side in size)
+    return height, width
+
+
+def expect_function(value: Any, name: str) -> Callable[..., Any]:
+    """Return ``value`` if it can be called, and is no class: those are to be made instances of."""
+    if isinstance(value, type):
+        raise TypeError(f"expected {name} to be a function, got a class; pass {value.__name__}()")
+    if not callable(value):
+        raise TypeError(f"expected {name} to be a function, got {type(value).__name__}")
+    return value  # type: ignore[no-any-return]
+
+
+def expect_generator(
+    value: Any, hint: str = "torch.Generator().manual_seed(0) makes one"
+) -> torch.Generator | None:
+    """Return ``value`` if it is a generator, or ``None``."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(
+            f"expected generator to be a torch.Generator, got {type(value).__name__}; {hint}"
+        )
+    return value
 
 
 def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
@@ -195,7 +279,7 @@ def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
         TypeError: ``layer`` is neither a module nor a string.
         ValueError: No such module in the model; near names are listed.
     """
-    modules: dict[str, nn.Module] = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(expect_model(model).named_modules())
     if isinstance(layer, str):
         if layer in modules and layer:
             return modules[layer]

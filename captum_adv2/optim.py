@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import expect_number
+from captum_adv2.checks import expect_floats, expect_number
 
 __all__ = ["Adam", "AdamState", "safe_sqrt"]
 
@@ -82,5 +82,5 @@ class Adam:
 
 def safe_sqrt(values: Tensor) -> Tensor:
     """Return square roots whose derivative at 0 is 0, not infinite."""
-    positive = values > 0
+    positive = expect_floats(values, "values") > 0
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)

@@ -25,7 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from captum_adv2.checks import expect_images, expect_integer
+from captum_adv2.checks import (
+    expect_flag,
+    expect_floats,
+    expect_function,
+    expect_images,
+    expect_integer,
+)
 from captum_adv2.interpreters.base import Interpreter, eval_mode
 from captum_adv2.interpreters.gradient import IntegratedGradients, probability
 
@@ -98,18 +104,30 @@ def image_batch(
 ) -> Tensor:
     """Return random images in [0, 1] of a shape ``(B, C, H, W)``.
 
+    Raises:
+        TypeError: Something of a wrong type.
+        ValueError: A negative number.
+
     >>> image_batch((2, 1, 4, 4), seed=3).shape
     torch.Size([2, 1, 4, 4])
     """
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    sizes = [expect_integer(n, "shape", low=0) for n in shape]
+    generator = torch.Generator().manual_seed(expect_integer(seed, "seed", low=0))
+    return torch.rand(sizes, generator=generator, dtype=dtype)
 
 
 def variant(images: Tensor, kind: Kind) -> Tensor:
     """Return images ``(B, C, H, W)`` made into some kind of degenerate ones, or as they are.
 
+    Raises:
+        TypeError: Images that are not a floating tensor.
+        ValueError: Images without four dimensions, or an unknown kind.
+
     >>> variant(image_batch(), "saturated").unique().tolist()
     [0.0, 1.0]
     """
+    expect_floats(images, "images", 4)
+    _expect_from(kind, "kind", get_args(Kind))
     match kind:
         case "random":
             return images
@@ -125,6 +143,11 @@ def variant(images: Tensor, kind: Kind) -> Tensor:
             return 0.5 + 1e-6 * (images - 0.5)
         case "nearly equal":
             return (images[:1] + 1e-6 * (images - 0.5)).clamp(0, 1)
+
+
+def _expect_from(value: Any, name: str, known: Collection[str]) -> None:
+    if not (isinstance(value, str) and value in known):
+        raise ValueError(f"expected {name} from {list(known)}, got {value!r}")
 
 
 def images(
@@ -192,6 +215,10 @@ class Network(nn.Module):
         channels: Of the images.
         classes: Number of logits.
 
+    Raises:
+        TypeError: Something of a wrong type.
+        ValueError: A number out of range, or an unknown body or activation.
+
     >>> Network("dense", "SiLU", seed=3)(image_batch()).shape
     torch.Size([1, 4])
     """
@@ -207,6 +234,12 @@ class Network(nn.Module):
         classes: int = _CLASSES,
     ) -> None:
         super().__init__()
+        _expect_from(body, "body", get_args(Body))
+        _expect_from(activation, "activation", get_args(Activation))
+        expect_flag(norm, "norm")
+        expect_integer(seed, "seed", low=0)
+        expect_integer(channels, "channels", low=1)
+        expect_integer(classes, "classes", low=1)
         width = 6
 
         def layer(inputs: int) -> nn.Sequential:
@@ -845,8 +878,8 @@ def check_interpreter(
     Raises:
         AssertionError: A check fails: its name, what was expected, what came, and for which image;
             the example, shrunk, is in the notes.
-        TypeError: Neither an interpreter nor what makes one.
-        ValueError: ``skip`` names no check.
+        TypeError: Neither an interpreter nor what makes one, or something else of a wrong type.
+        ValueError: ``skip`` names no check, or a number is out of range.
 
     >>> from captum_adv2.interpreters import CAM
     >>> report = check_interpreter(CAM, max_examples=1, skip={"scaling": "to show a reason"})
@@ -859,6 +892,14 @@ def check_interpreter(
             f"{type(interpreter).__name__}"
         )
     expect_integer(max_examples, "max_examples", low=1)
+    if seed is not None:
+        expect_integer(seed, "seed", low=0)
+    if attributions is not None:
+        expect_function(attributions, "attributions")
+    if not isinstance(skip, Collection) or not all(isinstance(name, str) for name in skip):
+        raise TypeError(f"expected skip to be names of checks, got {skip!r}")
+    if not isinstance(images, Tensor | SearchStrategy | None):
+        images = _expect_shape(images)
     reasons = dict(skip) if isinstance(skip, Mapping) else dict.fromkeys(skip, "as asked")
     if unknown := reasons.keys() - CHECKS.keys():
         raise ValueError(f"expected skip from {list(CHECKS)}, got {sorted(unknown)}")
@@ -887,6 +928,15 @@ def check_interpreter(
             else:
                 report.held.append(name)
     return report
+
+
+def _expect_shape(shape: object) -> tuple[int, int, int]:
+    if not isinstance(shape, tuple | list) or len(shape) != 3:
+        raise TypeError(
+            f"expected images to be a batch, a shape (C, H, W) or a strategy, got {shape!r}"
+        )
+    channels, height, width = (expect_integer(n, "images' shape", low=1) for n in shape)
+    return channels, height, width
 
 
 def _on_drawn(build: Build, images: Images) -> _Trials:

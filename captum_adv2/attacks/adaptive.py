@@ -15,7 +15,7 @@ differ).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -28,7 +28,14 @@ from captum_adv2.attacks.adv2 import ADV2
 from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.attacks.run import Batch, Best, Regular
-from captum_adv2.checks import expect_integer, expect_model, expect_number
+from captum_adv2.checks import (
+    expect_floats,
+    expect_function,
+    expect_integer,
+    expect_logits,
+    expect_model,
+    expect_number,
+)
 from captum_adv2.types import Candidate
 
 __all__ = ["BitDepthADV2", "Matching", "Squeezing"]
@@ -71,15 +78,17 @@ class Squeezing:
     def __post_init__(self) -> None:
         """Check types and ranges."""
         expect_model(self.model)
-        if not isinstance(self.squeezers, Sequence) or not all(map(callable, self.squeezers)):
+        if not isinstance(self.squeezers, tuple | list):
             raise TypeError(f"expected a tuple of functions of images, got {self.squeezers!r}")
+        for squeezer in self.squeezers:
+            expect_function(squeezer, "each of squeezers")
         if not self.squeezers:
             raise ValueError("expected at least one squeezer, got none")
         expect_number(self.weight, "weight", low=0.0)
         expect_number(self.share, "share", low=0.0, high=1.0)
         if self.thresholds is None:
             return
-        if not isinstance(self.thresholds, Sequence):
+        if not isinstance(self.thresholds, tuple | list):
             raise TypeError(f"expected a tuple of thresholds, got {self.thresholds!r}")
         if len(self.thresholds) != len(self.squeezers):
             raise ValueError(
@@ -92,7 +101,8 @@ class Squeezing:
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
         copies = torch.cat([squeeze(candidate.images) for squeeze in self.squeezers])
-        squeezed = self.model(copies).unflatten(0, (len(self.squeezers), -1))  # (n, B, classes)
+        logits = expect_logits(self.model(copies), len(copies))
+        squeezed = logits.unflatten(0, (len(self.squeezers), -1))  # (n, B, classes)
         ours = candidate.logits.softmax(dim=1)
         if self.thresholds is None:
             losses = -(ours * squeezed.log_softmax(dim=2)).sum(dim=2)  # (n, B)
@@ -114,8 +124,9 @@ class Matching:
         slack: L1 distance of probabilities, in [0, 2], that costs nothing.
 
     Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range.
+        TypeError: Something of a wrong type.
+        ValueError: A number out of range, or probabilities without two dimensions; at a call:
+            probabilities of other images, or other classes.
 
     >>> said = torch.tensor([[0.5, 0.5]])
     >>> maps, target = torch.rand(1, 1, 2, 2), torch.tensor([1])
@@ -128,14 +139,21 @@ class Matching:
     slack: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check types and ranges."""
+        expect_floats(self.probabilities, "probabilities", 2)
         expect_number(self.weight, "weight", low=0.0)
         expect_number(self.slack, "slack", low=0.0, high=2.0)
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
-        rows = candidate.rows
-        wanted = self.probabilities if rows is None else self.probabilities[rows]
+        rows, known = candidate.rows, self.probabilities
+        try:
+            wanted = (known if rows is None else known[rows]).expand_as(candidate.logits)
+        except (IndexError, RuntimeError):
+            raise ValueError(
+                f"expected probabilities for each image of the batch, logits of shape "
+                f"{tuple(candidate.logits.shape)}, got shape {tuple(known.shape)}"
+            ) from None
         apart = (candidate.logits.softmax(dim=1) - wanted).abs().sum(dim=1)
         return self.weight * (apart - self.slack).relu()
 

@@ -157,6 +157,6 @@ class ADV2(DualAttack):
         return SignDescent(momentum=0.0, final=1.0)
 
     def _check(self) -> None:
-        expect_number(self.eps, "eps", low=0.0)
+        self._framework()
         expect_number(self.alpha, "alpha", low=0.0)
         super()._check()

@@ -21,6 +21,9 @@ from captum_adv2.attacks.run import Batch, Callback, Dual, Regular, Run
 from captum_adv2.attacks.steps import Step
 from captum_adv2.checks import (
     SoundnessWarning,
+    expect_flag,
+    expect_function,
+    expect_generator,
     expect_images,
     expect_integer,
     expect_labels,
@@ -31,6 +34,7 @@ from captum_adv2.checks import (
 )
 from captum_adv2.interpreters.base import Direct, Interpreter, Surrogate, eval_mode
 from captum_adv2.interpreters.gradient import Gradient
+from captum_adv2.storage import expect_file
 from captum_adv2.types import Schedule, SurrogateFactory, TargetMap, Term
 
 __all__ = ["CarefulAttack", "DualAttack"]
@@ -54,10 +58,58 @@ class CarefulAttack(Attack, ABC):  # type: ignore[misc]  # torchattacks is untyp
             adversarial: Tensor = super().__call__(inputs, labels, *args, **kwargs)
         return adversarial
 
-    def save(self, *args: Any, **kwargs: Any) -> Any:
-        """Attack a data loader and save the result, as in torchattacks; the model is restored."""
+    def save(
+        self,
+        data_loader: Any,
+        save_path: Any = None,
+        verbose: bool = True,
+        return_verbose: bool = False,
+        save_predictions: bool = False,
+        save_clean_inputs: bool = False,
+        save_type: Literal["float", "int"] = "float",
+    ) -> Any:
+        """Attack a data loader and save the result, as in torchattacks; the model is restored.
+
+        Raises:
+            TypeError: A path that is none, a flag that is none.
+            ValueError: A path that names no file.
+        """
+        flags = {
+            "verbose": verbose,
+            "return_verbose": return_verbose,
+            "save_predictions": save_predictions,
+            "save_clean_inputs": save_clean_inputs,
+        }
+        for name, flag in flags.items():
+            expect_flag(flag, name)
+        if save_path is not None and not hasattr(save_path, "write"):
+            expect_file(save_path)
         with self._restored():
-            return super().save(*args, **kwargs)
+            return super().save(data_loader, save_path, **flags, save_type=save_type)
+
+    def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
+        expect_flag(quiet, "quiet")
+        super()._set_mode_targeted(mode, quiet)
+
+    def set_mode_targeted_by_function(
+        self, target_map_function: Callable[[Tensor, Tensor], Tensor], quiet: bool = False
+    ) -> None:
+        """Aim at the classes that a function of images and labels returns, as in torchattacks.
+
+        Raises:
+            TypeError: No function.
+        """
+        expect_function(target_map_function, "target_map_function")
+        super().set_mode_targeted_by_function(target_map_function, quiet)
+
+    def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
+        """Aim at the class of k-th smallest probability, as in torchattacks.
+
+        Raises:
+            TypeError: ``kth_min`` is no integer.
+            ValueError: ``kth_min`` below 1; at a call, as many as the classes or more.
+        """
+        super().set_mode_targeted_least_likely(expect_integer(kth_min, "kth_min", low=1), quiet)
 
     @torch.no_grad()
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
@@ -124,7 +176,7 @@ class DualAttack(CarefulAttack):
         self.target_map = target_map
         self.prediction = prediction
         self.interpretation = interpretation
-        self.terms = tuple(terms)
+        self.terms = tuple(terms) if isinstance(terms, list) else terms
         self.step = step
         self.surrogate = surrogate
         self.keep = keep
@@ -210,6 +262,8 @@ class DualAttack(CarefulAttack):
         interpreter = self.interpreter
         if self._normalization_applied is False:
             interpreter = interpreter.after(self.normalize)
+        if target_maps is not None:  # its type and range, before the model has to run
+            expect_maps(target_maps, None, type(interpreter).__name__, "target_maps")
         batch = self._batch(interpreter, images, labels)
         if target_maps is not None:
             target_maps = _expect_target_maps(target_maps, interpreter, batch, "target_maps")
@@ -259,6 +313,8 @@ class DualAttack(CarefulAttack):
         if labels is not None:
             expect_labels(labels, len(clean), logits.shape[1])
         target = None
+        if self.attack_mode == "targeted(least-likely)":
+            expect_integer(self._kth_min, "kth_min", low=1, high=logits.shape[1] - 1)
         if self.targeted:
             chosen = self.get_target_label(clean, labels)
             target = expect_labels(chosen, len(clean), logits.shape[1], "target labels")
@@ -270,7 +326,13 @@ class DualAttack(CarefulAttack):
         """Return what to differentiate in place of an interpreter."""
         if self.surrogate is None:
             return interpreter.surrogate(images, target)
-        return self.surrogate(interpreter, images, target)
+        surrogate: object = self.surrogate(interpreter, images, target)
+        if not isinstance(surrogate, Surrogate):
+            raise TypeError(
+                f"expected surrogate to return a Surrogate, got {type(surrogate).__name__}; see "
+                "captum_adv2.interpreters.Surrogate"
+            )
+        return surrogate
 
     def _probe(self, interpreter: Interpreter, image: Tensor, target: Tensor) -> tuple[int, int]:
         """Check on one image that the map can be attacked; return the maps' height and width."""
@@ -323,6 +385,19 @@ class DualAttack(CarefulAttack):
         expect_number(self.confidence, "confidence", low=0.0, high=1.0)
         if self.stop is not None:
             expect_number(self.stop, "stop", low=0.0, high=1.0)
+        for name in ("prediction", "target_map", "step"):
+            expect_function(getattr(self, name), name)
+        if self.interpretation is not None:
+            expect_function(self.interpretation, "interpretation")
+        if not isinstance(self.terms, tuple):
+            raise TypeError(f"expected terms to be a tuple, got {type(self.terms).__name__}")
+        for term in self.terms:
+            expect_function(term, "each of terms")
+        for name, value in (("surrogate", self.surrogate), ("callback", self._callback)):
+            if not (value is None or callable(value)):  # a class will do
+                raise TypeError(f"expected {name} to be a function, got {type(value).__name__}")
+        expect_generator(self._generator)
+        expect_flag(self.verbose, "verbose")
         if self.keep not in ("best", "final"):
             raise ValueError(f"expected keep to be 'best' or 'final', got {self.keep!r}")
         if not isinstance(self.interpreter, Interpreter):

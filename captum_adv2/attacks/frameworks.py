@@ -15,6 +15,13 @@ from typing import final
 import torch
 from torch import Tensor
 
+from captum_adv2.checks import (
+    expect_flag,
+    expect_floats,
+    expect_generator,
+    expect_integer,
+    expect_number,
+)
 from captum_adv2.optim import safe_sqrt
 
 __all__ = ["Flow", "Framework", "LinfBall", "flow_loss", "quantize"]
@@ -49,6 +56,10 @@ class LinfBall(Framework):
         random_start: Start at a uniformly random point of the ball, not at the clean image.
         generator: Source of the random start; default: a fixed seed.
 
+    Raises:
+        TypeError: Something of a wrong type.
+        ValueError: A number out of range.
+
     >>> ball = LinfBall(0.1)
     >>> clean = torch.full((1, 1, 1, 2), 0.95)
     >>> ball.move(clean, torch.tensor([[[[0.3, -0.3]]]]), clean).flatten().tolist()
@@ -61,9 +72,9 @@ class LinfBall(Framework):
         random_start: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.eps = eps
-        self.random_start = random_start
-        self.generator = generator
+        self.eps = expect_number(eps, "eps", low=0.0)
+        self.random_start = expect_flag(random_start, "random_start")
+        self.generator = expect_generator(generator)
 
     def init(self, clean: Tensor) -> Tensor:
         """Return the clean images, or a random point around them."""
@@ -94,6 +105,10 @@ class Flow(Framework):
         weight: tau of Eq. 21, of the flow loss.
         bound: Largest displacement along either axis, in pixels; default: none.
 
+    Raises:
+        TypeError: A number of a wrong type.
+        ValueError: A number out of range.
+
     >>> flow, clean = Flow(weight=0.0), torch.arange(4.0).view(1, 1, 1, 4) / 4
     >>> left = torch.tensor([-1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
     >>> flow.image(left, clean).flatten().tolist()
@@ -103,8 +118,8 @@ class Flow(Framework):
     """
 
     def __init__(self, weight: float, bound: float | None = None) -> None:
-        self.weight = weight
-        self.bound = bound
+        self.weight = expect_number(weight, "weight", low=0.0)
+        self.bound = None if bound is None else expect_number(bound, "bound", low=0.0, above=True)
 
     def init(self, clean: Tensor) -> Tensor:
         """Return a flow of zeros: the clean images."""
@@ -143,9 +158,14 @@ def flow_loss(flow: Tensor) -> Tensor:
     Args:
         flow: ``(B, 2, H, W)`` in pixels.
 
+    Raises:
+        TypeError: Not a tensor of a floating dtype.
+        ValueError: Other dimensions.
+
     >>> flow_loss(torch.tensor([[[[0.0, 3.0]], [[0.0, 4.0]]]])).tolist()
     [10.0]
     """
+    expect_floats(flow, "flow", 4)
     down, across = (
         safe_sqrt(flow.diff(dim=dim).square().sum(dim=1)).sum(dim=(1, 2)) for dim in (2, 3)
     )
@@ -156,8 +176,12 @@ def flow_loss(flow: Tensor) -> Tensor:
 def quantize(images: Tensor, bits: int = 8) -> Tensor:
     """Return images rounded to a bit depth, as multiples of 1 / (2**bits - 1).
 
+    Raises:
+        TypeError: Images that are not a floating tensor, bits that are no integer.
+        ValueError: Bits out of range.
+
     >>> quantize(torch.tensor([0.2, 0.6]), bits=1).tolist()
     [0.0, 1.0]
     """
-    levels: int = 2**bits - 1
-    return (images * levels).round() / levels
+    levels: int = 2 ** expect_integer(bits, "bits", low=1, high=32) - 1
+    return (expect_floats(images, "images") * levels).round() / levels

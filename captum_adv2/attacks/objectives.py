@@ -9,6 +9,7 @@ so that attacking a batch equals attacking its images one by one.
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.checks import SoundnessWarning, expect_number
+from captum_adv2.checks import SoundnessWarning, expect_floats, expect_integer, expect_number
 from captum_adv2.types import Candidate, Schedule
 
 __all__ = ["CrossEntropy", "Linear", "MapDistance", "Margin", "Stages", "at"]
@@ -37,12 +38,21 @@ def at(value: float | Schedule, progress: float) -> float:
 class Linear:
     """A schedule that goes straight from ``first`` to ``last``.
 
+    Raises:
+        TypeError: A number of a wrong type.
+        ValueError: A number that is not finite.
+
     >>> Linear(5.0, 10.0)(0.5)
     7.5
     """
 
     first: float
     last: float
+
+    def __post_init__(self) -> None:
+        """Check the ends."""
+        for name in ("first", "last"):
+            expect_number(getattr(self, name), name, low=-math.inf)
 
     def __call__(self, progress: float) -> float:
         """Return the value at ``progress`` in [0, 1]."""
@@ -57,12 +67,30 @@ class Stages:
         values: The values, in order.
         lengths: How long each is held, in any unit.
 
+    Raises:
+        TypeError: Something of a wrong type.
+        ValueError: A number out of range, or not a length for each value.
+
     >>> [Stages((1.0, 2.0), (300, 100))(progress) for progress in (0.0, 0.7, 0.8)]
     [1.0, 1.0, 2.0]
     """
 
     values: tuple[float, ...]
     lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check values and lengths."""
+        for name, low in (("values", -math.inf), ("lengths", 0.0)):
+            given = getattr(self, name)
+            if not isinstance(given, tuple | list):
+                raise TypeError(f"expected {name} to be a tuple, got {type(given).__name__}")
+            for number in given:
+                expect_number(number, name, low=low, above=True)
+        if len(self.values) != len(self.lengths) or not self.values:
+            raise ValueError(
+                f"expected a length for each value, at least one, got {len(self.lengths)} for "
+                f"{len(self.values)}"
+            )
 
     def __call__(self, progress: float) -> float:
         """Return the value at ``progress`` in [0, 1]."""
@@ -87,6 +115,7 @@ class CrossEntropy:
         seed: Draw uniformly, from this seed and the progress of the attack.
 
     Raises:
+        TypeError: Something of a wrong type.
         ValueError: ``rho`` outside [0, 1].
     """
 
@@ -97,6 +126,8 @@ class CrossEntropy:
         """Check the range of rho at both ends of the attack."""
         for progress in (0.0, 1.0):
             expect_number(at(self.rho, progress), "rho", low=0.0, high=1.0)
+        if self.seed is not None:
+            expect_integer(self.seed, "seed", low=0)
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""

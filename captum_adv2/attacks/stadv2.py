@@ -139,7 +139,6 @@ class StADV2(DualAttack):
 
     def _check(self) -> None:
         expect_number(self.flow_weight, "flow_weight", low=0.0)
+        self._framework()
         expect_number(self.alpha, "alpha", low=0.0, above=True)
-        if self.bound is not None:
-            expect_number(self.bound, "bound", low=0.0, above=True)
         super()._check()

@@ -26,8 +26,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import expect_images, expect_integer, expect_labels, expect_number
-from captum_adv2.interpreters.base import Interpreter, eval_mode
+from captum_adv2.checks import (
+    expect_flag,
+    expect_generator,
+    expect_images,
+    expect_integer,
+    expect_labels,
+    expect_number,
+    expect_pair,
+)
+from captum_adv2.interpreters.base import Interpreter, eval_mode, expect_interpreter
 
 __all__ = ["Benign", "RandomClass", "RandomPatch", "disc", "rectangle"]
 
@@ -42,6 +50,8 @@ class Benign:
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return the interpreter's maps of ``images`` for ``labels``; see `TargetMap`."""
+        expect_interpreter(interpreter)
+        labels = expect_pair(images, labels)
         with torch.no_grad():
             return interpreter.explain(images, labels).maps
 
@@ -98,14 +108,15 @@ class RandomPatch:
         expect_number(least, "size", low=0.0, high=1.0, above=True)
         expect_number(largest, "largest size", low=least, high=1.0)
         expect_number(self.angle, "angle", low=0.0, high=180.0)
+        expect_flag(self.soft, "soft")
         _expect_source(self.seed, self.generator)
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return patches ``(B, 1, h, w)``, one an image; see `TargetMap`."""
-        expect_images(images)
-        target = expect_labels(target, len(images), name="target").to(images.device)
+        expect_interpreter(interpreter)
+        target = expect_pair(images, target)
         size = _native_size(interpreter, images, target)
         sources = _sources(images, self.seed, self.generator)
         return torch.stack([self._draw(size, source) for source in sources]).to(images)
@@ -181,8 +192,8 @@ class RandomClass:
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return the maps ``(B, 1, h, w)`` of the images drawn; see `TargetMap`."""
-        expect_images(images)
-        target = expect_labels(target, len(images), name="target")
+        expect_interpreter(interpreter)
+        target = expect_pair(images, target)
         if self.pool.shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"expected images of shape {tuple(self.pool.shape[1:])}, the pool's, got "
@@ -270,11 +281,7 @@ def _native_size(interpreter: Interpreter, images: Tensor, target: Tensor) -> tu
 
 def _expect_source(seed: object, generator: object) -> None:
     expect_integer(seed, "seed", low=0)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"expected generator to be a torch.Generator, got {type(generator).__name__}; "
-            "pass a number as seed="
-        )
+    expect_generator(generator, "pass a number as seed=")
 
 
 def _sources(

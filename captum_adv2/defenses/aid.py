@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_adv2.attacks.adv2 import ADV2
-from captum_adv2.checks import expect_model, expect_number
+from captum_adv2.checks import expect_function, expect_model, expect_number
 from captum_adv2.interpreters.rts import RTS, MaskingModel, expect_masking_model
 from captum_adv2.interpreters.training import MaskingLoss, fit, random_others
 
@@ -42,6 +42,10 @@ class Distillation:
         teacher: What says how the maps of clean images should look.
         weight: Of Eq. 23.
         anchor: Of the L1 distance of clean images' maps to the teacher's.
+
+    Raises:
+        TypeError: Something of a wrong type.
+        ValueError: A number out of range.
     """
 
     attack: ADV2
@@ -50,7 +54,9 @@ class Distillation:
     anchor: float = 20.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check types and ranges."""
+        expect_function(self.attack, "attack")
+        expect_masking_model(self.teacher)
         expect_number(self.weight, "weight", low=0.0)
         expect_number(self.anchor, "anchor", low=0.0)
 

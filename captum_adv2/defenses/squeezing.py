@@ -34,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_adv2 import storage
 from captum_adv2.checks import (
+    expect_flag,
     expect_images,
     expect_integer,
     expect_logits,
@@ -67,7 +68,7 @@ class BitDepth:
         straight_through: Let gradients through as if nothing were rounded.
 
     Raises:
-        TypeError: Bits that are not an integer.
+        TypeError: Bits that are not an integer, or a flag that is none.
         ValueError: Bits out of range.
 
     >>> BitDepth(1)(torch.tensor([[[[0.2, 0.6]]]])).flatten().tolist()
@@ -82,6 +83,7 @@ class BitDepth:
     def __post_init__(self) -> None:
         """Check the range."""
         expect_integer(self.bits, "bits", low=1, high=8)
+        expect_flag(self.straight_through, "straight_through")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return squeezed images ``(B, C, H, W)``."""
@@ -352,7 +354,8 @@ class FeatureSqueezing(Detector):
         """Write the thresholds to a file, for `load`; the model is not part of it.
 
         Raises:
-            ValueError: Not fitted.
+            TypeError: A path that is none.
+            ValueError: Not fitted, or a path that names no file.
         """
         record = {
             "squeezers": [repr(squeezer) for squeezer in self.squeezers],

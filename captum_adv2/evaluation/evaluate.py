@@ -8,9 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.checks import expect_images, expect_labels, expect_logits, expect_model
+from captum_adv2.checks import (
+    expect_flag,
+    expect_images,
+    expect_labels,
+    expect_logits,
+    expect_model,
+    expect_pair,
+)
 from captum_adv2.evaluation import metrics
-from captum_adv2.interpreters.base import Interpreter, eval_mode
+from captum_adv2.interpreters.base import Interpreter, eval_mode, expect_interpreter
 
 __all__ = ["Report", "evaluate"]
 
@@ -101,7 +108,11 @@ def evaluate(
     (torch.Size([2]), ['asr', 'confidence', 'images'])
     """
     expect_model(model)
-    expect_images(images)
+    expect_interpreter(interpreter)
+    expect_flag(quantize, "quantize")
+    target = expect_pair(images, target)
+    if labels is not None:
+        expect_labels(labels, len(images))
     expect_images(adversarial, "adversarial")
     if adversarial.shape != images.shape:
         raise ValueError(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.checks import expect_maps, expect_number
+from captum_adv2.checks import expect_maps, expect_number, expect_size
 
 __all__ = ["boxes", "wrong"]
 
@@ -33,8 +33,8 @@ def boxes(maps: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor
         ``(B, 4)`` long: x0, y0, x1, y1 in pixels, x1 and y1 exclusive; zeros where no pixel does.
 
     Raises:
-        TypeError: Maps of a wrong type.
-        ValueError: Maps of a wrong shape or range, or a threshold out of range.
+        TypeError: Maps, size or threshold of a wrong type.
+        ValueError: Maps of a wrong shape or range, or a size or threshold out of range.
 
     >>> maps = torch.zeros(1, 1, 4, 4)
     >>> maps[0, 0, 1:3, 2] = 1
@@ -44,6 +44,7 @@ def boxes(maps: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor
     native = expect_maps(maps, None, "an interpreter", "maps").shape
     expect_maps(maps, (native[0], 1, *native[2:]), "an interpreter", "maps")
     expect_number(threshold, "threshold", low=0.0, high=1.0)
+    size = expect_size(size, "size")
     large = F.interpolate(maps.detach(), size, mode="bilinear", align_corners=False)
     found = [_box(above[0].numpy()) for above in (large > threshold).cpu()]
     return torch.tensor(found, device=maps.device)
@@ -70,6 +71,7 @@ def wrong(found: Tensor, truth: Tensor | Sequence[Tensor], iou: float = 0.5) -> 
         iou: Intersection over union that a box must have with a true one, in [0, 1].
 
     Raises:
+        TypeError: Boxes that are no tensors, or ``iou`` no number.
         ValueError: Shapes that do not match, an image without a true box, or ``iou`` out of range.
 
     >>> wrong(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[0, 0, 2, 3]])).tolist()
@@ -79,6 +81,9 @@ def wrong(found: Tensor, truth: Tensor | Sequence[Tensor], iou: float = 0.5) -> 
 
     expect_number(iou, "iou", low=0.0, high=1.0)
     true = list(truth.unsqueeze(1) if isinstance(truth, Tensor) and truth.ndim == 2 else truth)
+    for each in (found, *true):
+        if not isinstance(each, Tensor):
+            raise TypeError(f"expected boxes to be a torch.Tensor, got {type(each).__name__}")
     shapes = {tuple(each.shape) for each in true}
     if (
         found.ndim != 2

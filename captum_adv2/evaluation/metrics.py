@@ -99,7 +99,7 @@ def interval(
         draws: How many times to resample.
 
     Raises:
-        TypeError: A number of a wrong type.
+        TypeError: Something of a wrong type.
         ValueError: A number out of range, or values without one dimension.
 
     >>> interval(torch.tensor([0.5, 0.5, 0.5])), interval(torch.empty(0))
@@ -107,7 +107,10 @@ def interval(
     """
     level = expect_number(level, "level", low=0.0, high=1.0)
     draws = expect_integer(draws, "draws", low=1)
-    values = torch.as_tensor(values).detach().cpu()
+    try:
+        values = torch.as_tensor(values).detach().cpu()
+    except RuntimeError:  # whatever torch has no dtype for
+        raise TypeError(f"expected values to be numbers, got {type(values).__name__}") from None
     if values.ndim != 1:
         raise ValueError(f"expected values of shape (n,), got {tuple(values.shape)}")
     if not len(values):

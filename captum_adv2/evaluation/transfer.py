@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from captum_adv2.checks import expect_images, expect_model
 from captum_adv2.evaluation.evaluate import Report, evaluate
-from captum_adv2.interpreters.base import Interpreter
+from captum_adv2.interpreters.base import Interpreter, expect_interpreter
 from captum_adv2.types import Explanation
 
 __all__ = ["Matrix", "across", "matrix"]
@@ -57,7 +57,11 @@ class Matrix(NamedTuple):
 
         Args:
             measure: ``"success"``, ``"confidence"``, ``"l1"``, ``"l2"``, ``"iou"`` or ``"linf"``.
+
+        Raises:
+            ValueError: Another measure.
         """
+        _expect_measure(measure, Report._fields[:6])
         rows = [torch.stack([getattr(report, measure) for report in row]) for row in self.reports]
         return torch.stack(rows)
 
@@ -68,7 +72,11 @@ class Matrix(NamedTuple):
 
         Args:
             measure: ``"asr"``, ``"confidence"``, ``"l1"``, ``"l2"``, ``"iou"`` or ``"linf"``.
+
+        Raises:
+            ValueError: Another measure.
         """
+        _expect_measure(measure, tuple(self.reports[0][0].summary()))
         entries = [[report.summary()[measure] for report in row] for row in self.reports]
         return torch.tensor(entries, dtype=torch.float64)
 
@@ -126,7 +134,7 @@ def matrix(
     expect_model(model)
     _expect_entries(interpreters, "interpreters")
     for name, interpreter in interpreters.items():
-        _expect_interpreter(interpreter, f"interpreters[{name!r}]")
+        expect_interpreter(interpreter, f"interpreters[{name!r}]")
     columns = {name: (model, interpreter) for name, interpreter in interpreters.items()}
     return _table(columns, images, adversarial, target, labels, quantize)
 
@@ -159,10 +167,12 @@ def across(
         ValueError: An argument of a wrong shape or range, or without an entry.
     """
     _expect_entries(models, "models")
+    if not callable(build):
+        raise TypeError(f"expected build to be a function, got {type(build).__name__}; pass CAM")
     columns = {}
     for name, model in models.items():
         interpreter = build(expect_model(model))
-        columns[name] = (model, _expect_interpreter(interpreter, "what build returns"))
+        columns[name] = (model, expect_interpreter(interpreter, "what build returns"))
     return _table(columns, images, adversarial, target, labels, quantize)
 
 
@@ -218,10 +228,6 @@ def _expect_entries(value: Any, name: str) -> None:
         raise ValueError(f"expected at least one entry in {name}, got none")
 
 
-def _expect_interpreter(value: Any, name: str) -> Interpreter:
-    if not isinstance(value, Interpreter):
-        raise TypeError(
-            f"expected {name} to be an Interpreter, got {type(value).__name__}; "
-            "build it on the model: CAM(model)"
-        )
-    return value
+def _expect_measure(value: Any, known: tuple[str, ...]) -> None:
+    if not (isinstance(value, str) and value in known):
+        raise ValueError(f"expected measure from {', '.join(known)}, got {value!r}")

@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_adv2.attacks.run import Progress
 from captum_adv2.checks import expect_images, expect_maps, expect_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from captum_adv2.attacks.run import Progress
 
 __all__ = ["curves", "grid", "overlay"]
 
@@ -75,8 +74,8 @@ def grid(
         A figure with ``len(rows)`` rows and ``B * (1 + interpreters)`` columns.
 
     Raises:
-        TypeError: Images or maps of a wrong type.
-        ValueError: No row, or images or maps of a wrong shape or range.
+        TypeError: Something of a wrong type.
+        ValueError: No row, a size that is not positive, or images or maps of a wrong shape or range.
 
     >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
     >>> len(grid({"benign": shown, "ADV2": shown}).axes)
@@ -84,8 +83,10 @@ def grid(
     """
     from matplotlib.figure import Figure
 
-    if not rows:
-        raise ValueError("expected at least one row, got none")
+    _expect_rows(rows)
+    expect_number(size, "size", low=0.0, above=True)
+    if not isinstance(captions, Mapping | None):
+        raise TypeError(f"expected captions to be a mapping, got {type(captions).__name__}")
     pictures = {name: _pictures(shown) for name, shown in rows.items()}
     sizes = {name: len(block) for name, block in pictures.items()}
     blocks = max(sizes.values())
@@ -112,10 +113,20 @@ def curves(records: Sequence[Progress], size: tuple[float, float] = (7.0, 2.6)) 
         size: Width and height in inches.
 
     Raises:
-        ValueError: No record.
+        TypeError: Something of a wrong type.
+        ValueError: No record, or a size that is not positive.
     """
     from matplotlib.figure import Figure
 
+    if not isinstance(records, Sequence) or not all(isinstance(r, Progress) for r in records):
+        raise TypeError(
+            f"expected a list of Progress, got {type(records).__name__}; pass "
+            "callback=records.append to the attack"
+        )
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise TypeError(f"expected size to be width and height, got {size!r}")
+    for side in size:
+        expect_number(side, "size", low=0.0, above=True)
     if not records:
         raise ValueError("expected at least one record, got none; pass callback=records.append")
     figure = Figure(figsize=size, layout="constrained")
@@ -128,6 +139,18 @@ def curves(records: Sequence[Progress], size: tuple[float, float] = (7.0, 2.6)) 
         axis.fill_between(steps, low, high, alpha=0.2)
         axis.set(xlabel="gradient evaluation", ylabel=name)
     return figure
+
+
+def _expect_rows(rows: object) -> None:
+    """Check that rows are a mapping of mappings to pairs, none of them empty."""
+    for shown in (rows, *(rows.values() if isinstance(rows, Mapping) else ())):
+        if not isinstance(shown, Mapping):
+            raise TypeError(f"expected rows to be mappings by name, got {type(shown).__name__}")
+        if not shown:
+            raise ValueError("expected at least one row, and one picture in it, got none")
+    for pair in (pair for shown in rows.values() for pair in shown.values()):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"expected pairs of images and maps, got {type(pair).__name__}")
 
 
 def _tracks(records: Sequence[Progress], name: str) -> Tensor:

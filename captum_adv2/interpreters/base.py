@@ -9,6 +9,7 @@ smooths ReLU, MASK's looks ahead along its own optimisation. The default is the 
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,16 +18,27 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.checks import expect_classes, expect_images, expect_labels, expect_logits
+from captum_adv2.checks import (
+    expect_classes,
+    expect_floats,
+    expect_function,
+    expect_labels,
+    expect_logits,
+    expect_number,
+    expect_pair,
+)
 from captum_adv2.types import Explanation
 
 __all__ = [
     "Direct",
     "Interpreter",
     "Surrogate",
+    "background",
     "detached",
     "differentiable_input",
     "eval_mode",
+    "expect_baseline",
+    "expect_interpreter",
     "min_max",
 ]
 
@@ -68,18 +80,26 @@ class Direct(Surrogate):
     Args:
         explain: The function; it holds nothing for each image.
         target: Classes ``(B,)``.
+
+    Raises:
+        TypeError: Something of a wrong type.
+        ValueError: Classes of a wrong shape, or negative.
     """
 
     def __init__(self, explain: Callable[[Tensor, Tensor], Explanation], target: Tensor) -> None:
-        self._explain = explain
-        self._target = target
+        self._explain = expect_function(explain, "explain")
+        self._target = expect_labels(target, None, name="target")
 
     def take(self, index: Tensor) -> None:
         """Go on with some images."""
         self._target = self._target[index]
 
     def __call__(self, images: Tensor) -> Explanation:
-        """Explain images ``(B, C, H, W)``."""
+        """Explain images ``(B, C, H, W)``, as many as there are classes."""
+        if len(images) != len(self._target):
+            raise ValueError(
+                f"expected {len(self._target)} images, one for each class, got {len(images)}"
+            )
         return self._explain(images, self._target)
 
 
@@ -129,8 +149,12 @@ class Interpreter(ABC):
         Args:
             images: Where the attack on the map starts ``(B, C, H, W)``.
             target: Class to explain ``(B,)``.
+
+        Raises:
+            TypeError: Images or classes of a wrong type.
+            ValueError: Images or classes of a wrong shape or range.
         """
-        return Direct(self.explain, target)
+        return Direct(self.explain, expect_pair(images, target))
 
     @final
     def __call__(self, images: Tensor, target: Tensor) -> Tensor:
@@ -146,8 +170,7 @@ class Interpreter(ABC):
             TypeError: Images or classes of a wrong type.
             ValueError: Images or classes of a wrong shape or range.
         """
-        expect_images(images)
-        target = expect_labels(target, len(images), name="target").to(images.device)
+        target = expect_pair(images, target)
         with eval_mode(self.model):
             return self.explain(images, target).maps
 
@@ -156,13 +179,23 @@ class Interpreter(ABC):
 
         ``torchattacks`` normalises outside the model (``set_normalization_used``); the function
         attacked, and so the one explained, is then the two together.
+
+        Raises:
+            TypeError: No function.
         """
+        expect_function(preprocess, "preprocess")
         clone = copy.copy(self)
         clone._preprocess = preprocess
         return clone
 
     def logits(self, images: Tensor, target: Tensor | None = None) -> Tensor:
-        """Run the model on images; return logits ``(B, classes)`` that have the target classes."""
+        """Run the model on images; return logits ``(B, classes)`` that have the target classes.
+
+        Raises:
+            TypeError: Images that are no floating tensor, or an interpreter without a model.
+            ValueError: Images of a wrong shape, no logits, or a class that is not among them.
+        """
+        expect_floats(images, "images", 4)
         if self.model is None:
             raise TypeError(f"expected {type(self).__name__} to have a model, got None")
         logits = expect_logits(self.model(self.prepare(images)), len(images))
@@ -194,12 +227,14 @@ def differentiable_input(images: Tensor) -> Iterator[tuple[Tensor, bool]]:
     and no graph of the gradient: half the memory.
 
     Raises:
+        TypeError: Images that are no floating tensor.
         RuntimeError: Under ``torch.inference_mode()``, where no gradient can be taken.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "expected gradients to be available, got torch.inference_mode(); use torch.no_grad()"
         )
+    expect_floats(images, "images")
     create_graph = torch.is_grad_enabled() and images.requires_grad
     with torch.enable_grad():
         yield (images if create_graph else images.detach().requires_grad_()), create_graph
@@ -207,6 +242,8 @@ def differentiable_input(images: Tensor) -> Iterator[tuple[Tensor, bool]]:
 
 def detached(explanation: Explanation) -> Explanation:
     """Return an explanation without its graph."""
+    if not isinstance(explanation, Explanation):
+        raise TypeError(f"expected an Explanation, got {type(explanation).__name__}")
     maps, *others = explanation
     return Explanation(maps.detach(), *(None if o is None else o.detach() for o in others))
 
@@ -217,10 +254,47 @@ def min_max(maps: Tensor) -> Tensor:
     Args:
         maps: ``(B, 1, h, w)``, any range.
 
+    Raises:
+        TypeError: Not a tensor of a floating dtype.
+        ValueError: Other dimensions.
+
     >>> min_max(torch.tensor([[[[1.0, 3.0], [2.0, 5.0]]]])).flatten().tolist()
     [0.0, 0.5, 0.25, 1.0]
     """
+    expect_floats(maps, "maps", 4)
     low = maps.amin(dim=(1, 2, 3), keepdim=True)
     spread = maps.amax(dim=(1, 2, 3), keepdim=True) - low
     flat = spread <= _FLAT
     return ((maps - low) / spread.masked_fill(flat, 1)).masked_fill(flat, 0)
+
+
+def expect_interpreter(value: object, name: str = "interpreter") -> Interpreter:
+    """Return ``value`` if it is an interpreter; raise ``TypeError`` otherwise."""
+    if not isinstance(value, Interpreter):
+        raise TypeError(
+            f"expected {name} to be an Interpreter, got {type(value).__name__}; "
+            "build it on the model: CAM(model)"
+        )
+    return value
+
+
+def expect_baseline(baseline: float | Tensor) -> float | Tensor:
+    """Return a baseline if it is finite: a number, or a tensor of real ones."""
+    if not isinstance(baseline, Tensor):
+        return expect_number(baseline, "baseline", low=-math.inf)
+    if baseline.is_complex() or baseline.dtype == torch.bool:
+        raise TypeError(f"expected a baseline of a real dtype, got {baseline.dtype}")
+    if not bool(baseline.isfinite().all()):
+        raise ValueError("expected a finite baseline, got NaN or infinite values")
+    return baseline
+
+
+def background(baseline: float | Tensor, images: Tensor) -> Tensor:
+    """Return a baseline as wide as the images, if it can be."""
+    wide = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    try:
+        return wide.expand_as(images)
+    except RuntimeError:
+        raise ValueError(
+            f"expected a baseline for images {tuple(images.shape)}, got shape {tuple(wide.shape)}"
+        ) from None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_adv2.checks import expect_integer, expect_number
+from captum_adv2.checks import expect_flag, expect_integer, expect_number, expect_pair
 from captum_adv2.interpreters.base import Surrogate
 from captum_adv2.interpreters.gradient import log_odds
 from captum_adv2.optim import AdamState, safe_sqrt
@@ -123,8 +123,15 @@ class _Following(Surrogate):
     def __init__(
         self, interpreter: MASK, images: Tensor, target: Tensor, n_step: int, pace: float = 1.0
     ) -> None:
+        from captum_adv2.interpreters.mask import MASK  # here, for that imports this
+
+        if not isinstance(interpreter, MASK):
+            raise TypeError(
+                f"expected interpreter to be a MASK, got {type(interpreter).__name__}; others "
+                "have surrogates of their own"
+            )
         self._interpreter = interpreter
-        self._target = target
+        self._target = expect_pair(images, target)
         self._n_step = n_step
         self._pace = pace
         self._follower = interpreter.begin(images.detach())
@@ -243,6 +250,7 @@ class Unrolled:
         """Check the ranges."""
         expect_integer(self.n_step, "n_step", low=1)
         expect_integer(self.n_reset, "n_reset", low=1)
+        expect_flag(self.solved, "solved")
         expect_number(self.shrink, "shrink", low=0.0, above=True)
         expect_integer(self.count, "count", low=0)
 

@@ -34,13 +34,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_adv2.checks import expect_classes, expect_integer, expect_logits
+from captum_adv2.checks import (
+    expect_classes,
+    expect_flag,
+    expect_floats,
+    expect_function,
+    expect_integer,
+    expect_logits,
+    expect_number,
+    expect_pair,
+)
 from captum_adv2.interpreters.base import (
     Direct,
     Interpreter,
     Surrogate,
+    background,
     detached,
     differentiable_input,
+    expect_baseline,
     min_max,
 )
 from captum_adv2.interpreters.perturbation import (
@@ -469,6 +480,8 @@ _METHODS: dict[str, _Method] = {
 }
 # Those whose noise or baselines would be drawn a second time inside a NoiseTunnel.
 _NOT_IN_A_TUNNEL = {"NoiseTunnel", "GradientShap", "DeepLiftShap"}
+# Those whose baselines are any number of images, or a function that returns them.
+_DISTRIBUTIONS = {"GradientShap", "DeepLiftShap"}
 _RANDOM = {"NoiseTunnel", "GradientShap", "KernelShap", "Lime", "ShapleyValueSampling"}
 # Methods whose maps are gradients alone: on a ReLU network these do not change with the image.
 _SMOOTHED = {
@@ -582,6 +595,62 @@ def _expect_supported(attribution: Any) -> None:
     raise TypeError(f"expected a differentiable Captum method ({known}), got {name}: {reason}")
 
 
+def _expect_baselines(value: Any, distribution: bool) -> None:
+    """Check baselines as far as can be done without images."""
+    if isinstance(value, tuple) and len(value) == 1:  # as Captum has them, one an input
+        (value,) = value
+    if not distribution:
+        expect_baseline(value)
+    elif not callable(value):
+        expect_floats(value, "baselines", 4)
+        expect_baseline(value)
+
+
+def _expect_fitting(baselines: Any, x: Tensor, distribution: bool) -> None:
+    """Check that baselines, where they are images, go with the images."""
+    if isinstance(baselines, tuple) and len(baselines) == 1:
+        (baselines,) = baselines
+    if not isinstance(baselines, Tensor):
+        return
+    count, *shape = (0, *baselines.shape)[baselines.ndim > 0 :]
+    if shape != [*x.shape[1:]] or not (distribution or count in (1, len(x))):
+        raise ValueError(
+            f"expected baselines for images of shape {tuple(x.shape)}, got shape "
+            f"{tuple(baselines.shape)}"
+        )
+
+
+def _expect_one_of(value: Any, name: str, known: tuple[str, ...]) -> None:
+    if not (isinstance(value, str) and value in known):
+        raise ValueError(f"expected {name} to be one of {known}, got {value!r}")
+
+
+# What Captum would assert, or PyTorch stumble over, in the middle of a pass.
+_CHECKS: dict[str, Callable[[Any, str], object]] = {
+    "abs": expect_flag,
+    "attribute_to_layer_input": expect_flag,
+    "attr_dim_summation": expect_flag,
+    "custom_attribution_func": expect_function,
+    "interpolate_mode": partial(
+        _expect_one_of, known=("nearest", "nearest-exact", "area", "bilinear", "bicubic")
+    ),
+    "method": partial(
+        _expect_one_of,
+        known=(
+            *(f"riemann_{place}" for place in ("left", "right", "middle", "trapezoid")),
+            "gausslegendre",
+        ),
+    ),
+    "n_samples": partial(expect_integer, low=1),
+    "n_steps": partial(expect_integer, low=1),
+    "nt_samples": partial(expect_integer, low=1),
+    "nt_samples_batch_size": partial(expect_integer, low=1),
+    "nt_type": partial(_expect_one_of, known=("smoothgrad", "smoothgrad_sq", "vargrad")),
+    "relu_attributions": expect_flag,
+    "stdevs": partial(expect_number, low=0.0),
+}
+
+
 def _expect_arguments(attribution: Any, kwargs: dict[str, Any]) -> None:
     """Check keyword arguments of ``attribute`` as far as can be done without images."""
     name, signature = type(attribution).__name__, inspect.signature(attribution.attribute)
@@ -601,15 +670,6 @@ def _expect_arguments(attribution: Any, kwargs: dict[str, Any]) -> None:
                 f"itself, got one around {type(inner).__name__}"
             )
         _expect_arguments(inner, bound.arguments.get("kwargs", {}))
-        kind, kinds = (
-            kwargs.get("nt_type", "smoothgrad"),
-            ("smoothgrad", "smoothgrad_sq", "vargrad"),
-        )
-        if kind not in kinds:
-            raise ValueError(f"expected nt_type to be one of {kinds}, got {kind!r}")
-        for key in ("nt_samples", "nt_samples_batch_size"):
-            if kwargs.get(key) is not None:
-                expect_integer(kwargs[key], key, low=1)
     if isinstance(getattr(attribution, "layer", None), list):
         raise ValueError(f"expected {name} of one layer, got a list; build one for each")
     for key, default, why in (
@@ -618,8 +678,19 @@ def _expect_arguments(attribution: Any, kwargs: dict[str, Any]) -> None:
         ("draw_baseline_from_distrib", False, "baselines are drawn by GradientShap"),
         ("grad_kwargs", None, "they are what makes the map differentiable"),
     ):
-        if kwargs.get(key, default) != default:
-            raise ValueError(f"expected {key}={default}, got {kwargs[key]}; {why}")
+        value = kwargs.get(key, default)
+        if value is not default:
+            raise ValueError(f"expected {key}={default}, got {value}; {why}")
+    if name in _PERTURBATIONS:
+        return  # ours check what they are given
+    own = {key: kwargs[key] for key in kwargs if key in signature.parameters}
+    for key, value in own.items():
+        if value is None and signature.parameters[key].default is None:
+            continue
+        if key == "baselines":
+            _expect_baselines(value, name in _DISTRIBUTIONS)
+        elif key in _CHECKS:
+            _CHECKS[key](value, key)
 
 
 @final
@@ -711,7 +782,8 @@ class CaptumInterpreter(Interpreter):
         """Return the same map; where it is made of input gradients, with ReLU's smoothed."""
         inner = getattr(self.attribution, "attribution_method", self.attribution)
         smooth = type(inner).__name__ in _SMOOTHED
-        return Direct(self._explain_smooth if smooth else self.explain, target)
+        explain = self._explain_smooth if smooth else self.explain
+        return Direct(explain, expect_pair(images, target))
 
     @property
     def _name(self) -> str:
@@ -719,6 +791,9 @@ class CaptumInterpreter(Interpreter):
 
     def _by_captum(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         forward = _Forward(partial(self._forward, target), x)
+        inner = getattr(self.attribution, "attribution_method", self.attribution)
+        distribution = type(inner).__name__ in _DISTRIBUTIONS
+        _expect_fitting(self._kwargs.get("baselines"), x, distribution)
         method = _METHODS[self._name]
         attributions = method(self.attribution, forward, x, target, self._seed, **self._kwargs)
         return attributions, forward.logits

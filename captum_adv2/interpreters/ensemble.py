@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_adv2.checks import expect_integer, expect_number
+from captum_adv2.checks import expect_number, expect_size
 from captum_adv2.interpreters.base import Interpreter, Surrogate, min_max
 from captum_adv2.types import Explanation
 
@@ -76,7 +76,7 @@ class Ensemble(Interpreter):
         super().__init__(_common_model(self.interpreters))
         self.weights = _shares(weights, len(self.interpreters))
         sides = (size, size) if isinstance(size, int) else size
-        self.size = None if sides is None else _expect_size(sides)
+        self.size = None if sides is None else expect_size(sides, "size")
 
     def __repr__(self) -> str:
         return f"Ensemble({', '.join(map(repr, self.interpreters))})"
@@ -232,10 +232,3 @@ def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
     if total <= 0:
         raise ValueError("expected weights with a positive sum, got zeros")
     return tuple(weight / total for weight in given)
-
-
-def _expect_size(size: tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(size, Sequence) or len(size) != 2:
-        raise TypeError(f"expected size to be an integer, or height and width, got {size!r}")
-    height, width = (expect_integer(side, "size", low=1) for side in size)
-    return height, width

@@ -27,13 +27,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_adv2.checks import expect_integer, expect_model, expect_number
+from captum_adv2.checks import (
+    expect_floats,
+    expect_indices,
+    expect_integer,
+    expect_labels,
+    expect_model,
+    expect_number,
+    expect_pair,
+)
 from captum_adv2.interpreters.base import (
     Direct,
     Interpreter,
     Surrogate,
+    background,
     detached,
     differentiable_input,
+    expect_baseline,
     min_max,
 )
 from captum_adv2.interpreters.relu import Derivative, as_derivative, smooth_relu
@@ -52,10 +62,17 @@ def log_odds(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         ``(B,)``.
 
+    Raises:
+        TypeError: Logits or classes of a wrong type.
+        ValueError: Logits or classes of a wrong shape or range.
+
     >>> log_odds(torch.tensor([[90.0, 0.0]]), torch.tensor([0])).item()
     90.0
     """
-    index = target[:, None]
+    expect_floats(logits, "logits", 2)
+    index = expect_indices(target, len(logits), "target")[:, None]
+    if not index.is_cuda:  # there a look has every step of an attack wait
+        expect_labels(target, len(logits), logits.shape[1], "target")
     others = logits.scatter(1, index, -torch.inf).logsumexp(dim=1)
     return logits.gather(1, index)[:, 0] - others
 
@@ -69,6 +86,10 @@ def probability(logits: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         ``(B,)`` in [0, 1]. The gradient is exact to rounding where |log-odds| is at most 80.
+
+    Raises:
+        TypeError: Logits or classes of a wrong type.
+        ValueError: Logits or classes of a wrong shape or range.
 
     >>> round(probability(torch.tensor([[0.0, 0.0]]), torch.tensor([0])).item(), 3)
     0.5
@@ -120,7 +141,7 @@ class _InputGradient(Interpreter):
     @final
     def surrogate(self, images: Tensor, target: Tensor) -> Surrogate:
         """Return the same map with the derivative of ReLU smoothed; see `relu`."""
-        return Direct(self._explain_smooth, target)
+        return Direct(self._explain_smooth, expect_pair(images, target))
 
     def _explain_smooth(self, images: Tensor, target: Tensor) -> Explanation:
         with smooth_relu(self.smoothing):
@@ -240,7 +261,7 @@ class IntegratedGradients(_InputGradient):
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: A number out of range.
+        ValueError: A number out of range; or (at a call) a baseline that does not fit the images.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     >>> IntegratedGradients(model, steps=8)(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])).shape
@@ -260,7 +281,7 @@ class IntegratedGradients(_InputGradient):
     ) -> None:
         super().__init__(model, pool, smoothing)
         self.steps = expect_integer(steps, "steps", low=1)
-        self.baseline = baseline
+        self.baseline = expect_baseline(baseline)
 
     def _attribute(
         self, images: Tensor, target: Tensor, create_graph: bool
@@ -268,8 +289,7 @@ class IntegratedGradients(_InputGradient):
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)  # on [-1, 1]
         times = torch.as_tensor((nodes + 1) / 2).to(images).view(-1, 1, 1, 1, 1)
         shares = torch.as_tensor(weights / 2).to(images).repeat_interleave(len(images))
-        baseline = torch.as_tensor(self.baseline, dtype=images.dtype, device=images.device)
-        baseline = baseline.expand_as(images)
+        baseline = background(self.baseline, images)
         path = (baseline + times * (images - baseline)).flatten(0, 1)  # (steps B, C, H, W)
         logits = self.logits(torch.cat([path, images]), target)
         along, clean = logits[: len(path)], logits[len(path) :]

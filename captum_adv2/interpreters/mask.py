@@ -27,7 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from captum_adv2.checks import expect_integer, expect_model, expect_number
+from captum_adv2.checks import (
+    expect_flag,
+    expect_floats,
+    expect_function,
+    expect_integer,
+    expect_model,
+    expect_number,
+    expect_pair,
+)
 from captum_adv2.interpreters.base import Interpreter, Surrogate, differentiable_input
 from captum_adv2.interpreters.bilevel import FiniteDifference, Follower, Scene
 from captum_adv2.interpreters.gradient import probability
@@ -43,12 +51,22 @@ class Blur:
 
     Args:
         sigma: Standard deviation in pixels; default: a 32nd of the longer side, 7 at 224.
+
+    Raises:
+        TypeError: A number of a wrong type.
+        ValueError: A number out of range.
     """
 
     sigma: float | None = None
 
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.sigma is not None:
+            expect_number(self.sigma, "sigma", low=0.0, above=True)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Return blurred images ``(B, C, H, W)``."""
+        expect_floats(images, "images", 4)
         from kornia.filters import gaussian_blur2d  # here, for it takes long to import
 
         sides = images.shape[-2:]
@@ -64,13 +82,23 @@ class Noise:
     Args:
         std: Standard deviation of the noise, in units of the image's own.
         seed: Seed of the noise, which all images share.
+
+    Raises:
+        TypeError: A number of a wrong type.
+        ValueError: A number out of range.
     """
 
     std: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        expect_number(self.std, "std", low=0.0)
+        expect_integer(self.seed, "seed", low=0)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Return noise ``(B, C, H, W)`` in [0, 1]."""
+        expect_floats(images, "images", 4)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(images.shape[1:], generator=generator).to(images)
         spread = self.std * images.std(dim=(1, 2, 3), keepdim=True)
@@ -104,7 +132,7 @@ class MASK(Interpreter):
         verbose: Show a progress bar.
 
     Raises:
-        TypeError: ``model`` is not a module, or a number of a wrong type.
+        TypeError: ``model`` is not a module, or something else of a wrong type.
         ValueError: A number out of range.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
@@ -138,7 +166,7 @@ class MASK(Interpreter):
         super().__init__(expect_model(model))
         self.size = expect_integer(size, "size", low=1)
         self.iterations = expect_integer(iterations, "iterations", low=1)
-        self.perturb = perturb
+        self.perturb = expect_function(perturb, "perturb")
         self.tv = expect_number(tv, "tv", low=0.0)
         self.sparsity = expect_number(sparsity, "sparsity", low=0.0)
         self.beta = expect_number(beta, "beta", low=0.0, above=True)
@@ -147,7 +175,7 @@ class MASK(Interpreter):
         self.start = expect_number(start, "start", low=0.0, high=1.0)
         self.patience = None if patience is None else expect_integer(patience, "patience", low=1)
         self.seed = expect_integer(seed, "seed", low=0)
-        self.verbose = verbose
+        self.verbose = expect_flag(verbose, "verbose")
 
     @classmethod
     def small(cls, model: nn.Module, **overrides: Any) -> Self:
@@ -189,7 +217,17 @@ class MASK(Interpreter):
             target: Class to explain ``(B,)``.
             follower: Where to start; default: at ``start``.
             iterations: Steps to take; default: the interpreter's.
+
+        Raises:
+            TypeError: Something of a wrong type.
+            ValueError: Images or classes of a wrong shape or range, a follower of other images, or
+                negative iterations.
         """
+        target = expect_pair(images, target)
+        if follower is not None:
+            _expect_follower(follower, len(images))
+        if iterations is not None:
+            expect_integer(iterations, "iterations", low=0)
         with differentiable_input(images) as (x, _):
             scene = self.scene(x.detach(), target)
         whole = follower = self.begin(images) if follower is None else follower
@@ -263,6 +301,13 @@ class MASK(Interpreter):
         """Return total variation and L1 norm of what is deleted, weighted, ``(B,)``."""
         rough = sum(kept.diff(dim=dim).abs().pow(self.beta).sum(dim=(1, 2, 3)) for dim in (2, 3))
         return self.tv * rough + self.sparsity * (1 - kept).abs().sum(dim=(1, 2, 3))
+
+
+def _expect_follower(follower: object, batch: int) -> None:
+    if not isinstance(follower, Follower):
+        raise TypeError(f"expected follower to be a Follower, got {type(follower).__name__}")
+    if len(follower.kept) != batch:
+        raise ValueError(f"expected a follower of {batch} images, got {len(follower.kept)}")
 
 
 def _enlarge(masks: Tensor, height: int, width: int) -> Tensor:

@@ -34,7 +34,14 @@ import torch
 from torch import Tensor, nn
 
 from captum_adv2.checks import expect_integer, expect_model, expect_number
-from captum_adv2.interpreters.base import Interpreter, detached, differentiable_input, min_max
+from captum_adv2.interpreters.base import (
+    Interpreter,
+    background,
+    detached,
+    differentiable_input,
+    expect_baseline,
+    min_max,
+)
 from captum_adv2.interpreters.reduction import Reduction, expect_reduction, reduced
 from captum_adv2.types import Explanation
 
@@ -149,9 +156,7 @@ class _Perturbation(Interpreter):
         perturbations_per_eval: int | None,
     ) -> None:
         super().__init__(None if model is None else expect_model(model))
-        if not isinstance(baseline, Tensor):
-            baseline = expect_number(baseline, "baseline", low=-math.inf)
-        self.baseline = baseline
+        self.baseline = expect_baseline(baseline)
         self._reduce = expect_reduction(reduce)
         chunk = perturbations_per_eval
         self._chunk = (
@@ -185,17 +190,6 @@ class _Perturbation(Interpreter):
     def _forward(self, target: Tensor, images: Tensor) -> Tensor:
         return self.logits(images, target)
 
-    def _background(self, images: Tensor) -> Tensor:
-        """Return the baseline, as wide as the images."""
-        baseline = torch.as_tensor(self.baseline, dtype=images.dtype, device=images.device)
-        try:
-            return baseline.expand_as(images)
-        except RuntimeError:
-            raise ValueError(
-                f"expected a baseline for images {tuple(images.shape)}, got shape "
-                f"{tuple(baseline.shape)}"
-            ) from None
-
     def _scores(
         self, forward: Callable[[Tensor], Tensor], images: Tensor, target: Tensor, keep: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -211,11 +205,11 @@ class _Perturbation(Interpreter):
             Logit of the target class less that of the image itself, ``(P, B)``; logits
             ``(B, classes)``.
         """
-        background = self._background(images)
+        deleted = background(self.baseline, images)
         whole = torch.ones_like(keep[:1])
         parts, count = [], len(images)
         for part in torch.split(torch.cat([whole, keep]), self._chunk or 1 + len(keep)):
-            perturbed = torch.where(part[:, None], images, background)  # (p, B, C, H, W)
+            perturbed = torch.where(part[:, None], images, deleted)  # (p, B, C, H, W)
             parts.append(forward(perturbed.flatten(0, 1)))
         outputs = torch.cat(parts)
         scores = outputs.reshape(-1, count, outputs.shape[1])[
@@ -667,7 +661,7 @@ class Lime(_Drawn):
         A perturbed image is the image on some features and the baseline on the others, so inner
         products with it are sums of those over features, and the images need not be formed again.
         """
-        background = self._background(images)
+        deleted = background(self.baseline, images)
         of = regions.expand_as(images[0]).flatten()
 
         def products(a: Tensor, b: Tensor) -> Tensor:
@@ -675,10 +669,10 @@ class Lime(_Drawn):
             return sums.index_add(1, of, (a * b).flatten(1))  # (B, F)
 
         if self.distance == "euclidean":
-            apart = images - background
+            apart = images - deleted
             return products(apart, apart) @ (1 - masks).T
         own = products(images, images)
-        mixed = own @ masks.T + products(images, background) @ (1 - masks).T
-        other = own @ masks.T + products(background, background) @ (1 - masks).T
+        mixed = own @ masks.T + products(images, deleted) @ (1 - masks).T
+        other = own @ masks.T + products(deleted, deleted) @ (1 - masks).T
         norms = own.sum(dim=1, keepdim=True).clamp(min=1e-16) * other.clamp(min=1e-16)
         return (1 - mixed / norms.sqrt()).square()

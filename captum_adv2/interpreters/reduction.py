@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from captum_adv2.checks import expect_function
+
 __all__ = ["Reduction", "expect_reduction", "reduced"]
 
 Reduction: TypeAlias = Literal["abs-max", "abs-sum", "max", "sum"] | Callable[[Tensor], Tensor]
@@ -25,9 +27,12 @@ def expect_reduction(reduce: Reduction) -> Reduction:
     """Return ``reduce`` if it is a function or the name of one.
 
     Raises:
-        ValueError: Neither.
+        TypeError: Neither a text nor a function.
+        ValueError: No such name.
     """
-    if not callable(reduce) and reduce not in _REDUCTIONS:
+    if not isinstance(reduce, str):
+        expect_function(reduce, "reduce")
+    elif reduce not in _REDUCTIONS:
         raise ValueError(
             f"expected reduce to be one of {sorted(_REDUCTIONS)} or a function, got {reduce!r}"
         )

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_adv2.checks import expect_number
+from captum_adv2.checks import expect_floats, expect_function, expect_number
 
 __all__ = ["Derivative", "as_derivative", "h", "sigma", "smooth_relu", "step"]
 
@@ -41,7 +41,7 @@ def step(z: Tensor) -> Tensor:
     >>> step(torch.tensor([-1.0, 0.0, 2.0])).tolist()
     [0.0, 0.0, 1.0]
     """
-    return (z > 0).to(z.dtype)
+    return (expect_floats(z, "z") > 0).to(z.dtype)
 
 
 def h(z: Tensor, tau: float = 1e-4) -> Tensor:
@@ -51,6 +51,8 @@ def h(z: Tensor, tau: float = 1e-4) -> Tensor:
     >>> h(z, tau=16.0).round(decimals=6).tolist()
     [0.4, 0.0, 0.6]
     """
+    expect_floats(z, "z")
+    expect_number(tau, "tau", low=0.0)
     return z * (z * z + tau).rsqrt() + (z < 0).to(z.dtype)
 
 
@@ -60,7 +62,7 @@ def sigma(z: Tensor) -> Tensor:
     >>> sigma(torch.tensor([0.0])).item()
     0.5
     """
-    return z.sigmoid()
+    return expect_floats(z, "z").sigmoid()
 
 
 class _H:
@@ -89,7 +91,7 @@ def as_derivative(smoothing: float | Derivative | None) -> Derivative:
     if smoothing is None:
         return step
     if callable(smoothing):
-        return smoothing
+        return expect_function(smoothing, "smoothing")
     return _H(expect_number(smoothing, "smoothing", low=0.0, above=True))
 
 
@@ -149,6 +151,9 @@ class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named l
     Args:
         derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z.
 
+    Raises:
+        TypeError: No function.
+
     >>> z = torch.tensor([-3.0, 3.0], requires_grad=True)
     >>> with smooth_relu(sigma):
     ...     y = torch.relu(z)
@@ -158,7 +163,7 @@ class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named l
 
     def __init__(self, derivative: Derivative = h) -> None:
         super().__init__()
-        self.derivative = derivative
+        self.derivative: Derivative = expect_function(derivative, "derivative")
 
     def __torch_function__(
         self,

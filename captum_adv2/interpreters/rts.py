@@ -33,11 +33,13 @@ from torch import Tensor, nn
 
 from captum_adv2 import storage
 from captum_adv2.checks import (
+    expect_floats,
     expect_integer,
     expect_labels,
     expect_logits,
     expect_model,
     expect_number,
+    expect_pair,
     find_module,
 )
 from captum_adv2.interpreters.base import Direct, Interpreter, Surrogate, eval_mode
@@ -146,7 +148,13 @@ class MaskingModel(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = expect_model(encoder)
+        if classes is not None:
+            expect_integer(classes, "classes", low=2)
+        if width is not None:
+            expect_integer(width, "width", low=1)
         self.image_shape = tuple(expect_integer(n, "image_shape", low=1) for n in image_shape)
+        if len(self.image_shape) != 3:
+            raise ValueError(f"expected image_shape (C, H, W), got {self.image_shape}")
         self.confidence = expect_number(confidence, "confidence", low=-torch.finfo().max)
         found, outputs = _survey(encoder, self.image_shape, layers)
         self.layers = tuple(found)
@@ -155,7 +163,7 @@ class MaskingModel(nn.Module):
         self.stride = -(-self.image_shape[1] // coarsest[2])
         self.classes = expect_integer(outputs if classes is None else classes, "classes", low=2)
         width = max(16, finest[1] // 4) if width is None else width
-        self.width = expect_integer(width, "width", low=1)
+        self.width = int(width)
         self.selector = nn.Embedding(self.classes, channels[0])
         nn.init.normal_(self.selector.weight, std=channels[0] ** -0.5)
         self.decoder = _Decoder(channels, self.width)
@@ -180,7 +188,13 @@ class MaskingModel(nn.Module):
         return self
 
     def encode(self, images: Tensor) -> Encoded:
-        """Run the encoder, in eval mode whatever its own, on images ``(B, C, H, W)``."""
+        """Run the encoder, in eval mode whatever its own, on images ``(B, C, H, W)``.
+
+        Raises:
+            TypeError: Images that are not a floating tensor.
+            ValueError: Images of other dimensions, or smaller than the stride.
+        """
+        expect_floats(images, "images", 4)
         if min(images.shape[-2:]) < self.stride:
             raise ValueError(
                 f"expected images of at least {self.stride} x {self.stride} pixels, the encoder's "
@@ -224,8 +238,13 @@ class MaskingModel(nn.Module):
         """Put back what `trained` gave; all of it or nothing.
 
         Raises:
+            TypeError: Not a dictionary of tensors.
             ValueError: It is of another architecture.
         """
+        if not isinstance(trained, dict) or not all(map(torch.is_tensor, trained.values())):
+            raise TypeError(
+                f"expected trained to be a dictionary of tensors, got {type(trained).__name__}"
+            )
         expected = {name: tuple(value.shape) for name, value in self.trained().items()}
         found = {name: tuple(value.shape) for name, value in trained.items()}
         for name in sorted(expected.keys() | found.keys()):
@@ -258,7 +277,8 @@ class MaskingModel(nn.Module):
             ValueError: Not the file of a masking model, or one for another encoder.
         """
         record = storage.load(path, "masking model")
-        masking_model = cls(encoder, **record["settings"])
+        with torch.random.fork_rng(devices=[]):  # weights are drawn, and not kept
+            masking_model = cls(encoder, **record["settings"])
         masking_model.restore(record["trained"])
         return masking_model.eval()
 
@@ -299,8 +319,9 @@ def _survey(
 
     like = _like(encoder)
     image = torch.full((1, *image_shape), 0.5, dtype=like.dtype, device=like.device)
+    names = {module: name for name, module in encoder.named_modules()}
+    wanted = None if layers is None else [names[find_module(encoder, each)] for each in layers]
     with ExitStack() as stack, eval_mode(encoder), torch.no_grad():
-        names = {module: name for name, module in encoder.named_modules()}
         for module, name in names.items():
             stack.callback(module.register_forward_hook(note(name)).remove)
         try:
@@ -310,23 +331,21 @@ def _survey(
                 f"expected an encoder for images of shape {tuple(image_shape)}, got one that fails "
                 f"on them: {error}; pass image_shape="
             ) from error
-    if layers is None:
+    if wanted is None:
         last = {
             shape[2:]: name
             for name, shape in seen.items()
             if name and shape[2:].numel() > 1 and shape[2] < image_shape[1]
         }
-        chosen = [last[size] for size in sorted(last, key=lambda size: size.numel())[:_SCALES]]
-    else:
-        chosen = [names[find_module(encoder, layer)] for layer in layers]
-    if len(chosen) < 2 or not set(chosen) <= set(seen):
+        wanted = [last[size] for size in sorted(last, key=lambda size: size.numel())[:_SCALES]]
+    if len(wanted) < 2 or not set(wanted) <= set(seen):
         raise ValueError(
             f"expected an encoder with feature maps at two scales or more on images of shape "
-            f"{tuple(image_shape)}, got {[name for name in chosen if name in seen]}; pass layers=, "
+            f"{tuple(image_shape)}, got {[name for name in wanted if name in seen]}; pass layers=, "
             "coarse to fine, or image_shape="
         )
     outputs = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
-    return {name: seen[name] for name in chosen}, outputs
+    return {name: seen[name] for name in wanted}, outputs
 
 
 @final
@@ -398,6 +417,7 @@ class EncoderGuided:
         weight: Weight of that loss (lambda_2 of Table 11, 12); 0 leaves it out.
 
     Raises:
+        TypeError: A weight that is no number; at a call: an interpreter that is no `RTS`.
         ValueError: A negative weight.
     """
 
@@ -409,6 +429,11 @@ class EncoderGuided:
 
     def __call__(self, interpreter: RTS, images: Tensor, target: Tensor) -> Surrogate:
         """Return the surrogate of a batch."""
+        if not isinstance(interpreter, RTS):
+            raise TypeError(
+                f"expected interpreter to be an RTS, got {type(interpreter).__name__}; others "
+                "have surrogates of their own"
+            )
 
         def explain(images: Tensor, target: Tensor) -> Explanation:
             explanation, output = interpreter.look(images, target)
@@ -418,4 +443,4 @@ class EncoderGuided:
             penalty = self.weight * F.cross_entropy(output, target, reduction="none")
             return explanation._replace(penalty=penalty)
 
-        return Direct(explain, target)
+        return Direct(explain, expect_pair(images, target))

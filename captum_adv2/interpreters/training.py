@@ -36,6 +36,8 @@ from tqdm.auto import tqdm
 
 from captum_adv2 import storage
 from captum_adv2.checks import (
+    expect_flag,
+    expect_function,
     expect_images,
     expect_integer,
     expect_labels,
@@ -132,6 +134,7 @@ class MaskingLoss:
         blend: What replaces what is masked.
 
     Raises:
+        TypeError: Something of a wrong type.
         ValueError: A number out of range, or an unknown form.
 
     Reference: Dabkowski & Gal, Real Time Image Saliency for Black Box Classifiers, NeurIPS 2017.
@@ -155,6 +158,7 @@ class MaskingLoss:
         expect_number(self.absent, "absent", low=0.0, high=1.0)
         if self.form not in ("log", "hinge"):
             raise ValueError(f"expected form 'log' or 'hinge', got {self.form!r}")
+        expect_function(self.blend, "blend")
 
     def __call__(
         self, masking_model: MaskingModel, images: Tensor, labels: Tensor, generator: Any
@@ -288,8 +292,16 @@ def fit(
         checkpoint: File to keep the state in.
         verbose: Show a progress bar.
         title: Its title.
+
+    Raises:
+        TypeError: Something of a wrong type.
+        ValueError: A number out of range, images outside [0, 1], a checkpoint of another run.
     """
     expect_masking_model(masking_model)
+    expect_model(frozen)
+    for objective in objectives:
+        expect_function(objective, "each of objectives")
+    expect_flag(verbose, "verbose")
     length = _length(loader)
     epochs = expect_integer(epochs, "epochs", low=1)
     lr = expect_number(lr, "lr", low=0.0, above=True)
@@ -313,7 +325,7 @@ def fit(
             optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / total)) / 2
             shown: dict[str, Tensor] = {}
             for objective in objectives:
-                terms = objective(masking_model, images, labels, generator)
+                terms = _terms(objective(masking_model, images, labels, generator))
                 loss = torch.stack(list(terms.values())).sum(dim=0).mean()
                 torch.autograd.backward(loss, inputs=parameters)  # the classifier keeps its own
                 optimizer.step()
@@ -325,6 +337,16 @@ def fit(
             if checkpoint is not None and (step % _EVERY == _EVERY - 1 or step + 1 == total):
                 state = {"optimizer": optimizer.state_dict(), "trained": masking_model.trained()}
                 storage.save({"run": run, "done": step + 1, **state}, checkpoint, "training")
+
+
+def _terms(value: Any) -> dict[str, Tensor]:
+    """Return what an objective returned, if it is terms by name."""
+    if not isinstance(value, dict) or not value:
+        raise TypeError(
+            f"expected an objective to return the terms of a loss by name, got {value!r}; see "
+            "Objective"
+        )
+    return value
 
 
 def _resume(

@@ -86,7 +86,14 @@ class Frame:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Frame:
-        """Return the frame of some rows."""
+        """Return the frame of some rows.
+
+        Raises:
+            TypeError: Rows that are no list of them.
+            ValueError: Rows of different lengths, or not a name for each column.
+        """
+        if not isinstance(rows, Sequence):
+            raise TypeError(f"expected rows to be a list, got {type(rows).__name__}")
         values = zip(*rows, strict=True) if rows else ([] for _ in names)
         return cls({name: np.array(value) for name, value in zip(names, values, strict=True)})
 
@@ -100,16 +107,29 @@ class Frame:
         return zip(*(column.tolist() for column in self.columns.values()), strict=True)
 
     def where(self, **wanted: Any) -> Frame:
-        """Return the rows whose columns have these values; a tuple means any of its values."""
+        """Return the rows whose columns have these values; a tuple means any of its values.
+
+        Raises:
+            ValueError: No such column.
+        """
         chosen = np.ones(len(self), dtype=bool)
         for name, value in wanted.items():
             options = value if isinstance(value, tuple) else (value,)
-            chosen &= np.isin(self.columns[name], options)
+            chosen &= np.isin(self._column(name), options)
         return Frame({name: column[chosen] for name, column in self.columns.items()})
 
     def values(self, name: str) -> list[Any]:
-        """Return a column's different values, in the order in which they first appear."""
-        return list(dict.fromkeys(self.columns[name].tolist()))
+        """Return a column's different values, in the order in which they first appear.
+
+        Raises:
+            ValueError: No such column.
+        """
+        return list(dict.fromkeys(self._column(name).tolist()))
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        if name not in self.columns:
+            raise ValueError(f"expected a column from {', '.join(self.columns)}, got {name!r}")
+        return self.columns[name]
 
 
 @dataclass(frozen=True)

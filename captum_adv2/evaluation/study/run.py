@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_adv2 import storage
+from captum_adv2.checks import expect_flag
 from captum_adv2.evaluation.study import figures, page, tables, verdicts
 from captum_adv2.evaluation.study.records import Frame
 from captum_adv2.evaluation.study.settings import Settings
@@ -50,9 +51,16 @@ def run(
     Raises:
         FileExistsError: There is something in the folder, and ``resume`` was not asked for.
         OSError: The folder cannot be written to.
+        TypeError: Something of a wrong type.
         ValueError: Something in the settings that does not exist or does not fit, or other settings
             than those of the study to resume.
     """
+    if not isinstance(settings, Settings):
+        raise TypeError(f"expected settings to be study.Settings, got {type(settings).__name__}")
+    if not isinstance(command, str):
+        raise TypeError(f"expected command to be a text, got {type(command).__name__}")
+    for name, value in (("resume", resume), ("verbose", verbose)):
+        expect_flag(value, name)
     folder = Path(folder)
     with World.joined() as world:
         if world.rank == 0:

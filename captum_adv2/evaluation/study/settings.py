@@ -52,7 +52,7 @@ class Settings:
         shown: Images in pictures.
 
     Raises:
-        TypeError: A number of a wrong type.
+        TypeError: Something of a wrong type.
         ValueError: A number out of range, or an unknown name.
     """
 
@@ -83,7 +83,19 @@ class Settings:
     shown: int = 3
 
     def __post_init__(self) -> None:
-        """Check names and ranges."""
+        """Check types, names and ranges."""
+        for name, value in vars(self).items():
+            default = type(self).__dataclass_fields__[name].default
+            if isinstance(default, str):
+                _expect_text(value, name)
+            elif isinstance(default, tuple):
+                if not isinstance(value, tuple | list):
+                    raise TypeError(f"expected {name} to be a tuple, got {type(value).__name__}")
+                for each in value:
+                    if name == "seeds":
+                        expect_integer(each, name, low=0)
+                    else:
+                        _expect_text(each, f"each of {name}")
         for name, known in (
             ("frameworks", FRAMEWORKS),
             ("targets", TARGETS),
@@ -113,6 +125,11 @@ class Settings:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
+
+
+def _expect_text(value: object, name: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"expected {name} to be a text, got {type(value).__name__}")
 
 
 PROFILES: dict[str, dict[str, Any]] = {
