@@ -102,7 +102,7 @@ class Squeezing:
         """Return the loss ``(B,)``."""
         copies = torch.cat([squeeze(candidate.images) for squeeze in self.squeezers])
         logits = expect_logits(self.model(copies), len(copies))
-        squeezed = logits.unflatten(0, (len(self.squeezers), -1))  # (n, B, classes)
+        squeezed = logits.reshape(len(self.squeezers), -1, logits.shape[1])  # (n, B, classes)
         ours = candidate.logits.softmax(dim=1)
         if self.thresholds is None:
             losses = -(ours * squeezed.log_softmax(dim=2)).sum(dim=2)  # (n, B)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.checks import SoundnessWarning, expect_floats, expect_integer, expect_number
+from captum_adv2.checks import SoundnessWarning, expect_integer, expect_number
 from captum_adv2.types import Candidate, Schedule
 
 __all__ = ["CrossEntropy", "Linear", "MapDistance", "Margin", "Stages", "at"]

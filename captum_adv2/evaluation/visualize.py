@@ -75,7 +75,7 @@ def grid(
 
     Raises:
         TypeError: Something of a wrong type.
-        ValueError: No row, a size that is not positive, or images or maps of a wrong shape or range.
+        ValueError: No row, a size that is not positive, images or maps of a wrong shape or range.
 
     >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
     >>> len(grid({"benign": shown, "ADV2": shown}).axes)
@@ -141,7 +141,7 @@ def curves(records: Sequence[Progress], size: tuple[float, float] = (7.0, 2.6)) 
     return figure
 
 
-def _expect_rows(rows: object) -> None:
+def _expect_rows(rows: Any) -> None:
     """Check that rows are a mapping of mappings to pairs, none of them empty."""
     for shown in (rows, *(rows.values() if isinstance(rows, Mapping) else ())):
         if not isinstance(shown, Mapping):

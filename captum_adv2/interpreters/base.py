@@ -22,6 +22,7 @@ from captum_adv2.checks import (
     expect_classes,
     expect_floats,
     expect_function,
+    expect_indices,
     expect_labels,
     expect_logits,
     expect_number,
@@ -87,7 +88,7 @@ class Direct(Surrogate):
     """
 
     def __init__(self, explain: Callable[[Tensor, Tensor], Explanation], target: Tensor) -> None:
-        self._explain = expect_function(explain, "explain")
+        self._explain: Callable[[Tensor, Tensor], Explanation] = expect_function(explain, "explain")
         self._target = expect_labels(target, None, name="target")
 
     def take(self, index: Tensor) -> None:
@@ -192,10 +193,12 @@ class Interpreter(ABC):
         """Run the model on images; return logits ``(B, classes)`` that have the target classes.
 
         Raises:
-            TypeError: Images that are no floating tensor, or an interpreter without a model.
-            ValueError: Images of a wrong shape, no logits, or a class that is not among them.
+            TypeError: Images or classes of a wrong type, or an interpreter without a model.
+            ValueError: Images or classes of a wrong shape, no logits, or a class not among them.
         """
         expect_floats(images, "images", 4)
+        if target is not None:
+            expect_indices(target, None, "target")
         if self.model is None:
             raise TypeError(f"expected {type(self).__name__} to have a model, got None")
         logits = expect_logits(self.model(self.prepare(images)), len(images))

@@ -48,7 +48,6 @@ from captum_adv2.interpreters.base import (
     Direct,
     Interpreter,
     Surrogate,
-    background,
     detached,
     differentiable_input,
     expect_baseline,
