@@ -245,7 +245,7 @@ def expect_flag(value: Any, name: str) -> bool:
 def expect_size(size: Any, name: str) -> tuple[int, int]:
     """Return ``size`` if it is height and width, integers from 1 on."""
     if not isinstance(size, Sequence) or len(size) != 2:
-        raise TypeError(f"expected {name} to be height and width, got {size!r}")
+        raise TypeError(f"expected {name} to be an integer for height and for width, got {size!r}")
     height, width = (expect_integer(side, name, low=1) for side in size)
     return height, width
 

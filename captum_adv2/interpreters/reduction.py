@@ -27,12 +27,12 @@ def expect_reduction(reduce: Reduction) -> Reduction:
     """Return ``reduce`` if it is a function or the name of one.
 
     Raises:
-        TypeError: Neither a text nor a function.
-        ValueError: No such name.
+        TypeError: A class.
+        ValueError: Neither a function nor a name of one.
     """
-    if not isinstance(reduce, str):
+    if callable(reduce):
         expect_function(reduce, "reduce")
-    elif reduce not in _REDUCTIONS:
+    elif not isinstance(reduce, str) or reduce not in _REDUCTIONS:
         raise ValueError(
             f"expected reduce to be one of {sorted(_REDUCTIONS)} or a function, got {reduce!r}"
         )
