@@ -13,7 +13,9 @@ judges the same images by an interpreter with fresh ones.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from common import EPS, Case, attacked
 from torch import Tensor
@@ -27,13 +29,16 @@ from captum_catalogue import METHODS, interpreter  # isort: skip  (common puts i
 from mask import embedded_case  # isort: skip
 from real import load_case  # isort: skip
 
+# Width of the smoothed ReLU, of the size of the pre-activations; see docs/captum.md.
+SMOOTHING = {"embedded": 1e-2, "cifar": 1e-3}
 FRESH = ("ShapleyValueSampling", "KernelShap", "Lime")
 SEEN_AND_FRESH = {"": 0, ", fresh": 1}
 
 
-def build(name: str, case: Case, seed: int = 0) -> CaptumInterpreter:
+def build(name: str, case: Case, **settings: Any) -> CaptumInterpreter:
     """Return a method on the case's model; layers are its second residual stage."""
-    return interpreter(name, case.model, case.model[1].layer2, case.images.shape[-1], seed=seed)
+    layer = case.model[1].layer2
+    return interpreter(name, case.model, layer, case.images.shape[-1], **settings)
 
 
 def differentiable(case: Case) -> list[str]:
@@ -66,10 +71,13 @@ def main() -> None:
     )
     parser.add_argument("--case", choices=("embedded", "cifar"), default="embedded")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", help="which")
-    for name, default, purpose in (("images", 16, "pictures"), ("steps", 50, "steps an attack")):
+    for name, default, purpose in (("images", 16, "pictures"), ("steps", 100, "steps an attack")):
         parser.add_argument(
             f"--{name}", type=int, default=default, help=f"{purpose} (default: {default})"
         )
+    parser.add_argument(
+        "--smoothing", type=float, help=f"width of the smoothed ReLU (default: {SMOOTHING})"
+    )
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture")
     parser.add_argument("--smoke", action="store_true", help="two pictures, two steps")
     args = parser.parse_args()
@@ -87,9 +95,10 @@ def main() -> None:
     print(f"{'method':28s} {'ASR':>6s}   PGD     ADV2     PGD    ADV2")
     shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
     for name in names:
-        adversarial = attacked(ADV2(case.model, build(name, case), eps=EPS, steps=args.steps), case)
+        built = partial(build, name, case, smoothing=args.smoothing or SMOOTHING[args.case])
+        adversarial = attacked(ADV2(case.model, built(), eps=EPS, steps=args.steps), case)
         for title, seed in SEEN_AND_FRESH.items() if name in FRESH else [("", 0)]:
-            judge = build(name, case, seed)
+            judge = built(seed=seed)
             theirs, ours = (
                 evaluate(case.model, judge, case.images, images, case.targets)
                 for images in (fooled, adversarial)
