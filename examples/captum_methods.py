@@ -7,7 +7,7 @@
 
 One row a method: success rate of ADV2, and L1 and IoU of its maps to the benign ones beside PGD's.
 What is perturbed at random is fooled at the perturbations that the attack has seen; its second row
-judges the same images by an interpreter with fresh ones.
+judges the same images by an interpreter with fresh ones. Last, which methods resist.
 """
 
 from __future__ import annotations
@@ -31,6 +31,16 @@ from real import load_case  # isort: skip
 
 # Width of the smoothed ReLU, of the size of the pre-activations; see docs/captum.md.
 SMOOTHING = {"embedded": 1e-2, "cifar": 1e-3}
+SHOWN = (
+    "Saliency",
+    "IntegratedGradients",
+    "DeepLift",
+    "GuidedBackprop",
+    "LayerGradCam",
+    "Occlusion",
+    "KernelShap",
+    "Lime",
+)
 FRESH = ("ShapleyValueSampling", "KernelShap", "Lime")
 SEEN_AND_FRESH = {"": 0, ", fresh": 1}
 
@@ -53,14 +63,15 @@ def differentiable(case: Case) -> list[str]:
     return found
 
 
-def row(name: str, ours: Report, theirs: Report) -> None:
-    """Print a method's row."""
+def row(name: str, ours: Report, theirs: Report) -> bool:
+    """Print a method's row; return whether it resists."""
     l1, iou = ([report.summary()[key] for report in (theirs, ours)] for key in ("l1", "iou"))
     print(
         f"{name:28s} {ours.summary()['asr']:6.1%}   "
         f"{l1[0]:.4f}  {l1[1]:.4f}   {iou[0]:.3f}  {iou[1]:.3f}",
         flush=True,
     )
+    return l1[1] > l1[0] / 2 or iou[1] <= 0.5
 
 
 def main() -> None:
@@ -93,6 +104,7 @@ def main() -> None:
     print(f"{len(case.images)} images, {args.steps} gradient evaluations, changes of at most 8/255")
     print(f"{'':28s} {'':6s}   {'L1 to benign':14s}   IoU to benign")
     print(f"{'method':28s} {'ASR':>6s}   PGD     ADV2     PGD    ADV2")
+    resisting: list[str] = []
     shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
     for name in names:
         built = partial(build, name, case, smoothing=args.smoothing or SMOOTHING[args.case])
@@ -103,13 +115,16 @@ def main() -> None:
                 evaluate(case.model, judge, case.images, images, case.targets)
                 for images in (fooled, adversarial)
             )
-            row(name + title, ours, theirs)
-            if not title and len(shown["benign"]) < 8:
+            if row(name + title, ours, theirs):
+                resisting.append(name + title)
+            if not title and (name in SHOWN or args.smoke):
                 shown["benign"][name] = case.images[:2], theirs.benign_maps[:2]
                 shown["PGD"][name] = fooled[:2], theirs.adversarial_maps[:2]
                 shown["ADV2"][name] = adversarial[:2], ours.adversarial_maps[:2]
-    visualize.grid(shown).savefig(args.out / "captum-methods.png", dpi=80)
+    if shown["benign"]:
+        visualize.grid(shown).savefig(args.out / "captum-methods.png", dpi=80)
     print("L1 and IoU are means over each attack's successes.")
+    print(f"Resist (L1 above half of PGD's, or IoU at most 0.5): {', '.join(resisting) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_figures(tmp_path: Path) -> None:
 
 def test_captum_methods(tmp_path: Path) -> None:
     table = run("captum_methods.py", "--smoke", "--out", "drawn", cwd=tmp_path)
-    for word in ("GuidedBackprop", "DeepLift", "KernelShap, fresh"):
+    for word in ("GuidedBackprop", "DeepLift", "KernelShap, fresh", "Resist ("):
         assert word in table
     assert (tmp_path / "drawn" / "captum-methods.png").read_bytes().startswith(b"\x89PNG")
 

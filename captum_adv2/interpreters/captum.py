@@ -470,7 +470,7 @@ _METHODS: dict[str, _Method] = {
 # Those whose noise or baselines would be drawn a second time inside a NoiseTunnel.
 _NOT_IN_A_TUNNEL = {"NoiseTunnel", "GradientShap", "DeepLiftShap"}
 _RANDOM = {"NoiseTunnel", "GradientShap", "KernelShap", "Lime", "ShapleyValueSampling"}
-# Methods whose maps are gradients alone: on a ReLU network these do not change with the image.
+# Methods with a ReLU network's gradient in their maps, which changes with the image by jumps.
 _SMOOTHED = {
     "Saliency",
     "InputXGradient",
@@ -479,7 +479,11 @@ _SMOOTHED = {
     "GuidedBackprop",
     "Deconvolution",
     "GuidedGradCam",
+    "LayerGradCam",
+    "LayerGradientXActivation",
+    "LayerConductance",
     "InternalInfluence",
+    "LayerIntegratedGradients",
 }
 
 
@@ -646,7 +650,8 @@ class CaptumInterpreter(Interpreter):
             the attack takes the logits from its own model, in a forward pass of its own).
         reduce: How channels become one: ``"abs-max"``, ``"abs-sum"``, ``"max"``, ``"sum"``, or a
             function ``(B, C, h, w) -> (B, 1, h, w)``.
-        smoothing: Derivative of ReLU in the surrogate of methods at the input; see `Gradient`.
+        smoothing: Derivative of ReLU in the surrogate of methods that take gradients of the model;
+            see `Gradient`. DeepLift's rules are smooth without it.
         **attribute_kwargs: Passed to ``attribution.attribute`` at each call; and ``seed``.
 
     Raises:
@@ -708,7 +713,7 @@ class CaptumInterpreter(Interpreter):
         return explanation if create_graph else detached(explanation)
 
     def surrogate(self, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the same map; where it is made of input gradients, with ReLU's smoothed."""
+        """Return the same map; where gradients are in it, with ReLU's smoothed."""
         inner = getattr(self.attribution, "attribution_method", self.attribution)
         smooth = type(inner).__name__ in _SMOOTHED
         return Direct(self._explain_smooth if smooth else self.explain, target)
