@@ -482,7 +482,7 @@ _NOT_IN_A_TUNNEL = {"NoiseTunnel", "GradientShap", "DeepLiftShap"}
 # Those whose baselines are any number of images, or a function that returns them.
 _DISTRIBUTIONS = {"GradientShap", "DeepLiftShap"}
 _RANDOM = {"NoiseTunnel", "GradientShap", "KernelShap", "Lime", "ShapleyValueSampling"}
-# Methods whose maps are gradients alone: on a ReLU network these do not change with the image.
+# Methods with a ReLU network's gradient in their maps, which changes with the image by jumps.
 _SMOOTHED = {
     "Saliency",
     "InputXGradient",
@@ -491,7 +491,11 @@ _SMOOTHED = {
     "GuidedBackprop",
     "Deconvolution",
     "GuidedGradCam",
+    "LayerGradCam",
+    "LayerGradientXActivation",
+    "LayerConductance",
     "InternalInfluence",
+    "LayerIntegratedGradients",
 }
 
 
@@ -716,7 +720,8 @@ class CaptumInterpreter(Interpreter):
             the attack takes the logits from its own model, in a forward pass of its own).
         reduce: How channels become one: ``"abs-max"``, ``"abs-sum"``, ``"max"``, ``"sum"``, or a
             function ``(B, C, h, w) -> (B, 1, h, w)``.
-        smoothing: Derivative of ReLU in the surrogate of methods at the input; see `Gradient`.
+        smoothing: Derivative of ReLU in the surrogate of methods that take gradients of the model;
+            see `Gradient`. DeepLift's rules are smooth without it.
         **attribute_kwargs: Passed to ``attribution.attribute`` at each call; and ``seed``.
 
     Raises:
@@ -778,7 +783,7 @@ class CaptumInterpreter(Interpreter):
         return explanation if create_graph else detached(explanation)
 
     def surrogate(self, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the same map; where it is made of input gradients, with ReLU's smoothed."""
+        """Return the same map; where gradients are in it, with ReLU's smoothed."""
         inner = getattr(self.attribution, "attribution_method", self.attribution)
         smooth = type(inner).__name__ in _SMOOTHED
         explain = self._explain_smooth if smooth else self.explain

@@ -98,7 +98,14 @@ def greys(images: Tensor) -> Tensor:
 
 
 def interpreter(
-    name: str, model: nn.Module, layer: nn.Module, side: int, *, features: int = 4, seed: int = 0
+    name: str,
+    model: nn.Module,
+    layer: nn.Module,
+    side: int,
+    *,
+    features: int = 4,
+    seed: int = 0,
+    smoothing: float = 1e-4,
 ) -> CaptumInterpreter:
     """Return one of Captum's methods on a model, with the settings of its row.
 
@@ -109,6 +116,7 @@ def interpreter(
         side: Of the images, in pixels.
         features: Cells along each side, where features are perturbed.
         seed: Of methods that draw numbers.
+        smoothing: See `CaptumInterpreter`.
 
     Raises:
         TypeError: The method is refused.
@@ -132,7 +140,7 @@ def interpreter(
         kwargs["feature_mask"] = cells(side, 2 if name == "ShapleyValues" else features)
     if name in ("NoiseTunnel", "GradientShap", "ShapleyValueSampling", "KernelShap", "Lime"):
         kwargs["seed"] = seed
-    return CaptumInterpreter(attribution, **kwargs)
+    return CaptumInterpreter(attribution, smoothing=smoothing, **kwargs)
 
 
 def small_net() -> nn.Sequential:

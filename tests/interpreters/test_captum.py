@@ -439,9 +439,41 @@ class TestDerivative:
         plain = CaptumInterpreter(ca.Saliency(model), smoothing=None)
         assert not gradient(plain.surrogate(x, labels)(x).maps).any()
 
-    def test_layer_methods_are_their_own_surrogate(self, model: nn.Module, data: Any) -> None:
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            ca.LayerGradCam,
+            ca.LayerGradientXActivation,
+            ca.LayerConductance,
+            ca.LayerIntegratedGradients,
+            ca.InternalInfluence,
+            ca.GuidedGradCam,
+        ],
+    )
+    def test_gradients_at_a_layer_are_smoothed(self, kind: Any, data: Any) -> None:
         images, labels = data
-        interpreter = CaptumInterpreter(ca.LayerGradCam(model, model.body))
+        net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten()
+        )
+        net.append(nn.Linear(net(images).shape[1], 4))
+        x = images.clone().requires_grad_()
+
+        def gradients(smoothing: float | None) -> list[Tensor]:
+            interpreter = CaptumInterpreter(kind(net, net[0]), smoothing=smoothing)
+            maps = interpreter.explain(x, labels).maps, interpreter.surrogate(x, labels)(x).maps
+            return [torch.autograd.grad(m.square().sum(), x)[0] for m in maps]
+
+        true, smooth = gradients(0.1)
+        assert (smooth - true).norm() > 0.1 * true.norm()
+        assert torch.equal(*gradients(None))
+
+    @pytest.mark.parametrize("method", ["LayerActivation", "DeepLift"])
+    def test_where_no_gradient_is_in_the_map_it_is_its_own_surrogate(
+        self, method: str, model: nn.Module, data: Any
+    ) -> None:
+        images, labels = data
+        layer = (model.body,) if method.startswith("Layer") else ()
+        interpreter = CaptumInterpreter(getattr(ca, method)(model, *layer), smoothing=0.1)
         surrogate = interpreter.surrogate(images, labels)
         assert torch.equal(surrogate(images).maps, interpreter(images, labels))
 
