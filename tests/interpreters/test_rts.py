@@ -368,12 +368,18 @@ def test_loading_leaves_the_encoder_as_it_is(tmp_path, model):
         MaskingModel.load(tmp_path / "file", clone)
 
 
+def grey(model):
+    """Return a model for images of one channel."""
+    model.stem[0] = nn.Conv2d(1, 8, 3, padding=1)
+    return model
+
+
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
         (lambda: TinyNet(width=5), r"expected a checkpoint of this architecture, decoder\."),
         (pyramid, "expected layer to name a module of the model, got 'body'"),
-        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3)), r"expected an encoder for images of shape"),
+        (lambda: grey(TinyNet()), r"expected an encoder for images of shape"),
     ],
 )
 def test_a_file_for_another_encoder(tmp_path, model, encoder, message):
