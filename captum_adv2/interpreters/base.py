@@ -9,6 +9,7 @@ smooths ReLU, MASK's looks ahead along its own optimisation. The default is the 
 from __future__ import annotations
 
 import copy
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -173,17 +174,33 @@ class Interpreter(ABC):
         return images if self._preprocess is None else self._preprocess(images)
 
 
+# Modules that were in train mode, and how many callers hold each of them in eval mode.
+_held: dict[nn.Module, int] = {}
+_holding = threading.Lock()
+
+
 @contextmanager
 def eval_mode(model: nn.Module | None) -> Iterator[None]:
-    """Put a model into eval mode; put each of its modules back as it was, whatever happens."""
-    modules = [] if model is None else [m for m in model.modules() if m.training]
+    """Put a model into eval mode; put each of its modules back as it was, whatever happens.
+
+    Where several threads hold a module, it is the last to leave that puts it back.
+    """
+    modules: list[nn.Module] = []
     try:
-        for module in modules:
-            module.training = False
+        with _holding:
+            for module in () if model is None else model.modules():
+                if module.training or module in _held:
+                    _held[module] = _held.get(module, 0) + 1
+                    modules.append(module)
+                    module.training = False
         yield
     finally:
-        for module in modules:
-            module.training = True
+        with _holding:
+            for module in modules:
+                _held[module] -= 1
+                if not _held[module]:
+                    del _held[module]
+                    module.training = True
 
 
 @contextmanager

@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, final
 
@@ -33,6 +35,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from captum_adv2.checks import expect_classes, expect_integer, expect_logits
 from captum_adv2.interpreters.base import (
@@ -52,6 +55,7 @@ from captum_adv2.interpreters.perturbation import (
 )
 from captum_adv2.interpreters.reduction import Reduction, expect_reduction, reduced
 from captum_adv2.interpreters.relu import Derivative, as_derivative, smooth_relu
+from captum_adv2.interpreters.tap import own_hook
 from captum_adv2.types import Explanation
 
 __all__ = ["CaptumInterpreter", "Reduction"]
@@ -87,6 +91,22 @@ class _Forward:
         if inputs is self._images and self.logits is None:
             self.logits = output
         return output
+
+
+class _OwnLayer(nn.Module):
+    """A layer that Captum hooks for the running thread alone; see `own_hook`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def register_forward_pre_hook(self, hook: Any, **kwargs: Any) -> RemovableHandle:
+        """Hook the layer itself."""
+        return own_hook(self.layer, "input", hook)
+
+    def register_forward_hook(self, hook: Any, **kwargs: Any) -> RemovableHandle:
+        """Hook the layer itself."""
+        return own_hook(self.layer, "output", hook)
 
 
 class _AsModule(nn.Module):
@@ -188,7 +208,7 @@ class _InnerPass:
                 output.register_hook(partial(self._at_output, number))
                 z.register_hook(partial(self._at_input, number))
 
-        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        return [own_hook(module, "input", before), own_hook(module, "output", after)]
 
     def _at_output(self, number: int, gradient: Tensor) -> None:
         if self._running:
@@ -288,7 +308,7 @@ def _at_input(
 def _at_layer(
     attribution: Any, forward: _Forward, x: Tensor, target: Tensor, seed: int, **kwargs: Any
 ) -> Any:
-    clone = _copied(attribution, forward)
+    clone = _copied(attribution, forward, layer=_OwnLayer(attribution.layer))
     if hasattr(clone, "ig"):  # LayerIntegratedGradients writes to it
         clone.ig = copy.copy(clone.ig)
     graph = {"create_graph": True}
@@ -315,14 +335,28 @@ def _layer_itself(
         # What follows may work in place.
         seen.append(value.clone() if isinstance(value, Tensor) else value)
 
-    layer = attribution.layer
-    hook = "register_forward_pre_hook" if attribute_to_layer_input else "register_forward_hook"
-    handle = getattr(layer, hook)(keep)
+    handle = own_hook(attribution.layer, "input" if attribute_to_layer_input else "output", keep)
     try:
         forward(x, *(additional_forward_args or ()))
     finally:
         handle.remove()
     return seen[-1] if seen else None
+
+
+# Captum says at each call that it sets hooks.
+_SAID: Any = ("ignore", re.compile("Setting (back|for)ward"), UserWarning, None, 0)
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Ignore what Captum says; not by `catch_warnings`, which swaps the filters of all threads."""
+    filters: Any = warnings.filters
+    filters.insert(0, _SAID)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # somebody has reset them
+            filters.remove(_SAID)
 
 
 def _by_rules(
@@ -343,8 +377,7 @@ def _by_rules(
 
     clone.gradient_func, clone._register_hooks = inner.gradient, register
     try:
-        with warnings.catch_warnings():  # Captum says at each call that it sets hooks
-            warnings.filterwarnings("ignore", message="Setting (back|for)ward")
+        with _unsaid():
             return clone.attribute(x, target=target, **kwargs)
     finally:
         for handle in handles:
