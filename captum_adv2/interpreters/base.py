@@ -174,8 +174,8 @@ class Interpreter(ABC):
         return images if self._preprocess is None else self._preprocess(images)
 
 
-# Modules that were in train mode, and how many callers hold each of them in eval mode.
-_held: dict[nn.Module, int] = {}
+# Modules that were in train mode, and the calls that hold each of them in eval mode.
+_held: dict[nn.Module, set[object]] = {}
 _holding = threading.Lock()
 
 
@@ -183,24 +183,24 @@ _holding = threading.Lock()
 def eval_mode(model: nn.Module | None) -> Iterator[None]:
     """Put a model into eval mode; put each of its modules back as it was, whatever happens.
 
-    Where several threads hold a module, it is the last to leave that puts it back.
+    Where several calls, in one thread or in several, hold a module, the last to leave puts it back.
     """
-    modules: list[nn.Module] = []
+    call, modules = object(), [] if model is None else list(model.modules())
     try:
         with _holding:
-            for module in () if model is None else model.modules():
+            for module in modules:
                 if module.training or module in _held:
-                    _held[module] = _held.get(module, 0) + 1
-                    modules.append(module)
+                    _held.setdefault(module, set()).add(call)
                     module.training = False
         yield
     finally:
         with _holding:
             for module in modules:
-                _held[module] -= 1
-                if not _held[module]:
+                calls = _held.get(module, set())
+                if calls == {call}:
                     del _held[module]
                     module.training = True
+                calls.discard(call)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, final
 
@@ -55,7 +55,7 @@ from captum_adv2.interpreters.perturbation import (
 )
 from captum_adv2.interpreters.reduction import Reduction, expect_reduction, reduced
 from captum_adv2.interpreters.relu import Derivative, as_derivative, smooth_relu
-from captum_adv2.interpreters.tap import own_hook
+from captum_adv2.interpreters.tap import Side, own_hook
 from captum_adv2.types import Explanation
 
 __all__ = ["CaptumInterpreter", "Reduction"]
@@ -188,10 +188,10 @@ class _InnerPass:
             self._running = False
             self._calls.clear()
 
-    def hook(self, module: nn.Module) -> list[Any]:
-        """Put a module under the rule; return handles. Every call of it counts by itself."""
+    def hook(self, module: nn.Module, stack: ExitStack) -> None:
+        """Put a module under the rule until the stack unwinds. Every call counts by itself."""
         if id(module) in self._hooked:  # a module with two names
-            return []
+            return
         self._hooked.add(id(module))
         inputs: list[Any] = []
 
@@ -208,7 +208,8 @@ class _InnerPass:
                 output.register_hook(partial(self._at_output, number))
                 z.register_hook(partial(self._at_input, number))
 
-        return [own_hook(module, "input", before), own_hook(module, "output", after)]
+        stack.callback(own_hook(module, "input", before).remove)
+        stack.callback(own_hook(module, "output", after).remove)
 
     def _at_output(self, number: int, gradient: Tensor) -> None:
         if self._running:
@@ -335,11 +336,10 @@ def _layer_itself(
         # What follows may work in place.
         seen.append(value.clone() if isinstance(value, Tensor) else value)
 
-    handle = own_hook(attribution.layer, "input" if attribute_to_layer_input else "output", keep)
-    try:
+    side: Side = "input" if attribute_to_layer_input else "output"
+    with ExitStack() as stack:
+        stack.callback(own_hook(attribution.layer, side, keep).remove)
         forward(x, *(additional_forward_args or ()))
-    finally:
-        handle.remove()
     return seen[-1] if seen else None
 
 
@@ -351,8 +351,8 @@ _SAID: Any = ("ignore", re.compile("Setting (back|for)ward"), UserWarning, None,
 def _unsaid() -> Iterator[None]:
     """Ignore what Captum says; not by `catch_warnings`, which swaps the filters of all threads."""
     filters: Any = warnings.filters
-    filters.insert(0, _SAID)
     try:
+        filters.insert(0, _SAID)
         yield
     finally:
         with suppress(ValueError):  # somebody has reset them
@@ -369,19 +369,14 @@ def _by_rules(
     else:
         inner = _InnerPass(_deconvolution if clone.use_relu_grad_output else _guided)
         concerns = _is_relu
-    handles: list[Any] = []
+    with ExitStack() as stack, _unsaid():
 
-    def register(module: nn.Module) -> None:
-        if concerns(module):
-            handles.extend(inner.hook(module))
+        def register(module: nn.Module) -> None:
+            if concerns(module):
+                inner.hook(module, stack)
 
-    clone.gradient_func, clone._register_hooks = inner.gradient, register
-    try:
-        with _unsaid():
-            return clone.attribute(x, target=target, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+        clone.gradient_func, clone._register_hooks = inner.gradient, register
+        return clone.attribute(x, target=target, **kwargs)
 
 
 def _guided_grad_cam(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Images and models of every kind that users have: types, memory, sizes, devices, callers' modes."""
+"""Images and models of every kind that users have: types, memory, sizes, devices, callers."""
 
 import copy
 

@@ -176,8 +176,9 @@ def interrupted(attacked, trained, data, monkeypatch, kind, chosen, every_time):
     fuse = kind(attack, monkeypatch)
     expected = attack(images, labels)
     with fuse.counting():
-        assert torch.equal(attack(images, labels), expected)
+        adversarial = attack(images, labels)
         total = fuse.count
+    assert torch.equal(adversarial, expected)
     assert total > 100
     before = state(attack)
     for turn, number in enumerate(chosen(total)):
