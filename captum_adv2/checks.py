@@ -42,9 +42,19 @@ def expect_model(model: object) -> nn.Module:
     return model
 
 
-def _expect_tensor(value: object, name: str, ndim: int) -> Tensor:
+def _expect_values(value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}")
+    if value.is_meta:
+        raise RuntimeError(
+            f"expected {name} with values, got some on the meta device; move model and tensors to "
+            "a real one"
+        )
+    return value
+
+
+def _expect_tensor(value: object, name: str, ndim: int) -> Tensor:
+    value = _expect_values(value, name)
     if value.ndim != ndim:
         raise ValueError(
             f"expected {name} with {ndim} dimensions, got shape {tuple(value.shape)}"
@@ -92,8 +102,7 @@ def expect_labels(
         TypeError: Not a tensor of an integer dtype.
         ValueError: Wrong shape, or an index outside [0, classes).
     """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(labels).__name__}")
+    labels = _expect_values(labels, name)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"expected {name} of an integer dtype, got {labels.dtype}; use .long()")
     if tuple(labels.shape) != (batch,):
@@ -104,7 +113,8 @@ def expect_labels(
     if low < 0 or (classes is not None and high >= classes):
         bound = "0 and above" if classes is None else f"[0, {classes - 1}]"
         raise ValueError(f"expected {name} in {bound}, got values in [{low}, {high}]")
-    return labels.long()
+    # What was made in inference mode cannot be kept for a backward pass.
+    return (labels.clone() if labels.is_inference() else labels).long()
 
 
 def expect_maps(maps: object, shape: tuple[int, ...] | None, source: str, name: str) -> Tensor:

@@ -75,8 +75,8 @@ def untrained(model: nn.Module, *, seed: int = 0, classes: int = 4) -> MaskingMo
     """Return a masking model on a tiny network, behind a preprocessing or not."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = (model.body, model.stem)
-        return MaskingModel(model, classes, layers=layers, image_shape=(3, 16, 16))
+        layers, channels = (model.body, model.stem), next(model.parameters()).shape[1]
+        return MaskingModel(model, classes, layers=layers, image_shape=(channels, 16, 16))
 
 
 def _baselines(images: Tensor) -> Tensor:
