@@ -51,6 +51,17 @@ def expect_model(model: object) -> nn.Module:
     return model
 
 
+def _expect_values(value: object, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}")
+    if value.is_meta:
+        raise ValueError(
+            f"expected {name} with values, got some on the meta device; move model and tensors to "
+            "a real one"
+        )
+    return value
+
+
 def expect_floats(value: object, name: str, ndim: int | None = None, *, hint: str = "") -> Tensor:
     """Return ``value`` if it is a floating tensor, of so many dimensions and not empty.
 
@@ -58,13 +69,12 @@ def expect_floats(value: object, name: str, ndim: int | None = None, *, hint: st
         TypeError: Not a tensor, or not of a floating dtype.
         ValueError: Other dimensions; empty, where their number is asked for.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}")
+    found = _expect_values(value, name)
     if ndim is not None:
-        _expect_dimensions(value, name, ndim)
-    if not value.is_floating_point():
-        raise TypeError(f"expected {name} of a floating dtype, got {value.dtype}{hint}")
-    return value
+        _expect_dimensions(found, name, ndim)
+    if not found.is_floating_point():
+        raise TypeError(f"expected {name} of a floating dtype, got {found.dtype}{hint}")
+    return found
 
 
 def _expect_dimensions(value: Tensor, name: str, ndim: int) -> None:
@@ -129,8 +139,7 @@ def expect_indices(labels: object, batch: int | None, name: str) -> Tensor:
         TypeError: Not a tensor of an integer dtype.
         ValueError: Wrong shape, or empty.
     """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(labels).__name__}")
+    labels = _expect_values(labels, name)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"expected {name} of an integer dtype, got {labels.dtype}; use .long()")
     if tuple(labels.shape) != (labels.numel() if batch is None else batch,) or not len(labels):
@@ -138,7 +147,8 @@ def expect_indices(labels: object, batch: int | None, name: str) -> Tensor:
             f"expected {name} of shape ({'B' if batch is None else batch},), one class an image, "
             f"got {tuple(labels.shape)}"
         )
-    return labels.long()
+    # What was made in inference mode cannot be kept for a backward pass.
+    return (labels.clone() if labels.is_inference() else labels).long()
 
 
 def expect_pair(images: object, target: object) -> Tensor:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import captum.attr
 import matplotlib as mpl
@@ -15,6 +16,9 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from captum_adv2 import ADV2, BitDepthADV2, StADV2
+from captum_adv2.attacks import TwoPhase
+from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.interpreters import (
     CAM,
     MASK,
@@ -32,6 +36,7 @@ from captum_adv2.interpreters import (
     Occlusion,
     ShapleyValueSampling,
     SmoothGrad,
+    Unrolled,
 )
 
 mpl.use("Agg")
@@ -70,8 +75,8 @@ def untrained(model: nn.Module, *, seed: int = 0, classes: int = 4) -> MaskingMo
     """Return a masking model on a tiny network, behind a preprocessing or not."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = (model.body, model.stem)
-        return MaskingModel(model, classes, layers=layers, image_shape=(3, 16, 16))
+        layers, channels = (model.body, model.stem), next(model.parameters()).shape[1]
+        return MaskingModel(model, classes, layers=layers, image_shape=(channels, 16, 16))
 
 
 def _baselines(images: Tensor) -> Tensor:
@@ -149,6 +154,62 @@ INTERPRETERS = (
 )
 
 
+class Attacked(NamedTuple):
+    """One family of attacks under test.
+
+    Attributes:
+        name: Of the attack and of its interpreter.
+        build: What makes one from a model.
+    """
+
+    name: str
+    build: Callable[[nn.Module], CarefulAttack]
+
+
+def _adv2(name: str, build: Callable[[nn.Module], Interpreter], **settings: Any) -> Attacked:
+    given = {"eps": 0.1, "steps": 2, "warmup": 1} | settings
+    return Attacked(f"ADV2 {name}", lambda model: ADV2(model, build, **given))
+
+
+_BUILD = {row.name: row.build for row in INTERPRETERS}
+# Every way in which an attack runs a model: hooks, functions that are replaced, inner gradients,
+# followers, penalties, images that leave, steps of two phases, another framework, another stage.
+ATTACKS = (
+    *(
+        _adv2(name, _BUILD[name])
+        for name in (
+            "CAM",
+            "GradCAM",
+            "Gradient",
+            "SmoothGrad",
+            "LayerGradCam",
+            "LayerIntegratedGradients",
+            "GuidedBackprop",
+            "DeepLift",
+            "MASK",
+            "RTS",
+            "KernelShap",
+            "Occlusion",
+            "Ensemble",
+        )
+    ),
+    _adv2("CAM of a layer", lambda model: CAM(model, layer="body")),
+    _adv2("MASK unrolled", _BUILD["MASK"], surrogate=Unrolled(n_step=2, n_reset=2)),
+    _adv2("GradCAM in two phases", GradCAM, step=TwoPhase(searches=2)),
+    _adv2("Gradient with a stop", Gradient, steps=3, stop=0.2, confidence=0.0, random_start=True),
+    Attacked("StADV2 Gradient", lambda model: StADV2(model, Gradient, steps=2, warmup=1)),
+    Attacked(
+        "BitDepthADV2 GradCAM",
+        lambda model: BitDepthADV2(ADV2(model, GradCAM, eps=0.2, steps=2), bits=3, steps=2),
+    ),
+)
+
+
+@pytest.fixture(params=ATTACKS, ids=lambda attacked: attacked.name)
+def attacked(request: pytest.FixtureRequest) -> Attacked:
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Every test draws the same numbers in every run and any order."""
@@ -158,6 +219,14 @@ def _seed() -> None:
 @pytest.fixture(params=INTERPRETERS, ids=lambda row: row.name)
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
+
+
+def mixed(model: nn.Module) -> nn.Module:
+    """Return a copy in a mix of modes that no call of train() or eval() gives back."""
+    clone = copy.deepcopy(model).train()
+    clone.norm.eval()
+    clone.stem.requires_grad_(False)
+    return clone
 
 
 class TinyNet(nn.Module):

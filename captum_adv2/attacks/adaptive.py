@@ -246,13 +246,14 @@ class BitDepthADV2(CarefulAttack):
         low, high = (quantize((clean + e).clamp(0, 1), self.bits) for e in (-eps, eps))
         x = quantize(clean, self.bits)
         hidden = not self.second.verbose
-        for _ in tqdm(range(self.steps), "squeezed", unit="step", disable=hidden):
-            leaf = x.detach().requires_grad_()
-            losses = loss.prediction(leaf, 0.0)
-            best.offer(x, losses.detach(), loss.rows)
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-            moved = quantize(x - gradient.sign() / (2**self.bits - 1), self.bits)
-            x = torch.minimum(torch.maximum(moved, low), high)
+        with tqdm(range(self.steps), "squeezed", unit="step", disable=hidden) as numbers:
+            for _ in numbers:
+                leaf = x.detach().requires_grad_()
+                losses = loss.prediction(leaf, 0.0)
+                best.offer(x, losses.detach(), loss.rows)
+                (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+                moved = quantize(x - gradient.sign() / (2**self.bits - 1), self.bits)
+                x = torch.minimum(torch.maximum(moved, low), high)
         with torch.no_grad():
             return best.better(x, lambda images: loss.prediction(images, 1.0))
 

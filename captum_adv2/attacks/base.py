@@ -127,14 +127,24 @@ class CarefulAttack(Attack, ABC):  # type: ignore[misc]  # torchattacks is untyp
     @contextmanager
     def _restored(self) -> Iterator[None]:
         """Leave each module's mode, and the state of the normalisation, as they are now."""
-        modes = [(module, module.training) for module in self.model.modules()]
         applied = self._normalization_applied
+        modes = _kept_modes if self._model_training else eval_mode
         try:
-            yield
+            with modes(self.model):
+                yield
         finally:
-            for module, training in modes:
-                module.training = training
             self._set_normalization_applied(applied)
+
+
+@contextmanager
+def _kept_modes(model: nn.Module) -> Iterator[None]:
+    """Put each module back as it was, for torchattacks to set modes of its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class DualAttack(CarefulAttack):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -209,17 +210,33 @@ class Interpreter(ABC):
         return images if self._preprocess is None else self._preprocess(images)
 
 
+# Modules that were in train mode, and the calls that hold each of them in eval mode.
+_held: dict[nn.Module, set[object]] = {}
+_holding = threading.Lock()
+
+
 @contextmanager
 def eval_mode(model: nn.Module | None) -> Iterator[None]:
-    """Put a model into eval mode; put each of its modules back as it was, whatever happens."""
-    modules = [] if model is None else [m for m in model.modules() if m.training]
+    """Put a model into eval mode; put each of its modules back as it was, whatever happens.
+
+    Where several calls, in one thread or in several, hold a module, the last to leave puts it back.
+    """
+    call, modules = object(), [] if model is None else list(model.modules())
     try:
-        for module in modules:
-            module.training = False
+        with _holding:
+            for module in modules:
+                if module.training or module in _held:
+                    _held.setdefault(module, set()).add(call)
+                    module.training = False
         yield
     finally:
-        for module in modules:
-            module.training = True
+        with _holding:
+            for module in modules:
+                calls = _held.get(module, set())
+                if calls == {call}:
+                    del _held[module]
+                    module.training = True
+                calls.discard(call)
 
 
 @contextmanager

@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, final
 
@@ -33,6 +35,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from captum_adv2.checks import (
     expect_classes,
@@ -62,6 +65,7 @@ from captum_adv2.interpreters.perturbation import (
 )
 from captum_adv2.interpreters.reduction import Reduction, expect_reduction, reduced
 from captum_adv2.interpreters.relu import Derivative, as_derivative, smooth_relu
+from captum_adv2.interpreters.tap import Side, own_hook
 from captum_adv2.types import Explanation
 
 __all__ = ["CaptumInterpreter", "Reduction"]
@@ -97,6 +101,22 @@ class _Forward:
         if inputs is self._images and self.logits is None:
             self.logits = output
         return output
+
+
+class _OwnLayer(nn.Module):
+    """A layer that Captum hooks for the running thread alone; see `own_hook`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def register_forward_pre_hook(self, hook: Any, **kwargs: Any) -> RemovableHandle:
+        """Hook the layer itself."""
+        return own_hook(self.layer, "input", hook)
+
+    def register_forward_hook(self, hook: Any, **kwargs: Any) -> RemovableHandle:
+        """Hook the layer itself."""
+        return own_hook(self.layer, "output", hook)
 
 
 class _AsModule(nn.Module):
@@ -178,10 +198,10 @@ class _InnerPass:
             self._running = False
             self._calls.clear()
 
-    def hook(self, module: nn.Module) -> list[Any]:
-        """Put a module under the rule; return handles. Every call of it counts by itself."""
+    def hook(self, module: nn.Module, stack: ExitStack) -> None:
+        """Put a module under the rule until the stack unwinds. Every call counts by itself."""
         if id(module) in self._hooked:  # a module with two names
-            return []
+            return
         self._hooked.add(id(module))
         inputs: list[Any] = []
 
@@ -198,7 +218,8 @@ class _InnerPass:
                 output.register_hook(partial(self._at_output, number))
                 z.register_hook(partial(self._at_input, number))
 
-        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        stack.callback(own_hook(module, "input", before).remove)
+        stack.callback(own_hook(module, "output", after).remove)
 
     def _at_output(self, number: int, gradient: Tensor) -> None:
         if self._running:
@@ -298,7 +319,7 @@ def _at_input(
 def _at_layer(
     attribution: Any, forward: _Forward, x: Tensor, target: Tensor, seed: int, **kwargs: Any
 ) -> Any:
-    clone = _copied(attribution, forward)
+    clone = _copied(attribution, forward, layer=_OwnLayer(attribution.layer))
     if hasattr(clone, "ig"):  # LayerIntegratedGradients writes to it
         clone.ig = copy.copy(clone.ig)
     graph = {"create_graph": True}
@@ -325,14 +346,27 @@ def _layer_itself(
         # What follows may work in place.
         seen.append(value.clone() if isinstance(value, Tensor) else value)
 
-    layer = attribution.layer
-    hook = "register_forward_pre_hook" if attribute_to_layer_input else "register_forward_hook"
-    handle = getattr(layer, hook)(keep)
-    try:
+    side: Side = "input" if attribute_to_layer_input else "output"
+    with ExitStack() as stack:
+        stack.callback(own_hook(attribution.layer, side, keep).remove)
         forward(x, *(additional_forward_args or ()))
-    finally:
-        handle.remove()
     return seen[-1] if seen else None
+
+
+# Captum says at each call that it sets hooks.
+_SAID: Any = ("ignore", re.compile("Setting (back|for)ward"), UserWarning, None, 0)
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Ignore what Captum says; not by `catch_warnings`, which swaps the filters of all threads."""
+    filters: Any = warnings.filters
+    try:
+        filters.insert(0, _SAID)
+        yield
+    finally:
+        with suppress(ValueError):  # somebody has reset them
+            filters.remove(_SAID)
 
 
 def _by_rules(
@@ -345,20 +379,14 @@ def _by_rules(
     else:
         inner = _InnerPass(_deconvolution if clone.use_relu_grad_output else _guided)
         concerns = _is_relu
-    handles: list[Any] = []
+    with ExitStack() as stack, _unsaid():
 
-    def register(module: nn.Module) -> None:
-        if concerns(module):
-            handles.extend(inner.hook(module))
+        def register(module: nn.Module) -> None:
+            if concerns(module):
+                inner.hook(module, stack)
 
-    clone.gradient_func, clone._register_hooks = inner.gradient, register
-    try:
-        with warnings.catch_warnings():  # Captum says at each call that it sets hooks
-            warnings.filterwarnings("ignore", message="Setting (back|for)ward")
-            return clone.attribute(x, target=target, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+        clone.gradient_func, clone._register_hooks = inner.gradient, register
+        return clone.attribute(x, target=target, **kwargs)
 
 
 def _guided_grad_cam(

@@ -234,16 +234,18 @@ class MASK(Interpreter):
         count = self.iterations if iterations is None else iterations
         running = torch.arange(len(images), device=images.device)
         best, since = torch.full_like(images[:, 0, 0, 0], torch.inf), torch.zeros_like(running)
-        for _ in tqdm(range(count), desc="MASK", unit="step", disable=not self.verbose):
-            follower, losses = self.descend(scene, follower)
-            since, best = torch.where(losses < best, 0, since + 1), torch.minimum(losses, best)
-            if self.patience is None or bool((since < self.patience).all()):
-                continue
-            whole, going = whole.put(running, follower), since < self.patience
-            running, best, since = running[going], best[going], since[going]
-            scene, follower = Scene(*(part[going] for part in scene)), follower.take(going)
-            if not len(running):
-                break
+        hidden = not self.verbose
+        with tqdm(range(count), desc="MASK", unit="step", disable=hidden) as numbers:
+            for _ in numbers:
+                follower, losses = self.descend(scene, follower)
+                since, best = torch.where(losses < best, 0, since + 1), torch.minimum(losses, best)
+                if self.patience is None or bool((since < self.patience).all()):
+                    continue
+                whole, going = whole.put(running, follower), since < self.patience
+                running, best, since = running[going], best[going], since[going]
+                scene, follower = Scene(*(part[going] for part in scene)), follower.take(going)
+                if not len(running):
+                    break
         return whole.put(running, follower)
 
     def begin(self, images: Tensor) -> Follower:
@@ -323,6 +325,7 @@ def _enlarge(masks: Tensor, height: int, width: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _bilinear(short: int, long: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix ``(long, short)`` of bilinear interpolation along one axis."""
-    unit = torch.eye(short, dtype=dtype, device=device)[None]
-    with torch.no_grad():
+    plain = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), plain:  # it is kept for other callers
+        unit = torch.eye(short, dtype=dtype, device=device)[None]
         return F.interpolate(unit, long, mode="linear", align_corners=False)[0].T

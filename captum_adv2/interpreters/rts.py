@@ -43,7 +43,7 @@ from captum_adv2.checks import (
     find_module,
 )
 from captum_adv2.interpreters.base import Direct, Interpreter, Surrogate, eval_mode
-from captum_adv2.interpreters.tap import ModuleTap
+from captum_adv2.interpreters.tap import ModuleTap, own_hook
 from captum_adv2.types import Explanation
 
 __all__ = ["RTS", "Encoded", "EncoderGuided", "MaskingModel"]
@@ -310,12 +310,12 @@ def _survey(
     seen: dict[str, torch.Size] = {}
 
     def note(name: str) -> Callable[[Any, Any, Any], None]:
-        def hook(module: Any, inputs: Any, output: Any) -> None:
+        def look(module: Any, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim == 4:
                 seen.pop(name, None)  # modules that run twice count where they run last
                 seen[name] = output.shape
 
-        return hook
+        return look
 
     like = _like(encoder)
     image = torch.full((1, *image_shape), 0.5, dtype=like.dtype, device=like.device)
@@ -323,7 +323,7 @@ def _survey(
     wanted = None if layers is None else [names[find_module(encoder, each)] for each in layers]
     with ExitStack() as stack, eval_mode(encoder), torch.no_grad():
         for module, name in names.items():
-            stack.callback(module.register_forward_hook(note(name)).remove)
+            stack.callback(own_hook(module, "output", note(name)).remove)
         try:
             output = encoder(image)
         except RuntimeError as error:

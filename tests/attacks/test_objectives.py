@@ -247,5 +247,7 @@ def test_stages_end_with_the_last_value():
 
 
 def test_stages_of_unequal_numbers_are_refused_as_a_weight():
-    with pytest.raises(ValueError, match="expected a length for each value, at least one, got 1 for 2"):
+    with pytest.raises(
+        ValueError, match="expected a length for each value, at least one, got 1 for 2"
+    ):
         MapDistance(Stages((1.0, 2.0), (1,)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Row, TinyNet, blobs
+from conftest import Row, TinyNet, blobs, mixed
 from torch import Tensor, nn
 
 from captum_adv2.interpreters import Interpreter, Surrogate
@@ -57,14 +57,6 @@ class Wrapped(nn.Module):
 class TwoOutputs(TinyNet):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x), x
-
-
-def mixed(model: nn.Module) -> nn.Module:
-    """Return a copy in train mode, with a frozen batch norm and some frozen parameters."""
-    clone = copy.deepcopy(model).train()
-    clone.norm.eval()
-    clone.stem.requires_grad_(False)
-    return clone
 
 
 def graphed(row: Row, interpreter: Interpreter, images: Tensor, target: Tensor) -> Tensor:
