@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 TEST = ["pytest>=8.0", "hypothesis>=6.100", "opencv-python-headless>=4.10"]
-DEV = [*TEST, "mypy>=1.11", "ruff>=0.6", "build>=1.2"]
+DEV = [*TEST, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
 DOCS = ["sphinx>=7.0", "myst-parser>=3.0"]
 
 setup(
