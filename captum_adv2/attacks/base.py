@@ -399,7 +399,7 @@ class DualAttack(CarefulAttack):
             expect_function(getattr(self, name), name)
         if self.interpretation is not None:
             expect_function(self.interpretation, "interpretation")
-        if not isinstance(self.terms, tuple):
+        if not isinstance(self.terms, tuple | list):
             raise TypeError(f"expected terms to be a tuple, got {type(self.terms).__name__}")
         for term in self.terms:
             expect_function(term, "each of terms")

@@ -183,7 +183,7 @@ def test_an_attack_that_knows_the_squeezer_changes_less_by_it(model, data, squee
     [
         ({"model": torch.square}, TypeError, r"expected model to be a torch\.nn\.Module"),
         ({"squeezers": darker}, TypeError, "expected a tuple of functions of images, got"),
-        ({"squeezers": (darker, 3)}, TypeError, "expected a tuple of functions of images, got"),
+        ({"squeezers": (darker, 3)}, TypeError, "expected each of squeezers to be a function"),
         ({"squeezers": "median"}, TypeError, "expected a tuple of functions of images, got"),
         ({"squeezers": ()}, ValueError, "expected at least one squeezer, got none"),
         ({"weight": -1.0}, ValueError, "expected weight at least 0, got -1.0"),
