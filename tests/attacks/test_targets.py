@@ -100,6 +100,14 @@ def test_a_rectangle_has_the_pixels_whose_centres_its_edges_enclose(grid, centre
                 assert found[row, column] == (depth > 0)
 
 
+def test_a_pixel_on_the_edge_belongs_to_the_shape():
+    centre = (1.5, 1.5)
+    assert disc((3, 3), centre, 1.0).int().tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    bar = [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
+    assert rectangle((3, 3), centre, (0.5, 1.0), 0.0).int().tolist() == bar
+    assert rectangle((3, 3), centre, (1.0, 0.5), 0.0).mT.int().tolist() == bar
+
+
 def test_areas_on_a_fine_grid():
     found = disc((500, 500), (240.3, 251.7), 180)
     assert found.sum() == pytest.approx(math.pi * 180**2, rel=1e-3)
@@ -317,10 +325,11 @@ def test_objects_cannot_change_and_can_be_copied(aim):
 
 def test_the_models_mode_is_left_as_it_was(trained, aim):
     model = copy.deepcopy(trained).train()
-    model.norm.eval()
+    model.fc.eval()  # a mixed state; batch norm in train mode, for it makes other maps
     modes = [module.training for module in model.modules()]
     expected = aim()(CAM(trained), IMAGES, LABELS, TARGET)
     assert torch.equal(aim()(CAM(model), IMAGES, LABELS, TARGET), expected)
+    assert torch.equal(model.norm.running_mean, trained.norm.running_mean)
     assert [module.training for module in model.modules()] == modes
     model.fc.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
