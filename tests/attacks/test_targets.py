@@ -106,6 +106,7 @@ def test_a_pixel_on_the_edge_belongs_to_the_shape():
     bar = [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
     assert rectangle((3, 3), centre, (0.5, 1.0), 0.0).int().tolist() == bar
     assert rectangle((3, 3), centre, (1.0, 0.5), 0.0).mT.int().tolist() == bar
+    assert not disc((1, 1), (0.5 + 1e-9, 0.5), 0.9e-9).any()  # in double precision
 
 
 def test_areas_on_a_fine_grid():
@@ -159,6 +160,50 @@ def test_sides_are_drawn_each_on_its_own(seed):
     assert patch.sum() == height * width
     assert 39 <= height <= 121
     assert 39 <= width <= 121
+
+
+@given(
+    grid=grids,
+    seed=seeds,
+    kind=kinds,
+    shares=st.tuples(st.floats(1e-6, 1), st.floats(1e-6, 1)).map(sorted).map(tuple),
+    angle=st.floats(0, 180),
+)
+def test_six_numbers_make_a_patch(grid, seed, kind, shares, angle):
+    found = patches(
+        grid, shape=kind, size=shares, angle=angle, generator=torch.Generator().manual_seed(seed)
+    )[0, 0].bool()
+    numbers = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    which, *sides, turn, row, column = numbers.tolist()
+    # Half the sides, or the radius, between the shares; an angle either way.
+    half = [min(grid) * (shares[0] + (shares[1] - shares[0]) * draw) / 2 for draw in sides]
+    round_one = kind == "circle" or (kind == "any" and which < 0.5)
+    turned = math.radians(angle) * (2 * turn - 1)
+    # How far it reaches from its centre, by its corners: columns are real, rows imaginary.
+    corners = [complex(x * half[1], y * half[0]) for x in (-1, 1) for y in (-1, 1)]
+    corners = [complex(math.cos(turned), math.sin(turned)) * corner for corner in corners]
+    reach = [max(c.imag for c in corners), max(c.real for c in corners)]
+    if round_one:
+        reach = [half[0], half[0]]
+    else:
+        fit = min(1, grid[0] / 2 / reach[0], grid[1] / 2 / reach[1])
+        half, reach = [fit * side for side in half], [fit * far for far in reach]
+    # Anywhere between touching one border and touching the other.
+    centre = [
+        far + share * (side - 2 * far)
+        for far, share, side in zip(reach, (row, column), grid, strict=True)
+    ]
+
+    def drawn(slack):
+        if round_one:
+            return disc(grid, centre, half[0] + slack)
+        return rectangle(grid, centre, [side + slack for side in half], turned)
+
+    middle = tuple(min(int(at), side - 1) for at, side in zip(centre, grid, strict=True))
+    assert found[middle]
+    assert not (drawn(-1e-9) & ~found).any()
+    found[middle] = drawn(0)[middle]
+    assert not (found & ~drawn(1e-9)).any()
 
 
 @given(kind=kinds, seed=seeds, least=st.floats(0.1, 0.4), more=st.floats(0, 0.3))

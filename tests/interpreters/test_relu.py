@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function
 from torchvision import models
 
 from captum_adv2.interpreters import Gradient, h, sigma, smooth_relu, step
@@ -35,6 +36,7 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "F.relu by name": (lambda z: F.relu(input=z), 0, INF),
     "F.relu_": (F.relu_, 0, INF),
     "torch.relu": (torch.relu, 0, INF),
+    "torch.relu by name": (lambda z: torch.relu(input=z), 0, INF),
     "torch.relu_": (torch.relu_, 0, INF),
     "Tensor.relu": (lambda z: z.relu(), 0, INF),
     "Tensor.relu_": (lambda z: z.relu_(), 0, INF),
@@ -306,6 +308,12 @@ class TestContext:
         assert torch.equal(out, expected)
         ours, theirs = (torch.autograd.grad(y.sum(), z)[0] for y in (out, expected))
         assert torch.equal(ours, theirs)
+
+    def test_a_function_without_a_name_keeps_its_derivative(self) -> None:
+        z, nameless = leaf(), functools.partial(torch.relu)
+        with smooth_relu(sigma):
+            out = handle_torch_function(nameless, (z,), z)
+        assert torch.equal(torch.autograd.grad(out.sum(), z)[0], step(z.detach()))
 
     def test_integers_are_left_alone(self) -> None:
         z = torch.tensor([-2, 0, 9])
