@@ -54,6 +54,7 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "Tensor.clamp by position": (lambda z: z.clamp(0), 0, INF),
     "torch.clamp(min)": (lambda z: torch.clamp(z, min=0.0), 0, INF),
     "Tensor.clamp(0, 6)": (lambda z: z.clamp(0, 6), 0, 6),
+    "Tensor.clamp(0, 1)": (lambda z: z.clamp(0, 1), 0, 1),
     "Tensor.clamp(0, max=6)": (lambda z: z.clamp(0, max=6), 0, 6),
     "Tensor.clamp_(min, max)": (lambda z: z.clamp_(min=0, max=6), 0, 6),
     "Tensor.clamp_min": (lambda z: z.clamp_min(0), 0, INF),
@@ -280,6 +281,8 @@ class TestContext:
             F.relu(z)
             F.relu(z, inplace=False)
             z.clamp(0, 6)
+            z.clamp(0, 1)  # 1 is no flag
+            torch.clip(z, 1)
         assert torch.equal(z.detach(), Z.double())
 
     @pytest.mark.parametrize(

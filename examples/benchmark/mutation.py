@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Mutation tests: how many small mistakes in a module the tests notice (docs/testing.md).
 
-    python examples/benchmark/mutants.py            # some half an hour on two cores
-    python examples/benchmark/mutants.py --last     # the figures of the last run
-    python examples/benchmark/mutants.py --changes  # the same, with what each survivor changes
+    python examples/benchmark/mutation.py            # half an hour of one core, the first time
+    python examples/benchmark/mutation.py --again    # with new tests: the survivors once more
+    python examples/benchmark/mutation.py --last     # nothing is run: the figures of the last run
+    python examples/benchmark/mutation.py --changes  # the same, with what each survivor changes
 
 mutmut (``pip install -e .[mutation]``) makes the mistakes, one at a time, in a copy under
-``mutants/``: which modules and which tests, ``pyproject.toml`` says. A second run tries what has
-changed since, and what survived.
+``mutants/``: which modules and which tests, ``pyproject.toml`` says. It goes on where it was
+stopped, and otherwise tries functions that have changed since.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ def table(found: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def survivors(found: dict[str, str]) -> list[str]:
+    """Return the names of mutants that no test noticed."""
+    return sorted(name for name, status in found.items() if status not in NOTICED)
+
+
 def change(mutant: str) -> Iterable[str]:
     """Yield the lines that a mutant takes away and puts in."""
     for line in mutmut("show", mutant).splitlines():
@@ -79,20 +85,21 @@ def change(mutant: str) -> Iterable[str]:
 def main() -> None:
     """Run mutmut unless told otherwise; print the table and the survivors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--again", action="store_true", help="only the last run's survivors")
     parser.add_argument("--last", action="store_true", help="do not run anything")
-    parser.add_argument("--changes", action="store_true", help="show what survivors change")
+    parser.add_argument("--changes", action="store_true", help="nor that; show what changes")
     parser.add_argument("--children", type=int, default=2, help="mutants at a time")
     parser.add_argument("mutants", nargs="*", help="names, * allowed; default: all that are new")
     options = parser.parse_args()
     if not (options.last or options.changes):
-        mutmut("run", "--max-children", str(options.children), *options.mutants, quiet=False)
+        names = [*options.mutants, *(survivors(results()) if options.again else ())]
+        mutmut("run", "--max-children", str(options.children), *names, quiet=False)
     found = results()
     print(table(found))
-    for name, status in sorted(found.items()):
-        if status not in NOTICED:
-            print(f"{name}: {status}")
-            if options.changes:
-                print(*change(name), sep="\n")
+    for name in survivors(found):
+        print(f"{name}: {found[name]}")
+        if options.changes:
+            print(*change(name), sep="\n")
 
 
 if __name__ == "__main__":
