@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 from conftest import INTERPRETERS, TinyNet, blobs
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from captum_adv2 import ADV2
@@ -169,6 +169,7 @@ def test_sides_are_drawn_each_on_its_own(seed):
     shares=st.tuples(st.floats(1e-6, 1), st.floats(1e-6, 1)).map(sorted).map(tuple),
     angle=st.floats(0, 180),
 )
+@example(grid=(2, 2), seed=0, kind="circle", shares=(1e-6, 1e-6), angle=0.0)  # the last pixel
 def test_six_numbers_make_a_patch(grid, seed, kind, shares, angle):
     found = patches(
         grid, shape=kind, size=shares, angle=angle, generator=torch.Generator().manual_seed(seed)
@@ -330,6 +331,8 @@ def test_rounding_errors_make_no_other_image(aim):
     assert not torch.equal(back, IMAGES)
     for images in (
         back.clamp(0, 1),
+        (IMAGES + 0.4 / 255).clamp(0, 1),  # less than half a level of 8 bits
+        (IMAGES - 1e-5).clamp(max=1 - 1e-5),  # as far out of range as images may be
         IMAGES.double(),
         IMAGES.contiguous(memory_format=torch.channels_last),
     ):
