@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 TEST = ["pytest>=8.0", "hypothesis>=6.100", "opencv-python-headless>=4.10"]
 DEV = [*TEST, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
+MUTATION = [*TEST, "mutmut>=3.8"]
 DOCS = ["sphinx>=7.0", "myst-parser>=3.0"]
 
 setup(
@@ -34,7 +35,7 @@ setup(
         "matplotlib>=3.8",
         "scipy>=1.11",
     ],
-    extras_require={"test": TEST, "dev": DEV, "docs": DOCS},
+    extras_require={"test": TEST, "dev": DEV, "docs": DOCS, "mutation": MUTATION},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import captum.attr
 import matplotlib as mpl
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor, nn
 
 from captum_adv2 import ADV2, BitDepthADV2, StADV2
@@ -43,6 +44,16 @@ mpl.use("Agg")
 # Torch is too slow for hypothesis' default deadline, and a shared machine too noisy for any.
 settings.register_profile("torch", deadline=None, max_examples=25)
 settings.load_profile("torch")
+# For mutation tests (docs/testing.md): every run has the same examples, none is made smaller, and
+# neither a slow machine nor a second run in the same process counts as a failure.
+settings.register_profile(
+    "mutation",
+    settings.get_profile("torch"),
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
@@ -277,11 +288,17 @@ def train(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@pytest.fixture(scope="session")
-def trained() -> nn.Module:
+@functools.cache
+def _trained() -> nn.Module:
+    # Kept beyond the session: mutation tests run one after the other in copies of a process.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return train(TinyNet())
+
+
+@pytest.fixture(scope="session")
+def trained() -> nn.Module:
+    return _trained()
 
 
 @pytest.fixture(scope="session")

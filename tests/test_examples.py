@@ -17,6 +17,7 @@ from unittest.mock import patch
 import captum.attr
 import common  # noqa: F401  (puts the benchmarks on the path)
 import isic
+import mutation
 import pytest
 import torch
 from captum_catalogue import METHODS, interpreter, refusal
@@ -80,6 +81,17 @@ def test_manual(tmp_path: Path) -> None:
 
 def test_training(tmp_path: Path) -> None:
     run("embedded/train.py", "--smoke", cwd=tmp_path)
+
+
+def test_the_table_of_mutants() -> None:
+    names = ("attacks.targets.x_disc", "optim.xǁAdamǁinit", "optim.x_safe_sqrt")
+    states = ("survived", "timeout", "killed")
+    found = {f"captum_adv2.{n}__mutmut_1": s for n, s in zip(names, states, strict=True)}
+    *_, targets, optim, every = mutation.table(found).splitlines()
+    assert targets == "| `attacks/targets.py` | 1 | 0 | 1 | 0.0 |"
+    assert optim == "| `optim.py` | 2 | 2 | 0 | 100.0 |"
+    assert every == "| all | 3 | 2 | 1 | 66.7 |"
+    assert mutation.survivors(found) == ["captum_adv2.attacks.targets.x_disc__mutmut_1"]
 
 
 @pytest.mark.real

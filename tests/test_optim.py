@@ -136,7 +136,7 @@ def test_nothing_passed_is_changed(call):
     ("name", "values"),
     [
         ("lr", (0.0, -0.1, float("inf"))),
-        ("betas", ((1.0, 0.999), (0.9, 1.0), (-0.1, 0.999), (0.9, float("nan")))),
+        ("betas", ((1.0, 0.999), (0.9, 1.0), (-0.1, 0.999), (0.9, 1.5), (0.9, float("nan")))),
         ("eps", (0.0, -1e-8)),
     ],
 )

@@ -289,7 +289,7 @@ def _sources(
 ) -> Iterator[torch.Generator]:
     """Yield, for each image, what its map is drawn from."""
     # Eight bits, so that neither dtype nor a normalisation and its inverse make another image.
-    for image in (images.detach() * 255).round().clamp(0, 255).byte().cpu():
+    for image in (images.detach() * 255).round().byte().cpu():
         if generator is not None:
             yield generator
             continue

@@ -182,8 +182,7 @@ class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named l
         # Bounds that are tensors, or a clamp from above alone, are not ReLUs.
         if isinstance(low, Tensor) or isinstance(high, Tensor) or low is None:
             return func(*args, **kwargs)
-        in_place = name.endswith("_") or kwargs.get("inplace", False) or True in args[1:]
-        if not in_place:
+        if not (name.endswith("_") or kwargs.get("inplace")):
             return _Clamp.apply(z, low, high, self.derivative)
         # The Function keeps z for its backward, so it works on a copy, and z takes the result.
         return z.copy_(_Clamp.apply(z.clone(), low, high, self.derivative))

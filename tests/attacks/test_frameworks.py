@@ -76,12 +76,26 @@ def test_random_start_is_in_ball_and_range(eps, seed):
     assert (start - clean).abs().max() <= eps + ULP
 
 
-def test_random_start_fills_the_ball_on_both_sides():
+def test_random_start_fills_the_ball_evenly():
     clean = torch.full((4, 3, 16, 16), 0.5)
     change = LinfBall(0.1, True).init(clean) - clean
-    assert change.min() < -0.09
-    assert change.max() > 0.09
-    assert change.mean().abs() < 0.01
+    counts = change.histc(8, -0.1, 0.1)
+    assert counts.sum() == clean.numel()
+    # Four standard deviations of a count, each pixel being in each eighth as likely as not.
+    assert (counts - clean.numel() / 8).abs().max() < 4 * (clean.numel() * 7 / 64) ** 0.5
+
+
+def test_random_start_is_drawn_from_seed_0_unless_told_otherwise():
+    clean = torch.full((2, 3, 4, 4), 0.5)
+    unit = torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))
+    start = LinfBall(0.25, True).init(clean)
+    torch.testing.assert_close(start, 0.25 + 0.5 * unit, rtol=0, atol=ULP)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_random_start_has_the_images_dtype(dtype):
+    clean = images(0).to(dtype)
+    assert LinfBall(0.1, True).init(clean).dtype == dtype
 
 
 def test_random_start_is_repeatable_and_leaves_the_global_generator_alone():
@@ -208,11 +222,23 @@ def test_an_image_moves_by_its_own_flow_alone():
 
 def test_half_precision_has_places_between_pixels():
     """Of the numbers near 200, bfloat16 has the whole ones only."""
-    stripes = (torch.arange(224) % 2).expand(1, 1, 224, 224)
+    columns = (torch.arange(224) % 2).expand(1, 1, 224, 224)
     flow = torch.full((1, 2, 224, 224), 0.5)
     for dtype in (torch.float16, torch.bfloat16):
-        moved = Flow(1.0).image(flow.to(dtype), stripes.to(dtype))
-        torch.testing.assert_close(moved[..., :-1], torch.full_like(moved[..., :-1], 0.5))
+        for stripes in (columns, columns.mT):
+            moved = Flow(1.0).image(flow.to(dtype), stripes.to(dtype))[..., :-1, :-1]
+            torch.testing.assert_close(moved, torch.full_like(moved, 0.5))
+
+
+def test_images_stay_where_they_are():
+    # A device without numbers, which every machine has.
+    clean, flow = (torch.zeros(2, n, 4, 5, device="meta") for n in (3, 2))
+    assert Flow(1.0).image(flow, clean).device == clean.device
+
+
+def test_images_are_in_range_where_the_clean_ones_are_but_for_rounding():
+    clean = torch.tensor([-1e-6, 0.5, 1 + 1e-6]).view(1, 1, 1, 3).repeat(1, 1, 2, 1)
+    assert Flow(1.0).image(torch.zeros(1, 2, 2, 3), clean)[0, 0, 0].tolist() == [0.0, 0.5, 1.0]
 
 
 def test_the_image_has_the_gradient_of_its_samples():
@@ -296,3 +322,9 @@ def test_quantized_images_are_the_nearest_of_the_grid(seed, bits):
     assert (squeezed - x).abs().max() <= 0.5 / levels + ULP
     assert torch.equal((squeezed * levels).round() / levels, squeezed)
     assert torch.equal(quantize(squeezed, bits), squeezed)
+
+
+def test_eight_bits_unless_told_otherwise():
+    levels = torch.arange(256.0).view(1, 1, 16, 16) / 255
+    assert torch.equal(quantize(levels), levels)
+    assert quantize(torch.linspace(0, 1, 10_000)).unique().numel() == 256

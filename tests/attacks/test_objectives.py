@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captum_adv2 import SoundnessWarning
@@ -46,6 +46,7 @@ def test_rho_zero_is_cross_entropy_exactly(seed, scale):
 
 
 @given(seed=SEEDS, rho=st.floats(1e-3, 1.0), classes=st.integers(2, 9))
+@example(seed=0, rho=1.0, classes=3)
 def test_smoothing_is_torchs_label_smoothing_in_other_units(seed, rho, classes):
     # torch gives every class s / K and the target 1 - s on top of it; here the others get
     # rho / 2 in all, each rho / (2 (K - 1)): s = rho K / (2 (K - 1)).
@@ -112,6 +113,12 @@ def test_rho_out_of_range(rho):
         CrossEntropy(rho)
 
 
+@pytest.mark.parametrize("term", [CrossEntropy, MapDistance])
+@pytest.mark.parametrize("schedule", [Linear(0.0, 1.0), Linear(1.0, 0.0)])
+def test_a_schedule_may_end_at_either_bound(term, schedule):
+    assert term(schedule) == term(schedule)
+
+
 def test_rho_of_another_type():
     with pytest.raises(TypeError, match="expected rho to be a number, got str"):
         CrossEntropy("0.1")
@@ -164,6 +171,34 @@ def test_without_additions_it_is_the_squared_distance_of_equation_3():
     torch.testing.assert_close(term(given_), 0.204 * square)
 
 
+def beyond_affine(ours, theirs):
+    """Return what the best affine function of a map leaves of another, by least squares."""
+    columns = np.stack([ours.flatten(), np.ones(ours.size)], axis=1)
+    best, *_ = np.linalg.lstsq(columns, theirs.flatten(), rcond=None)
+    return (theirs.flatten() - columns @ best).reshape(theirs.shape)
+
+
+@given(
+    seed=SEEDS,
+    share=st.floats(0.0, 1.0),
+    l1=st.sampled_from([0.0, 0.1, 2.0]),
+    spread=st.sampled_from([1.0, 0.01, 0.0]),
+)
+@example(seed=0, share=1.0, l1=0.1, spread=0.0)
+def test_shape_is_the_share_of_what_no_affine_function_explains(seed, share, l1, spread):
+    given_ = candidate(seed)
+    # Maps of any spread, down to constant ones; target maps of another mean.
+    given_ = given_._replace(maps=spread * given_.maps + 0.1)
+    expected = []
+    for ours, theirs in zip(given_.maps.numpy(), given_.target_maps.numpy(), strict=True):
+        raw, left = ours - theirs, beyond_affine(ours, theirs)
+        parts = [(change**2 + l1 * abs(change)).mean() for change in (raw, left)]
+        expected.append((1 - share) * parts[0] + share * parts[1])
+    np.testing.assert_allclose(
+        MapDistance(3.0, l1=l1, shape=share)(given_), np.multiply(3, expected)
+    )
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_look_ahead_maps_add_up(reduction):
     given_ = candidate(channels=4)
@@ -214,8 +249,14 @@ def test_l1_out_of_range(l1):
         MapDistance(l1=l1)
 
 
+@pytest.mark.parametrize("shape", [-0.1, 1.1, math.nan])
+def test_shape_out_of_range(shape):
+    with pytest.raises(ValueError, match="^expected shape at least 0 and at most 1, got"):
+        MapDistance(shape=shape)
+
+
 def test_unknown_reduction():
-    with pytest.raises(ValueError, match="expected reduction 'mean' or 'sum', got 'max'"):
+    with pytest.raises(ValueError, match="^expected reduction 'mean' or 'sum', got 'max'$"):
         MapDistance(reduction="max")
 
 
@@ -243,6 +284,7 @@ def test_stages_hold_each_value_exactly_as_long_as_they_say(lengths):
 
 def test_stages_end_with_the_last_value():
     assert Stages((1.0, 2.0), (3, 1))(1.0) == 2.0
+    assert Stages((1.0, 2.0, 3.0), (3, 1, 1))(1.0) == 3.0
     assert Stages((1.0, 2.0), (3, 1))(0.0) == 1.0
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 from conftest import INTERPRETERS, TinyNet, blobs
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from captum_adv2 import ADV2
@@ -100,6 +100,15 @@ def test_a_rectangle_has_the_pixels_whose_centres_its_edges_enclose(grid, centre
                 assert found[row, column] == (depth > 0)
 
 
+def test_a_pixel_on_the_edge_belongs_to_the_shape():
+    centre = (1.5, 1.5)
+    assert disc((3, 3), centre, 1.0).int().tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    bar = [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
+    assert rectangle((3, 3), centre, (0.5, 1.0), 0.0).int().tolist() == bar
+    assert rectangle((3, 3), centre, (1.0, 0.5), 0.0).mT.int().tolist() == bar
+    assert not disc((1, 1), (0.5 + 1e-9, 0.5), 0.9e-9).any()  # in double precision
+
+
 def test_areas_on_a_fine_grid():
     found = disc((500, 500), (240.3, 251.7), 180)
     assert found.sum() == pytest.approx(math.pi * 180**2, rel=1e-3)
@@ -151,6 +160,51 @@ def test_sides_are_drawn_each_on_its_own(seed):
     assert patch.sum() == height * width
     assert 39 <= height <= 121
     assert 39 <= width <= 121
+
+
+@given(
+    grid=grids,
+    seed=seeds,
+    kind=kinds,
+    shares=st.tuples(st.floats(1e-6, 1), st.floats(1e-6, 1)).map(sorted).map(tuple),
+    angle=st.floats(0, 180),
+)
+@example(grid=(2, 2), seed=0, kind="circle", shares=(1e-6, 1e-6), angle=0.0)  # the last pixel
+def test_six_numbers_make_a_patch(grid, seed, kind, shares, angle):
+    found = patches(
+        grid, shape=kind, size=shares, angle=angle, generator=torch.Generator().manual_seed(seed)
+    )[0, 0].bool()
+    numbers = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    which, *sides, turn, row, column = numbers.tolist()
+    # Half the sides, or the radius, between the shares; an angle either way.
+    half = [min(grid) * (shares[0] + (shares[1] - shares[0]) * draw) / 2 for draw in sides]
+    round_one = kind == "circle" or (kind == "any" and which < 0.5)
+    turned = math.radians(angle) * (2 * turn - 1)
+    # How far it reaches from its centre, by its corners: columns are real, rows imaginary.
+    corners = [complex(x * half[1], y * half[0]) for x in (-1, 1) for y in (-1, 1)]
+    corners = [complex(math.cos(turned), math.sin(turned)) * corner for corner in corners]
+    reach = [max(c.imag for c in corners), max(c.real for c in corners)]
+    if round_one:
+        reach = [half[0], half[0]]
+    else:
+        fit = min(1, grid[0] / 2 / reach[0], grid[1] / 2 / reach[1])
+        half, reach = [fit * side for side in half], [fit * far for far in reach]
+    # Anywhere between touching one border and touching the other.
+    centre = [
+        far + share * (side - 2 * far)
+        for far, share, side in zip(reach, (row, column), grid, strict=True)
+    ]
+
+    def drawn(slack):
+        if round_one:
+            return disc(grid, centre, half[0] + slack)
+        return rectangle(grid, centre, [side + slack for side in half], turned)
+
+    middle = tuple(min(int(at), side - 1) for at, side in zip(centre, grid, strict=True))
+    assert found[middle]
+    assert not (drawn(-1e-9) & ~found).any()
+    found[middle] = drawn(0)[middle]
+    assert not (found & ~drawn(1e-9)).any()
 
 
 @given(kind=kinds, seed=seeds, least=st.floats(0.1, 0.4), more=st.floats(0, 0.3))
@@ -277,6 +331,8 @@ def test_rounding_errors_make_no_other_image(aim):
     assert not torch.equal(back, IMAGES)
     for images in (
         back.clamp(0, 1),
+        (IMAGES + 0.4 / 255).clamp(0, 1),  # less than half a level of 8 bits
+        (IMAGES - 1e-5).clamp(max=1 - 1e-5),  # as far out of range as images may be
         IMAGES.double(),
         IMAGES.contiguous(memory_format=torch.channels_last),
     ):
@@ -317,10 +373,11 @@ def test_objects_cannot_change_and_can_be_copied(aim):
 
 def test_the_models_mode_is_left_as_it_was(trained, aim):
     model = copy.deepcopy(trained).train()
-    model.norm.eval()
+    model.fc.eval()  # a mixed state; batch norm in train mode, for it makes other maps
     modes = [module.training for module in model.modules()]
     expected = aim()(CAM(trained), IMAGES, LABELS, TARGET)
     assert torch.equal(aim()(CAM(model), IMAGES, LABELS, TARGET), expected)
+    assert torch.equal(model.norm.running_mean, trained.norm.running_mean)
     assert [module.training for module in model.modules()] == modes
     model.fc.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

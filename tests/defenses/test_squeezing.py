@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+import torch.nn.functional as F
 from benchmark.real import load_case
 from conftest import REAL, TinyNet, blobs
 from hypothesis import given, settings
@@ -86,7 +88,7 @@ def test_constant_images_stay_constant(
 def test_dtype_is_kept(squeezer: Squeezer, dtype: torch.dtype) -> None:
     x = images(0, (2, 3, 8, 7), levels=16, dtype=dtype)  # levels that all dtypes can hold
     squeezed = squeezer(x)
-    assert squeezed.dtype == dtype
+    assert squeezed.dtype == squeezer(x[:, :1]).dtype == dtype
     expected = squeezer(x.float())
     step = torch.finfo(dtype).eps
     torch.testing.assert_close(squeezed.float(), expected, atol=max(step, 3e-6), rtol=0)
@@ -469,6 +471,18 @@ def test_opposite_certainties_score_two() -> None:
     assert detector.score(torch.tensor([0.2, 0.8]).view(2, 1, 1, 1)).tolist() == [2, 2]
 
 
+def test_rounding_does_not_lift_a_score_above_two() -> None:
+    class Shown(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0, 10 * x, -1e4).flatten(1)
+
+    # Other classes after a flip: twice the sum of a softmax vector, which is only nearly 1.
+    x = F.pad(images(0, (200, 1, 1, 3)).clamp(min=0.1), (0, 3))
+    p, q = (Shown()(z).softmax(dim=1) for z in (x, x.flip(3)))
+    assert (p - q).abs().sum(dim=1).max() > 2
+    assert FeatureSqueezing(Shown(), [lambda x: x.flip(3)]).score(x).max() == 2
+
+
 def test_one_forward_pass(model: nn.Module) -> None:
     seen: list[int] = []
     handle = model.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
@@ -594,7 +608,11 @@ class TestFiles:
         self, model: nn.Module, tmp_path: Path, others: tuple[Squeezer, ...]
     ) -> None:
         FeatureSqueezing(model, SOME).fit(blobs(4)[0]).save(tmp_path / "thresholds")
-        message = r"expected the thresholds of .*, got .*thresholds, .* pass the same squeezers"
+        ours, theirs = (re.escape(str(list(part))[1:-1]) for part in (others, SOME))
+        message = (
+            f"^expected the thresholds of {ours}, got .*thresholds, with those of {theirs}; "
+            "pass the same squeezers, or fit again$"
+        )
         with pytest.raises(ValueError, match=message):
             FeatureSqueezing.load(tmp_path / "thresholds", model, others)
 
@@ -615,10 +633,23 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("squeezers", "error", "message"),
         [
-            ([], ValueError, "expected at least one squeezer, got none"),
-            (BitDepth(3), TypeError, "expected squeezers to be a list of functions, got BitDepth;"),
-            ([3], TypeError, "expected squeezers to be functions of images, got 3"),
-            ([BitDepth], TypeError, r"got <class .*BitDepth'>; pass an instance"),
+            ([], ValueError, "^expected at least one squeezer, got none$"),
+            (
+                BitDepth(3),
+                TypeError,
+                "^expected squeezers to be a list of functions, got BitDepth; "
+                "put a single one into a list$",
+            ),
+            (
+                [BitDepth(2), 3],
+                TypeError,
+                "^expected squeezers to be functions of images, got 3; pass an instance, for",
+            ),
+            (
+                [BitDepth],
+                TypeError,
+                r"got <class .*BitDepth'>; pass an instance, for example BitDepth\(3\)$",
+            ),
         ],
     )
     def test_squeezers(
@@ -641,6 +672,7 @@ class TestBadInput:
             (lambda x: x[:, :1], r"\(2, 1, 16, 16\), torch.float32"),
             (lambda x: x.double(), r"\(2, 3, 16, 16\), torch.float64"),
             (lambda x: None, "NoneType"),
+            (lambda x: [x], "list"),
         ],
     )
     def test_squeezers_that_do_something_else(

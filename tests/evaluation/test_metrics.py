@@ -95,6 +95,13 @@ def test_success_and_confidence(seed: int, batch: int, classes: int) -> None:
     assert success(logits, logits.argmax(dim=1)).all()
 
 
+@pytest.mark.parametrize("measure", [success, confidence])
+def test_targets_go_where_the_logits_are(measure: Any) -> None:
+    # A device without numbers, which every machine has.
+    logits, target = torch.zeros(2, 3, device="meta"), torch.tensor([0, 1])
+    assert measure(logits, target).device == logits.device
+
+
 MAPS = torch.full((2, 1, 3, 3), 0.5)
 
 
@@ -103,7 +110,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("ours", "theirs", "message"),
         [
-            (MAPS, MAPS[:1], r"expected reference of shape \(2, 1, 3, 3\) .* got \(1, 1, 3, 3\)"),
+            (
+                MAPS,
+                MAPS[:1],
+                r"^expected reference of shape \(2, 1, 3, 3\) from the attack, got \(1, 1, 3, 3\);",
+            ),
             (MAPS, MAPS[..., :2], r"expected reference of shape .* got \(2, 1, 3, 2\)"),
             (MAPS[:, 0], MAPS[:, 0], "expected maps with 4 dimensions"),
             (MAPS, MAPS * 3, r"expected reference in \[0, 1\], got values in \[1\.5, 1\.5\]"),
@@ -193,6 +204,11 @@ class TestInterval:
         (low, high), (lower, higher) = interval(values, level), interval(values, level + 0.09)
         assert lower <= low <= high <= higher
 
+    def test_a_single_draw_is_a_resampled_mean(self) -> None:
+        low, high = interval(torch.tensor([0.0, 1.0, 4.0]), draws=1)
+        index = torch.randint(3, (1, 3), generator=torch.Generator().manual_seed(0))
+        assert low == high == pytest.approx(np.array([0.0, 1.0, 4.0])[index].mean())
+
     def test_few_values_and_other_types(self) -> None:
         assert np.isnan(interval(torch.empty(0))).all()
         assert np.isnan(interval(np.empty(0))).all()
@@ -207,7 +223,7 @@ class TestInterval:
     def test_bad_input(self) -> None:
         with pytest.raises(ValueError, match=r"expected values of shape \(n,\), got \(2, 2\)"):
             interval(torch.zeros(2, 2))
-        with pytest.raises(ValueError, match="level"):
+        with pytest.raises(ValueError, match="^expected level at least 0 and at most 1, got 1.5"):
             interval(torch.zeros(2), level=1.5)
-        with pytest.raises(ValueError, match="draws"):
+        with pytest.raises(ValueError, match="^expected draws at least 1, got 0"):
             interval(torch.zeros(2), draws=0)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function
 from torchvision import models
 
 from captum_adv2.interpreters import Gradient, h, sigma, smooth_relu, step
@@ -35,6 +36,7 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "F.relu by name": (lambda z: F.relu(input=z), 0, INF),
     "F.relu_": (F.relu_, 0, INF),
     "torch.relu": (torch.relu, 0, INF),
+    "torch.relu by name": (lambda z: torch.relu(input=z), 0, INF),
     "torch.relu_": (torch.relu_, 0, INF),
     "Tensor.relu": (lambda z: z.relu(), 0, INF),
     "Tensor.relu_": (lambda z: z.relu_(), 0, INF),
@@ -46,11 +48,13 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "F.hardtanh": (F.hardtanh, -1, 1),
     "F.hardtanh by position": (lambda z: F.hardtanh(z, -2.0, 3.0), -2, 3),
     "F.hardtanh by name": (lambda z: F.hardtanh(z, max_val=3.0, min_val=-2.0), -2, 3),
-    "F.hardtanh_": (lambda z: F.hardtanh_(z, -2.0, 3.0), -2, 3),
+    "F.hardtanh_": (F.hardtanh_, -1, 1),
+    "F.hardtanh_ by position": (lambda z: F.hardtanh_(z, -2.0, 3.0), -2, 3),
     "Tensor.clamp(min)": (lambda z: z.clamp(min=0), 0, INF),
     "Tensor.clamp by position": (lambda z: z.clamp(0), 0, INF),
     "torch.clamp(min)": (lambda z: torch.clamp(z, min=0.0), 0, INF),
     "Tensor.clamp(0, 6)": (lambda z: z.clamp(0, 6), 0, 6),
+    "Tensor.clamp(0, 1)": (lambda z: z.clamp(0, 1), 0, 1),
     "Tensor.clamp(0, max=6)": (lambda z: z.clamp(0, max=6), 0, 6),
     "Tensor.clamp_(min, max)": (lambda z: z.clamp_(min=0, max=6), 0, 6),
     "Tensor.clamp_min": (lambda z: z.clamp_min(0), 0, INF),
@@ -277,6 +281,8 @@ class TestContext:
             F.relu(z)
             F.relu(z, inplace=False)
             z.clamp(0, 6)
+            z.clamp(0, 1)  # 1 is no flag
+            torch.clip(z, 1)
         assert torch.equal(z.detach(), Z.double())
 
     @pytest.mark.parametrize(
@@ -305,6 +311,12 @@ class TestContext:
         assert torch.equal(out, expected)
         ours, theirs = (torch.autograd.grad(y.sum(), z)[0] for y in (out, expected))
         assert torch.equal(ours, theirs)
+
+    def test_a_function_without_a_name_keeps_its_derivative(self) -> None:
+        z, nameless = leaf(), functools.partial(torch.relu)
+        with smooth_relu(sigma):
+            out = handle_torch_function(nameless, (z,), z)
+        assert torch.equal(torch.autograd.grad(out.sum(), z)[0], step(z.detach()))
 
     def test_integers_are_left_alone(self) -> None:
         z = torch.tensor([-2, 0, 9])
