@@ -61,13 +61,16 @@ class TestPrecision:
         assert reached - clean > 0.5 * (wanted - clean)
         assert torch.equal(attack(images, target), exact)
 
-    # Not float16: on some CPUs the backward pass of PyTorch's convolution ends the process.
-    def test_half_precision(self, attacked, model, data):
-        dtype = torch.bfloat16
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_half_precision(self, attacked, model, data, dtype):
+        if dtype == torch.float16 and "DeepLift" in attacked.name:
+            pytest.skip("its quotients leave float16; the attack says that the map is not finite")
         images, target = data[0][:3].to(dtype), (data[1][:3] + 1) % 4
         short = copy.deepcopy(model).to(dtype)
         adversarial = targeted(attacked, short)(images, target)
         hold_valid(adversarial, images, attacked)
+        if dtype == torch.float16:
+            return  # as under autocast
         clean = confidence(model, images, target)
         exact = confidence(model, targeted(attacked, model)(images.float(), target), target)
         assert confidence(model, adversarial, target) - clean > 0.5 * (exact - clean)
