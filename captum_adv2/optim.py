@@ -64,16 +64,20 @@ class Adam:
 
     def init(self, parameters: Tensor) -> AdamState:
         """Return the state to start from."""
-        return AdamState(torch.zeros_like(parameters), torch.zeros_like(parameters), 0)
+        # In float16 squares of small gradients, and eps, are 0: steps would be 0 / 0.
+        wide = torch.promote_types(parameters.dtype, torch.float32)
+        zeros = torch.zeros_like(parameters, dtype=wide)
+        return AdamState(zeros, zeros.clone(), 0)
 
     def update(self, gradient: Tensor, state: AdamState) -> tuple[Tensor, AdamState]:
         """Return what to subtract from the parameters, and the next state."""
         (decay1, decay2), count = self.betas, state.steps + 1
-        first = decay1 * state.first + (1 - decay1) * gradient
-        second = decay2 * state.second + (1 - decay2) * gradient.square()
+        wide = gradient.to(state.first.dtype)
+        first = decay1 * state.first + (1 - decay1) * wide
+        second = decay2 * state.second + (1 - decay2) * wide.square()
         root = safe_sqrt(second / (1 - decay2**count))
         step = self.lr * first / (1 - decay1**count) / (root + self.eps)
-        return step, AdamState(first, second, count)
+        return step.to(gradient.dtype), AdamState(first, second, count)
 
     def rescale(self, state: AdamState, factor: float, steps: int) -> AdamState:
         """Return a state as if the gradients had been ``factor`` times as large, at ``steps``."""

@@ -96,6 +96,18 @@ def test_derivatives_are_finite_where_nothing_has_moved():
     assert not total.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_the_steps_of_single(dtype):
+    gradients = torch.tensor([[0.0, 1e-6, -1e-4, 0.3, -200.0], [0.0, 2e-6, 0.0, -0.1, 100.0]])
+    adam, short = Adam(lr=0.1), gradients.to(dtype)
+    state, expected = adam.init(short[0]), adam.init(gradients[0])
+    for half, single in zip(short, short.float(), strict=True):
+        step, state = adam.update(half, state)
+        exact, expected = adam.update(single, expected)
+        assert step.dtype == dtype
+        assert torch.equal(step, exact.to(dtype))
+
+
 def test_safe_sqrt():
     values = torch.tensor([0.0, 1e-30, 4.0], dtype=torch.float64, requires_grad=True)
     roots = safe_sqrt(values)

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, Row, TinyNet
+from conftest import INTERPRETERS, ROOT, Row, TinyNet
 from hypothesis import given
 from hypothesis import strategies as st
 from test_docs import blocks
 from torch import Tensor, nn
 
-from captum_adv2 import testing
+from captum_adv2 import interpreters, testing
 from captum_adv2.interpreters import (
     CAM,
     Direct,
@@ -318,6 +319,21 @@ class TestSound:
         )
         assert report.held[:5] == ["shape", "finite", "deterministic", "untouched", "batch"]
         assert ("gradcheck" in report.held) is row.differentiable
+
+    def test_none_of_ours_is_forgotten(self, model: nn.Module) -> None:
+        ours = [
+            value
+            for value in map(vars(interpreters).get, interpreters.__all__)
+            if inspect.isclass(value) and issubclass(value, Interpreter)
+        ]
+        checked = {type(row.build(model)) for row in INTERPRETERS}
+        assert checked == {value for value in ours if not inspect.isabstract(value)}
+
+    def test_what_is_skipped_has_a_reason(self) -> None:
+        assert SKIP.keys() | IMAGES.keys() <= {row.name for row in INTERPRETERS}
+        for reasons in SKIP.values():
+            assert reasons.keys() <= set(testing.CHECKS)
+            assert all(len(reason.split()) > 3 for reason in reasons.values())
 
     def test_the_readmes_page(self) -> None:
         readme()["test_cam"]()

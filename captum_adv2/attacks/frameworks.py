@@ -133,7 +133,8 @@ class Flow(Framework):
         height, width = clean.shape[-2:]
         rows = torch.arange(height, dtype=wide, device=clean.device)[:, None]
         columns = torch.arange(width, dtype=wide, device=clean.device)
-        across, down = variable.unbind(dim=1)
+        # At places that are NaN PyTorch's backward pass may end the process: such pixels stay.
+        across, down = variable.to(wide).nan_to_num().unbind(dim=1)
         moved: Tensor = remap(
             clean.to(wide), columns + across, rows + down, padding_mode="border", align_corners=True
         )

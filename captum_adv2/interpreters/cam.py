@@ -19,6 +19,7 @@ for pooled linear heads they are), and the gradient comes from the pass that mad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -33,7 +34,7 @@ from captum_adv2.interpreters.base import (
     differentiable_input,
     min_max,
 )
-from captum_adv2.interpreters.tap import ModuleTap
+from captum_adv2.interpreters.tap import Tap, tapped
 from captum_adv2.types import Explanation
 
 __all__ = ["CAM", "GradCAM"]
@@ -78,11 +79,11 @@ class _FeatureMap(Interpreter):
         self._layer = None if layer is None else find_module(model, layer)
         self._head = _last_weighted(model)
 
-    def _tap(self) -> _PoolingInput | ModuleTap:
+    def _tap(self) -> AbstractContextManager[_PoolingInput | Tap]:
         if self._layer is not None:
-            return ModuleTap(self._layer, "output")
+            return tapped(self._layer, "output")
         if isinstance(self._head, nn.Conv2d):
-            return ModuleTap(self._head, "input")
+            return tapped(self._head, "input")
         return _PoolingInput()
 
     def _features(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ from captum_adv2.checks import (
     find_module,
 )
 from captum_adv2.interpreters.base import Direct, Interpreter, Surrogate, eval_mode
-from captum_adv2.interpreters.tap import ModuleTap, own_hook
+from captum_adv2.interpreters.tap import own_hook, tapped
 from captum_adv2.types import Explanation
 
 __all__ = ["RTS", "Encoded", "EncoderGuided", "MaskingModel"]
@@ -202,7 +202,7 @@ class MaskingModel(nn.Module):
             )
         with ExitStack() as stack, eval_mode(self.encoder):
             taps = [
-                stack.enter_context(ModuleTap(find_module(self.encoder, name), "output"))
+                stack.enter_context(tapped(find_module(self.encoder, name), "output"))
                 for name in self.layers
             ]
             output = self.encoder(images)

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, Literal, Self, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["ModuleTap", "Side", "own_hook"]
+__all__ = ["Side", "Tap", "own_hook", "tapped"]
 
 Side: TypeAlias = Literal["input", "output"]
 
@@ -35,29 +35,29 @@ def own_hook(module: nn.Module, side: Side, function: Callable[..., Any]) -> Rem
     return module.register_forward_hook(own)
 
 
-class ModuleTap(AbstractContextManager["ModuleTap"]):
-    """Keeps what goes into or comes out of one module, by a hook gone when the context is left."""
+class Tap:
+    """What went into or came out of a module when it last ran; ``None`` where it did not."""
 
     features: Tensor | None = None
 
-    def __init__(self, module: nn.Module, side: Side) -> None:
-        self._module = module
-        self._side: Side = side
 
-    def __enter__(self) -> Self:
-        keep = self._keep_input if self._side == "input" else self._keep_output
-        self._handle = own_hook(self._module, self._side, keep)
-        return self
+@contextmanager
+def tapped(module: nn.Module, side: Side) -> Iterator[Tap]:
+    """Keep what goes into or comes out of a module, by a hook gone when the context is left."""
+    tap = Tap()
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._handle.remove()
+    def keep_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        tap.features = inputs[0]
 
-    def _keep_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.features = inputs[0]
-
-    def _keep_output(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+    def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             return None
-        self.features = output
+        tap.features = output
         # What follows may work in place (DenseNet's last ReLU does): it gets a copy.
         return output.clone()
+
+    keep = keep_input if side == "input" else keep_output
+    # One line: an interrupt finds no hook, or one that is removed.
+    with ExitStack() as stack:
+        stack.callback(own_hook(module, side, keep).remove)
+        yield tap

@@ -241,6 +241,19 @@ def test_images_are_in_range_where_the_clean_ones_are_but_for_rounding():
     assert Flow(1.0).image(torch.zeros(1, 2, 2, 3), clean)[0, 0, 0].tolist() == [0.0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize("place", [torch.nan, torch.inf, -torch.inf])
+def test_a_flow_that_is_not_finite_gives_legal_images_and_no_gradient_there(place):
+    clean, flow = torch.rand(1, 3, 6, 5), torch.full((1, 2, 6, 5), 0.25)
+    flow[:, :, 2, 3] = place
+    flow.requires_grad_()
+    images = Flow(0.1).image(flow, clean)
+    assert ((images >= 0) & (images <= 1)).all()
+    (gradient,) = torch.autograd.grad(images.square().sum(), flow)
+    assert gradient.isfinite().all()
+    assert not gradient[:, :, 2, 3].any()
+    assert gradient[:, :, 1, 1].any()
+
+
 def test_the_image_has_the_gradient_of_its_samples():
     # Between pixels and inside the image: where it is differentiable.
     generator = torch.Generator().manual_seed(0)

@@ -27,6 +27,9 @@ from captum_adv2.attacks import base as attacks_base
 from captum_adv2.interpreters import base, mask
 from captum_adv2.testing import unchanged
 
+# MASK's map of one image is constant after few iterations, and attacks say so.
+pytestmark = pytest.mark.filterwarnings("ignore::captum_adv2.SoundnessWarning")
+
 PACKAGE = str(Path(captum_adv2.__file__).parent)
 ERRORS = (RuntimeError, KeyboardInterrupt)
 
@@ -197,7 +200,7 @@ def interrupted(attacked, trained, data, monkeypatch, kind, chosen, every_time):
 
 def some(total):
     """Return the first, the last, and some between, at places that share no rhythm with a loop."""
-    between = {1 + int(total * (0.618034 * n % 1)) for n in range(1, 9)}
+    between = {1 + int(total * (0.618034 * n % 1)) for n in range(1, 6)}
     return [1, *sorted(between - {1, total}), total]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from captum_adv2.interpreters import base
 from captum_adv2.interpreters.base import eval_mode
-from captum_adv2.interpreters.tap import ModuleTap, own_hook
+from captum_adv2.interpreters.tap import own_hook, tapped
 from captum_adv2.testing import unchanged
 
 # Captum's InternalInfluence is piecewise constant on a ReLU network, and attacks say so.
@@ -202,7 +202,7 @@ class TestHooks:
 
     def test_a_tap_keeps_the_own_threads_features(self, trained, data):
         net = copy.deepcopy(trained)
-        with ModuleTap(net.body, "output") as tap:
+        with tapped(net.body, "output") as tap:
             net(data[0][:1])
             together([lambda: net(data[0])])
         assert len(tap.features) == 1

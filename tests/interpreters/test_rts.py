@@ -26,7 +26,7 @@ from captum_adv2.interpreters import (
     MaskingModel,
     train_masking_model,
 )
-from captum_adv2.interpreters.tap import ModuleTap
+from captum_adv2.interpreters.tap import tapped
 
 SHAPE = (3, 16, 16)
 LAYERS = ("body", "stem")
@@ -662,7 +662,7 @@ def test_adv2_fools_classifier_and_rts(model, taught):
 
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_a_tap_keeps_one_side_of_a_module(model, data, side):
-    with nothing_left_behind(model), ModuleTap(model.body, side) as tap:
+    with nothing_left_behind(model), tapped(model.body, side) as tap:
         expected = model(data[0])
     before = model.norm(model.stem(data[0]))
     assert torch.equal(tap.features, before if side == "input" else model.body(before))
@@ -670,14 +670,14 @@ def test_a_tap_keeps_one_side_of_a_module(model, data, side):
 
 
 def test_a_tap_is_gone_after_an_exception(model):
-    tap = ModuleTap(model.body, "output")
-    with nothing_left_behind(model), pytest.raises(KeyError), tap:
+    hook = tapped(model.body, "output")
+    with nothing_left_behind(model), pytest.raises(KeyError), hook as tap:
         raise KeyError
     assert tap.features is None
 
 
 def test_a_tap_hears_its_own_thread_only(model, data):
-    with ModuleTap(model.body, "output") as tap:
+    with tapped(model.body, "output") as tap:
         other = threading.Thread(target=model, args=(data[0],))
         other.start()
         other.join()
@@ -688,6 +688,6 @@ def test_a_tap_hears_its_own_thread_only(model, data):
 
 def test_a_tap_ignores_what_is_no_tensor(data):
     net = TwoOutputs().eval()
-    with ModuleTap(net, "output") as tap:
+    with tapped(net, "output") as tap:
         assert isinstance(net(data[0]), tuple)
     assert tap.features is None
