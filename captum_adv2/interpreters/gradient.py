@@ -71,7 +71,7 @@ def log_odds(logits: Tensor, target: Tensor) -> Tensor:
     """
     expect_floats(logits, "logits", 2)
     index = expect_indices(target, len(logits), "target")[:, None]
-    if not index.is_cuda:  # there a look has every step of an attack wait
+    if index.device.type == "cpu":  # elsewhere a look has every step of an attack wait
         expect_labels(target, len(logits), logits.shape[1], "target")
     others = logits.scatter(1, index, -torch.inf).logsumexp(dim=1)
     return logits.gather(1, index)[:, 0] - others
