@@ -147,7 +147,7 @@ def _expect_rows(rows: Any) -> None:
         if not isinstance(shown, Mapping):
             raise TypeError(f"expected rows to be mappings by name, got {type(shown).__name__}")
         if not shown:
-            raise ValueError("expected at least one row, and one picture in it, got none")
+            raise ValueError("expected at least one row, got none; and a picture in each")
     for pair in (pair for shown in rows.values() for pair in shown.values()):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"expected pairs of images and maps, got {type(pair).__name__}")

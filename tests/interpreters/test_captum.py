@@ -348,17 +348,19 @@ class TestDerivative:
 
     def test_captums_graphs_are_wrong(self, net: nn.Module, pair: Any) -> None:
         """Maps that require grad, with gradients that are not theirs: what the checks must see."""
-        x, target = (part[:1] for part in pair)  # finite differences go pixel by pixel
+        image, target = (part[:1] for part in pair)
+        # What is wrong is told entry by entry: the colour alone is varied, not each pixel.
+        x = torch.zeros(1, 3, 1, 1, dtype=image.dtype, requires_grad=True)
         guided = ca.GuidedBackprop(net)
         guided.gradient_func = _create_graph  # a graph, whose hooks act in the outer pass as well
         cam = ca.LayerGradCam(net, net.stem)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for attribution in (guided, ca.DeepLift(net), ca.InputXGradient(net), cam):
-                assert attribution.attribute(x, target=target).requires_grad
+                assert attribution.attribute(image, target=target).requires_grad
 
                 def maps(x: Tensor, attribution: Any = attribution) -> Tensor:
-                    attributions = attribution.attribute(x, target=target)
+                    attributions = attribution.attribute(image + x, target=target)
                     return min_max(attributions.abs().amax(dim=1, keepdim=True))
 
                 # Captum's hooks fail where a gradient is undefined.
