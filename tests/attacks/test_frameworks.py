@@ -341,3 +341,33 @@ def test_eight_bits_unless_told_otherwise():
     levels = torch.arange(256.0).view(1, 1, 16, 16) / 255
     assert torch.equal(quantize(levels), levels)
     assert quantize(torch.linspace(0, 1, 10_000)).unique().numel() == 256
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: LinfBall(-0.1), ValueError, "expected eps at least 0, got -0.1"),
+        (lambda: LinfBall(0.1, "no"), TypeError, "expected random_start to be True or False"),
+        (lambda: LinfBall(0.1, generator=3), TypeError, "expected generator to be a torch.Gen"),
+        (lambda: Flow(-1.0), ValueError, "expected weight at least 0, got -1.0"),
+        (lambda: Flow(1.0, 0.0), ValueError, "expected bound above 0, got 0.0"),
+        (lambda: flow_loss([1.0]), TypeError, "expected flow to be a torch.Tensor, got list"),
+        (lambda: flow_loss(torch.zeros(2, 3)), ValueError, "expected flow with 4 dimensions"),
+        (
+            lambda: quantize(torch.zeros(1), 0),
+            ValueError,
+            "expected bits at least 1 and at most 32",
+        ),
+        (lambda: quantize(torch.zeros(1), 33), ValueError, "expected bits at least 1 and at most"),
+        (lambda: quantize([0.0]), TypeError, "expected images to be a torch.Tensor, got list"),
+    ],
+)
+def test_bad_values(call, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        call()
+
+
+def test_values_at_the_border_are_good():
+    assert LinfBall(0.0).eps == 0
+    assert Flow(0.0, 1e-9).bound == 1e-9
+    assert quantize(torch.tensor([0.3], dtype=torch.float64), 32).item() == pytest.approx(0.3)

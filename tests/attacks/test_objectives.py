@@ -293,3 +293,33 @@ def test_stages_of_unequal_numbers_are_refused_as_a_weight():
         ValueError, match="expected a length for each value, at least one, got 1 for 2"
     ):
         MapDistance(Stages((1.0, 2.0), (1,)))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Linear("0", 1.0), TypeError, "expected first to be a number, got str"),
+        (lambda: Linear(0.0, math.nan), ValueError, "expected last at least -inf, got nan"),
+        (lambda: Stages(1.0, (1,)), TypeError, "expected values to be a tuple, got float"),
+        (lambda: Stages((1.0,), 1), TypeError, "expected lengths to be a tuple, got int"),
+        (lambda: Stages(("1",), (1,)), TypeError, "expected values to be a number, got str"),
+        (lambda: Stages((math.inf,), (1,)), ValueError, "expected values above -inf, got inf"),
+        (lambda: Stages((1.0,), (0,)), ValueError, "expected lengths above 0, got 0"),
+        (
+            lambda: Stages((1.0,), (1, 1)),
+            ValueError,
+            "expected a length for each value, .* 2 for 1",
+        ),
+        (lambda: Stages((), ()), ValueError, "expected a length for each value, .* got 0 for 0"),
+        (lambda: CrossEntropy(seed=-1), ValueError, "expected seed at least 0, got -1"),
+    ],
+)
+def test_bad_schedules_and_seeds(call, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        call()
+
+
+def test_schedules_may_have_values_of_any_sign_and_short_stages():
+    assert Linear(-5.0, 5.0)(0.25) == -2.5
+    assert Stages([-1.0, 2.0], [0.5, 0.5])(0.75) == 2.0
+    assert CrossEntropy(seed=0).seed == 0

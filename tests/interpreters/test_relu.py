@@ -427,3 +427,23 @@ def test_no_warnings_in_double_backward(model: nn.Module) -> None:
         warnings.simplefilter("error")
         maps = Gradient(model).surrogate(x, torch.tensor([0]))(x).maps
         torch.autograd.grad(maps.sum(), x)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: h([1.0], 0.1), "expected z to be a torch.Tensor, got list"),
+        (lambda: h(Z, "1"), "expected tau to be a number, got str"),
+        (lambda: sigma([1.0]), "expected z to be a torch.Tensor, got list"),
+        (lambda: step([1.0]), "expected z to be a torch.Tensor, got list"),
+        (lambda: smooth_relu(0.1), "expected derivative to be a function, got float"),
+        (lambda: as_derivative(nn.ReLU), "expected smoothing to be a function, got a class"),
+    ],
+)
+def test_bad_derivatives(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call()
+
+
+def test_sigma_is_the_logistic_function() -> None:
+    torch.testing.assert_close(sigma(Z), 1 / (1 + torch.exp(-Z)))
