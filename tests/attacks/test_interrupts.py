@@ -70,8 +70,8 @@ class Calls(Fuse):
 
         class Bar(tqdm):
             def __init__(self, *args, **kwargs):
+                fuse.tick()  # after the bar is made, nobody but the traceback would have it
                 super().__init__(*args, **kwargs)
-                fuse.tick()
 
             def __iter__(self):
                 for value in super().__iter__():
