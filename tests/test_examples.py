@@ -20,7 +20,7 @@ import isic
 import mutation
 import pytest
 import torch
-from captum_catalogue import METHODS, interpreter, refusal
+from captum_catalogue import BEGIN, END, METHODS, interpreter, refusal
 from embedded.models import load_densenet, load_resnet, load_rts
 from embedded.shapes import CLASSES, make_shapes
 
@@ -116,7 +116,8 @@ def test_captum_catalogue(tmp_path: Path) -> None:
 
 def test_the_catalogue_agrees_with_the_adapter() -> None:
     page = (ROOT / "docs" / "captum.md").read_text(encoding="utf-8")
-    listed = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    table = page.partition(BEGIN)[2].partition(END)[0]
+    listed = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
     assert [row[0].strip("| `") for row in listed] == [*METHODS]
     found = {n for n, v in vars(captum.attr).items() if hasattr(v, "attribute")}
     others = re.compile("Attribution|Base$|^Neuron|^LLM|^VLLM|DataLoader")
