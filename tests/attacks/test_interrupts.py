@@ -68,11 +68,7 @@ class Calls(Fuse):
             module.register_forward_hook(self.ran)
         fuse = self
 
-        class Bar(tqdm):
-            def __init__(self, *args, **kwargs):
-                fuse.tick()  # after the bar is made, nobody but the traceback would have it
-                super().__init__(*args, **kwargs)
-
+        class Bar(tqdm):  # not while one is made: nobody but the traceback would have it
             def __iter__(self):
                 for value in super().__iter__():
                     fuse.tick()
