@@ -312,9 +312,9 @@ def expect_baseline(baseline: float | Tensor) -> float | Tensor:
 def background(baseline: float | Tensor, images: Tensor) -> Tensor:
     """Return a baseline as wide as the images, if it can be."""
     wide = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
-    try:
-        return wide.expand_as(images)
-    except RuntimeError:
+    pairs = zip(reversed(wide.shape), reversed(images.shape), strict=False)
+    if wide.ndim > images.ndim or any(here not in (1, there) for here, there in pairs):
         raise ValueError(
             f"expected a baseline for images {tuple(images.shape)}, got shape {tuple(wide.shape)}"
-        ) from None
+        )
+    return wide.expand_as(images)
