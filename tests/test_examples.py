@@ -94,6 +94,7 @@ def test_the_table_of_mutants() -> None:
     assert mutation.survivors(found) == ["captum_adv2.attacks.targets.x_disc__mutmut_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_figures(tmp_path: Path) -> None:
     table = run("benchmark/figures.py", "--smoke", "short", "cost", cwd=tmp_path)
