@@ -21,7 +21,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["captum_adv2", "captum_adv2.*"]),
-    package_data={"captum_adv2": ["py.typed"]},
+    package_data={"captum_adv2": ["py.typed"], "captum_adv2.study.embedded": ["*.pt"]},
     zip_safe=False,
     # Each lower bound is the oldest release that the test suite was run against together.
     install_requires=[

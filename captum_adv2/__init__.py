@@ -6,10 +6,9 @@
 """
 
 from captum_adv2.attacks.adaptive import BitDepthADV2
-from captum_adv2.attacks.adv2 import ADV2
-from captum_adv2.attacks.stadv2 import StADV2
-from captum_adv2.checks import SoundnessWarning
+from captum_adv2.attacks.adv2 import ADV2, StADV2
 from captum_adv2.evaluation.evaluate import Report, evaluate
+from captum_adv2.spec import SoundnessWarning
 
 __all__ = ["ADV2", "BitDepthADV2", "Report", "SoundnessWarning", "StADV2", "evaluate"]
 __version__ = "0.1.0"

@@ -3,7 +3,7 @@
 
 import sys
 
-from captum_adv2.evaluation.study.cli import main
+from captum_adv2.study.cli import main
 
 __all__ = ["main"]
 

@@ -13,9 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import expect_floats, expect_number
-
-__all__ = ["Adam", "AdamState", "safe_sqrt"]
+from captum_adv2.spec import Positive, Unit, checked
 
 
 class AdamState(NamedTuple):
@@ -26,6 +24,7 @@ class AdamState(NamedTuple):
     steps: int
 
 
+@checked
 @dataclass(frozen=True)
 class Adam:
     """Adam (Kingma & Ba, ICLR 2015); every function is differentiable and per element.
@@ -38,29 +37,15 @@ class Adam:
         betas: Decay of the two moments, in [0, 1).
         eps: Added to the root of the second moment, above 0.
 
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range.
-
     >>> adam, x = Adam(lr=0.1), torch.tensor([2.0])
     >>> step, state = adam.update(2 * x, adam.init(x))
     >>> (x - step).round(decimals=4).item(), state.steps
     (1.899999976158142, 1)
     """
 
-    lr: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        expect_number(self.lr, "lr", low=0.0, above=True)
-        expect_number(self.eps, "eps", low=0.0, above=True)
-        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
-            raise TypeError(f"expected betas to be a pair of numbers, got {self.betas!r}")
-        for decay in self.betas:
-            if expect_number(decay, "betas", low=0.0, high=1.0) == 1.0:
-                raise ValueError(f"expected betas below 1, got {self.betas}")
+    lr: Positive = 0.1
+    betas: tuple[Unit, Unit] = (0.9, 0.999)
+    eps: Positive = 1e-8
 
     def init(self, parameters: Tensor) -> AdamState:
         """Return the state to start from."""
@@ -86,5 +71,5 @@ class Adam:
 
 def safe_sqrt(values: Tensor) -> Tensor:
     """Return square roots whose derivative at 0 is 0, not infinite."""
-    positive = expect_floats(values, "values") > 0
+    positive = values > 0
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)

@@ -26,10 +26,11 @@ from captum_adv2.interpreters import RTS, MaskingModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
 
-from embedded.models import load_resnet
-from embedded.shapes import make_shapes
 from figures import interval, line, towards
 from real import FOLDER, Case, load_case
+
+from captum_adv2.study.embedded.models import load_resnet
+from captum_adv2.study.embedded.shapes import make_shapes
 
 HERE = Path(__file__).resolve().parent
 LEVELS = (0.03, 0.30)

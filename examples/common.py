@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from embedded.models import SmallResNet, load_densenet, load_resnet, load_rts
 from torch import Tensor, nn
 
 from captum_adv2.interpreters import CAM, MASK, RTS, GradCAM, Gradient, Interpreter
+from captum_adv2.study.embedded.models import SmallResNet, load_densenet, load_resnet, load_rts
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
 

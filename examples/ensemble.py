@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any
 
 from common import EPS, Subject, attacked, interval, mean, options, subjects
-from embedded.shapes import make_shapes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchattacks import PGD
@@ -24,6 +23,7 @@ from torchattacks import PGD
 from captum_adv2 import ADV2, evaluate
 from captum_adv2.defenses import EnsembleDetector
 from captum_adv2.interpreters import Ensemble, Interpreter
+from captum_adv2.study.embedded.shapes import make_shapes
 from captum_adv2.types import Candidate, Term
 
 RATE = 0.05

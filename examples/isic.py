@@ -38,7 +38,7 @@ from torchvision import models
 from tqdm import tqdm
 
 from captum_adv2 import storage
-from captum_adv2.evaluation.study.sources import ISIC2018, Sample
+from captum_adv2.study.sources import ISIC2018, Sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
 

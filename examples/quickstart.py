@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from embedded.models import load_densenet, load_resnet
-from embedded.shapes import CLASSES, make_shapes
 from torch import Tensor, nn
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, evaluate
 from captum_adv2.evaluation import visualize
 from captum_adv2.interpreters import CAM, MASK, GradCAM, Gradient, Interpreter
+from captum_adv2.study.embedded.models import load_densenet, load_resnet
+from captum_adv2.study.embedded.shapes import CLASSES, make_shapes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

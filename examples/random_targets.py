@@ -13,13 +13,13 @@ shows how far from the target map an adversarial image is without an effort.
 from __future__ import annotations
 
 from common import EPS, Case, attacked, few, mean, options, subjects
-from embedded.shapes import make_shapes
 from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.attacks import MapDistance, RandomClass, RandomPatch
 from captum_adv2.evaluation import metrics, visualize
+from captum_adv2.study.embedded.shapes import make_shapes
 
 
 def row(names: tuple[str, str, str, str], report: Report, wanted: Tensor) -> None:

@@ -28,11 +28,12 @@ from captum_adv2.interpreters import CAM, RTS, Interpreter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
 
-from embedded.models import load_rts
-from embedded.shapes import make_shapes
 from figures import EPS, interval, towards
 from mask import embedded_case
 from real import FOLDER, Case, load_case
+
+from captum_adv2.study.embedded.models import load_rts
+from captum_adv2.study.embedded.shapes import make_shapes
 
 SQUEEZERS = {
     "2 bits": BitDepth(2, straight_through=True),

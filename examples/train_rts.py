@@ -28,9 +28,10 @@ from captum_adv2.interpreters import MaskingModel, train_masking_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
 
-from embedded.models import load_densenet, load_resnet
-from embedded.shapes import make_shapes
 from real import FOLDER, cifar_resnet
+
+from captum_adv2.study.embedded.models import load_densenet, load_resnet
+from captum_adv2.study.embedded.shapes import make_shapes
 
 HERE = Path(__file__).resolve().parent
 

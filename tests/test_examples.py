@@ -21,10 +21,10 @@ import mutation
 import pytest
 import torch
 from captum_catalogue import BEGIN, END, METHODS, interpreter, refusal
-from embedded.models import load_densenet, load_resnet, load_rts
-from embedded.shapes import CLASSES, make_shapes
 
 from captum_adv2.interpreters import MaskingModel
+from captum_adv2.study.embedded.models import load_densenet, load_resnet, load_rts
+from captum_adv2.study.embedded.shapes import CLASSES, make_shapes
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_adv2.evaluation import study
-from captum_adv2.evaluation.study.sources import ISIC2018
+from captum_adv2.study.sources import ISIC2018
 
 diagnoses = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 

@@ -15,7 +15,7 @@ differ).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -25,24 +25,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captum_adv2.attacks.adv2 import ADV2
-from captum_adv2.attacks.base import CarefulAttack
+from captum_adv2.attacks.base import CarefulAttack, Request
 from captum_adv2.attacks.frameworks import quantize
-from captum_adv2.attacks.run import Batch, Best, Regular
-from captum_adv2.checks import (
-    expect_floats,
-    expect_function,
-    expect_integer,
-    expect_logits,
-    expect_model,
-    expect_number,
-)
-from captum_adv2.types import Candidate
-
-__all__ = ["BitDepthADV2", "Matching", "Squeezing"]
+from captum_adv2.attacks.terms import Candidate
+from captum_adv2.spec import Bits, Count, NonNegative, Unit, checked, expect, expect_logits
 
 Squeezer = Callable[[Tensor], Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class Squeezing:
     """A term that makes a classifier say of an image, squeezed, what it says of it unsqueezed.
@@ -58,10 +49,6 @@ class Squeezing:
         thresholds: The detector's, one for each squeezer, for the hinge.
         share: Share of the thresholds to stay below, in [0, 1].
 
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: A number out of range, no squeezer, or not a threshold for each.
-
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     >>> term = Squeezing(model, (lambda images: images / 2,))
     >>> x, maps, target = torch.rand(2, 1, 4, 4), torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
@@ -70,33 +57,10 @@ class Squeezing:
     """
 
     model: nn.Module
-    squeezers: tuple[Squeezer, ...]
-    weight: float = 1.0
-    thresholds: tuple[float, ...] | None = None
-    share: float = 0.75
-
-    def __post_init__(self) -> None:
-        """Check types and ranges."""
-        expect_model(self.model)
-        if not isinstance(self.squeezers, tuple | list):
-            raise TypeError(f"expected a tuple of functions of images, got {self.squeezers!r}")
-        for squeezer in self.squeezers:
-            expect_function(squeezer, "each of squeezers")
-        if not self.squeezers:
-            raise ValueError("expected at least one squeezer, got none")
-        expect_number(self.weight, "weight", low=0.0)
-        expect_number(self.share, "share", low=0.0, high=1.0)
-        if self.thresholds is None:
-            return
-        if not isinstance(self.thresholds, tuple | list):
-            raise TypeError(f"expected a tuple of thresholds, got {self.thresholds!r}")
-        if len(self.thresholds) != len(self.squeezers):
-            raise ValueError(
-                f"expected a threshold for each of {len(self.squeezers)} squeezers, got "
-                f"{len(self.thresholds)}"
-            )
-        for threshold in self.thresholds:
-            expect_number(threshold, "thresholds", low=0.0, high=2.0)
+    squeezers: Sequence[Squeezer]
+    weight: NonNegative = 1.0
+    thresholds: Sequence[NonNegative] | None = None
+    share: Unit = 0.75
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
@@ -113,6 +77,7 @@ class Squeezing:
         return total
 
 
+@checked
 @dataclass(frozen=True)
 class Matching:
     """A term that makes a classifier say what it says of another image (Algorithm 2, stage 2).
@@ -123,11 +88,6 @@ class Matching:
         weight: Weight of the term.
         slack: L1 distance of probabilities, in [0, 2], that costs nothing.
 
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: A number out of range, or probabilities without two dimensions; at a call:
-            probabilities of other images, or other classes.
-
     >>> said = torch.tensor([[0.5, 0.5]])
     >>> maps, target = torch.rand(1, 1, 2, 2), torch.tensor([1])
     >>> Matching(said)(Candidate(maps, torch.zeros(1, 2), maps, target, maps, 0.0)).item()
@@ -135,25 +95,13 @@ class Matching:
     """
 
     probabilities: Tensor
-    weight: float = 1.0
-    slack: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check types and ranges."""
-        expect_floats(self.probabilities, "probabilities", 2)
-        expect_number(self.weight, "weight", low=0.0)
-        expect_number(self.slack, "slack", low=0.0, high=2.0)
+    weight: NonNegative = 1.0
+    slack: NonNegative = 0.0
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
         rows, known = candidate.rows, self.probabilities
-        try:
-            wanted = (known if rows is None else known[rows]).expand_as(candidate.logits)
-        except (IndexError, RuntimeError):
-            raise ValueError(
-                f"expected probabilities for each image of the batch, logits of shape "
-                f"{tuple(candidate.logits.shape)}, got shape {tuple(known.shape)}"
-            ) from None
+        wanted = known if rows is None else known[rows]
         apart = (candidate.logits.softmax(dim=1) - wanted).abs().sum(dim=1)
         return self.weight * (apart - self.slack).relu()
 
@@ -174,10 +122,6 @@ class BitDepthADV2(CarefulAttack):
         slack: L1 distance of probabilities that costs nothing; the official code's is 0.75 times
             the detector's threshold.
 
-    Raises:
-        TypeError: ``attack`` is not an `ADV2`, or a number of a wrong type.
-        ValueError: A number out of range.
-
     Shape:
         As `ADV2`, in all its modes.
 
@@ -190,6 +134,12 @@ class BitDepthADV2(CarefulAttack):
     torch.Size([2, 1, 8, 8])
     """
 
+    second: ADV2
+    bits: Bits
+    steps: Count
+    weight: NonNegative
+    slack: NonNegative
+
     def __init__(
         self,
         attack: ADV2,
@@ -199,8 +149,7 @@ class BitDepthADV2(CarefulAttack):
         weight: float = 1.0,
         slack: float = 0.0,
     ) -> None:
-        if not isinstance(attack, ADV2):
-            raise TypeError(f"expected attack to be an ADV2, got {type(attack).__name__}")
+        expect(attack, ADV2, "attack")
         super().__init__("BitDepthADV2", attack.model)
         # As the attack was set up; from now on setters reach both.
         setup = ("device", "attack_mode", "targeted", "normalization_used")
@@ -212,21 +161,21 @@ class BitDepthADV2(CarefulAttack):
         self.weight = weight
         self.slack = slack
         self.supported_mode = ["default", "targeted"]
-        self._check()
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, target_maps: Tensor | None = None
     ) -> Tensor:
         """Run both stages on images in [0, 1]; called by ``__call__``."""
-        self._check()
         second = copy.copy(self.second)
+        request = second._request(images, labels)
         with torch.enable_grad():
-            interpreter, batch, target_maps = second._prepare(images, labels, target_maps)
-            squeezed = self._first(batch)
-            target = self._landed(squeezed, batch.labels) if batch.target is None else batch.target
-            said = self._said(squeezed, target)
-            second.terms = (*second.terms, Matching(said, self.weight, self.slack))
-            return second._attack(interpreter, batch._replace(target=target), target_maps).detach()
+            squeezed = self._first(request)
+            target = request.target
+            if target is None:
+                target = second._landed(squeezed, request.labels)
+            term = Matching(self._said(squeezed, target), self.weight, self.slack)
+            second.terms = (*second.terms, term)
+            return second._attack(request._replace(target=target), target_maps).detach()
 
     @torch.no_grad()
     def _said(self, squeezed: Tensor, target: Tensor) -> Tensor:
@@ -239,26 +188,22 @@ class BitDepthADV2(CarefulAttack):
         reached = logits.argmax(dim=1) == target
         return torch.where(reached[:, None], logits.softmax(dim=1), sure)
 
-    def _first(self, batch: Batch) -> Tensor:
+    def _first(self, request: Request) -> Tensor:
         """Return squeezed images, adversarial as far as they can be."""
-        clean, eps = batch.clean, self.second.eps
-        loss, best = Regular(self.get_logits, batch), Best()
+        clean, eps = request.clean, self.second.eps
+        label, sign = (request.labels, -1) if request.target is None else (request.target, 1)
         low, high = (quantize((clean + e).clamp(0, 1), self.bits) for e in (-eps, eps))
-        x = quantize(clean, self.bits)
+        x = best = quantize(clean, self.bits)
+        least = torch.full_like(clean[:, 0, 0, 0], torch.inf)
         hidden = not self.second.verbose
-        with tqdm(range(self.steps), "squeezed", unit="step", disable=hidden) as numbers:
-            for _ in numbers:
-                leaf = x.detach().requires_grad_()
-                losses = loss.prediction(leaf, 0.0)
-                best.offer(x, losses.detach(), loss.rows)
+        for number in tqdm(range(self.steps + 1), "squeezed", unit="step", disable=hidden):
+            leaf = x.detach().requires_grad_()
+            losses = sign * F.cross_entropy(self.get_logits(leaf), label, reduction="none")
+            lower = losses.detach() < least
+            best = torch.where(lower.view(-1, 1, 1, 1), x, best)
+            least = torch.where(lower, losses.detach(), least)
+            if number < self.steps:
                 (gradient,) = torch.autograd.grad(losses.sum(), leaf)
                 moved = quantize(x - gradient.sign() / (2**self.bits - 1), self.bits)
                 x = torch.minimum(torch.maximum(moved, low), high)
-        with torch.no_grad():
-            return best.better(x, lambda images: loss.prediction(images, 1.0))
-
-    def _check(self) -> None:
-        expect_integer(self.bits, "bits", low=1, high=8)
-        expect_integer(self.steps, "steps", low=1)
-        expect_number(self.weight, "weight", low=0.0)
-        expect_number(self.slack, "slack", low=0.0, high=2.0)
+        return best

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: MIT
-r"""ADV2: one image that fools a classifier and the interpreter coupled to it (§3).
+r"""ADV2 and StADV2: one image that fools a classifier and the interpreter coupled to it (§3).
 
 .. math:: \min_x \; \ell_{prd}(f(x), c_t) + \lambda \, \ell_{int}(g(x; f), m_t)
           \quad \text{s.t.} \; \|x - x_0\|_\infty \le \epsilon \qquad (3)
 
-The attack is a `torchattacks.attack.Attack`: it has torchattacks' modes, normalisation, ``save``,
-and works inside ``MultiAttack``. One loop serves every interpreter, framework and step rule::
-
-    warm start   regular attack steps, prediction loss only (§3.6)
-    follower     what to differentiate in place of the interpreter
-    repeat       the follower moves; step on prediction and map; keep the best iterate per image
+Both are `torchattacks.attack.Attack`: they have torchattacks' modes, normalisation and ``save``,
+and work inside ``MultiAttack``. They differ in the framework alone: pixels that change (Eq. 3), or
+pixels that move (Eq. 21).
 
 Differs from the official code: every quantity is per image, so a batch equals its images; the step
 decays and has momentum; the iterate returned is each image's best, judged on the reported map of
@@ -18,26 +15,17 @@ its 8-bit rounding. ``ADV2.from_preset`` gives the paper's and the official sett
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
-import torch
-from torch import nn
+from dataclasses import KW_ONLY, dataclass
 
 from captum_adv2.attacks.base import DualAttack
-from captum_adv2.attacks.frameworks import Framework, LinfBall
-from captum_adv2.attacks.objectives import CrossEntropy
-from captum_adv2.attacks.presets import Preset
-from captum_adv2.attacks.run import Callback, Progress
-from captum_adv2.attacks.steps import SignDescent, Step
-from captum_adv2.attacks.targets import Benign
-from captum_adv2.checks import expect_number
-from captum_adv2.interpreters.base import Interpreter
-from captum_adv2.types import SurrogateFactory, TargetMap, Term
-
-__all__ = ["ADV2", "Progress"]
+from captum_adv2.attacks.frameworks import Flow, Framework, LinfBall
+from captum_adv2.attacks.loop import Step
+from captum_adv2.attacks.steps import AdamDescent, SignDescent
+from captum_adv2.attacks.terms import Linear, MapDistance
+from captum_adv2.spec import Count, NonNegative, Positive
 
 
+@dataclass(eq=False, repr=False)
 class ADV2(DualAttack):
     r"""ADV2 on pixels: fools the classifier and its interpreter within an L-infinity ball.
 
@@ -56,6 +44,7 @@ class ADV2(DualAttack):
         eps: Maximum perturbation.
         alpha: Step size.
         steps: Number of gradient evaluations, the warm start's included.
+        random_start: Start at a random point of the ball.
         warmup: Regular attack steps at the start, with plain constant sign steps of ``alpha``
             whatever ``step`` is; default: a twentieth of ``steps``.
         target_map: What the map should look like; see `TargetMap`.
@@ -65,27 +54,19 @@ class ADV2(DualAttack):
         terms: Further terms of the loss, each a function of a `Candidate` returning ``(B,)``.
             They count for the best iterate too.
         step: Step rule.
-        surrogate: What to differentiate in place of the interpreter, a function of interpreter,
-            images and target that returns a `Surrogate`; default: ``interpreter.surrogate``.
+        surrogate: What to differentiate in place of the interpreter; default: its own choice.
         keep: ``"best"`` returns each image's best iterate: least distance of the surrogate's map
             among iterates of the target class with enough confidence, or the last iterate, where
             that is better on the reported map after 8-bit rounding. ``"final"`` returns the last.
-        confidence: Probability of the target class that is enough, in [0, 1]. An image that never
-            gets there is returned all the same, at its most confident.
-        stop: Map distance (L1 of the surrogate's map to the target map), in [0, 1], at which an
-            image is finished: once it is of the target class with enough confidence and its
-            distance is at most this, it leaves the batch after that step, and the others run on as
-            if it had not. Further terms have no say in this. It returns as ``keep`` says, its last
-            iterate being the one at which it was finished. Default: all images take all steps.
-        random_start: Start at a random point of the ball.
+        confidence: Probability of the target class that is enough. An image that never gets there
+            is returned all the same, at its most confident.
+        stop: Map distance (L1) at which an image is finished: once it is classified as the target
+            with enough confidence and its map is this near, it is taken out of the batch. The
+            others get what they would have got. Default: all images take all steps.
         generator: Source of the random start, and of random targets; default: a fixed seed for the
             former, torchattacks' own (global) one for the latter.
         callback: Called with a `Progress` at each gradient evaluation.
         verbose: Show a progress bar.
-
-    Raises:
-        TypeError: A model, interpreter or number of a wrong type.
-        ValueError: A number out of range, or an interpreter built on another model.
 
     Shape:
         - images: ``(N, C, H, W)``, floating, in [0, 1].
@@ -102,61 +83,63 @@ class ADV2(DualAttack):
     torch.Size([2, 1, 8, 8])
     """
 
-    _preset = Preset
-
-    def __init__(
-        self,
-        model: nn.Module,
-        interpreter: Interpreter | Callable[[nn.Module], Interpreter] | None = None,
-        eps: float = 8 / 255,
-        alpha: float = 2 / 255,
-        steps: int = 100,
-        *,
-        warmup: int | None = None,
-        target_map: TargetMap = Benign(),  # noqa: B008  (immutable)
-        prediction: Term = CrossEntropy(),  # noqa: B008
-        interpretation: Term | None = None,
-        terms: tuple[Term, ...] = (),
-        step: Step = SignDescent(),  # noqa: B008
-        surrogate: SurrogateFactory | None = None,
-        keep: Literal["best", "final"] = "best",
-        confidence: float = 0.9,
-        stop: float | None = None,
-        random_start: bool = False,
-        generator: torch.Generator | None = None,
-        callback: Callback | None = None,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            model,
-            interpreter,
-            steps,
-            warmup=warmup,
-            target_map=target_map,
-            prediction=prediction,
-            interpretation=interpretation,
-            terms=terms,
-            step=step,
-            surrogate=surrogate,
-            keep=keep,
-            confidence=confidence,
-            stop=stop,
-            generator=generator,
-            callback=callback,
-            verbose=verbose,
-        )
-        self.eps = eps
-        self.alpha = alpha
-        self.random_start = random_start
-        self._check()
+    eps: NonNegative = 8 / 255
+    alpha: NonNegative = 2 / 255
+    steps: Count = 100
+    _: KW_ONLY
+    random_start: bool = False
+    step: Step = SignDescent()
 
     def _framework(self) -> Framework:
-        return LinfBall(self.eps, self.random_start, self._generator)
+        return LinfBall(self.eps, self.random_start, self.generator)
 
     def _regular(self) -> Step:
         return SignDescent(momentum=0.0, final=1.0)
 
-    def _check(self) -> None:
-        self._framework()
-        expect_number(self.alpha, "alpha", low=0.0)
-        super()._check()
+    def _distance(self) -> MapDistance:
+        return MapDistance()
+
+
+@dataclass(eq=False, repr=False)
+class StADV2(DualAttack):
+    r"""ADV2 by spatial transformation: pixels are displaced, smoothly, by fractions of a pixel.
+
+    .. math:: \min_r \; \ell_{prd}(f(x + r), c_t) + \lambda \, \ell_{int}(g(x + r; f), m_t)
+              + \tau \, \ell_{flow}(r) \qquad (21)
+
+    where x + r is the image sampled at places displaced by the flow r. With ``warmup=steps`` there
+    is no map term, and what remains is stAdv, the regular attack of Xiao et al.
+
+    Differs from the official code: the four nearest neighbours in the flow loss, as in the original
+    stAdv (there the four diagonal ones); the flow starts at zero; the learning rate decays.
+
+    Distance Measure : total variation of the flow
+
+    Args:
+        model: Model to attack; see `ADV2`.
+        interpreter: Interpreter to fool; see `ADV2`.
+        flow_weight: tau of Eq. 21: weight of the flow loss, a sum over pixels.
+        steps: Number of gradient evaluations, the warm start's included.
+        alpha: Learning rate of Adam, in pixels.
+        bound: Largest displacement along either axis, in pixels; default: none.
+        **options: See `ADV2`. The default interpretation loss has a weight rising from 30 to 150.
+
+    Reference: Xiao et al., Spatially Transformed Adversarial Examples, ICLR 2018.
+    """
+
+    flow_weight: NonNegative = 5e-4
+    steps: Count = 200
+    _: KW_ONLY
+    alpha: Positive = 0.1
+    bound: Positive | None = None
+    step: Step = AdamDescent()
+
+    def _framework(self) -> Framework:
+        return Flow(self.flow_weight, self.bound)
+
+    def _regular(self) -> Step:
+        return AdamDescent(final=1.0)
+
+    def _distance(self) -> MapDistance:
+        # Moving pixels reaches the class later than changing them does, and the map has to wait.
+        return MapDistance(Linear(30.0, 150.0))

@@ -10,21 +10,14 @@ variable says by how much each is displaced, and the image is sampled bilinearly
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import (
-    expect_flag,
-    expect_floats,
-    expect_generator,
-    expect_integer,
-    expect_number,
-)
 from captum_adv2.optim import safe_sqrt
-
-__all__ = ["Flow", "Framework", "LinfBall", "flow_loss", "quantize"]
+from captum_adv2.spec import NonNegative, Positive, checked
 
 
 class Framework(ABC):
@@ -48,6 +41,8 @@ class Framework(ABC):
 
 
 @final
+@checked
+@dataclass(frozen=True)
 class LinfBall(Framework):
     """Pixel perturbation of at most ``eps`` in every pixel (Eq. 1, 4).
 
@@ -56,25 +51,14 @@ class LinfBall(Framework):
         random_start: Start at a uniformly random point of the ball, not at the clean image.
         generator: Source of the random start; default: a fixed seed.
 
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: A number out of range.
-
-    >>> ball = LinfBall(0.1)
-    >>> clean = torch.full((1, 1, 1, 2), 0.95)
+    >>> ball, clean = LinfBall(eps=0.1), torch.full((1, 1, 1, 2), 0.95)
     >>> ball.move(clean, torch.tensor([[[[0.3, -0.3]]]]), clean).flatten().tolist()
     [1.0, 0.8499999642372131]
     """
 
-    def __init__(
-        self,
-        eps: float,
-        random_start: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.eps = expect_number(eps, "eps", low=0.0)
-        self.random_start = expect_flag(random_start, "random_start")
-        self.generator = expect_generator(generator)
+    eps: NonNegative
+    random_start: bool = False
+    generator: torch.Generator | None = None
 
     def init(self, clean: Tensor) -> Tensor:
         """Return the clean images, or a random point around them."""
@@ -95,6 +79,8 @@ class LinfBall(Framework):
 
 
 @final
+@checked
+@dataclass(frozen=True)
 class Flow(Framework):
     """Spatial transformation: each pixel looks up its value at a place nearby (§A4).
 
@@ -105,21 +91,11 @@ class Flow(Framework):
         weight: tau of Eq. 21, of the flow loss.
         bound: Largest displacement along either axis, in pixels; default: none.
 
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range.
-
-    >>> flow, clean = Flow(weight=0.0), torch.arange(4.0).view(1, 1, 1, 4) / 4
-    >>> left = torch.tensor([-1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
-    >>> flow.image(left, clean).flatten().tolist()
-    [0.0, 0.0, 0.25, 0.5]
-
     Reference: Xiao et al., Spatially Transformed Adversarial Examples, ICLR 2018.
     """
 
-    def __init__(self, weight: float, bound: float | None = None) -> None:
-        self.weight = expect_number(weight, "weight", low=0.0)
-        self.bound = None if bound is None else expect_number(bound, "bound", low=0.0, above=True)
+    weight: NonNegative
+    bound: Positive | None = None
 
     def init(self, clean: Tensor) -> Tensor:
         """Return a flow of zeros: the clean images."""
@@ -154,19 +130,11 @@ def flow_loss(flow: Tensor) -> Tensor:
     """Return how much neighbours' displacements differ (l_flow of Eq. 21), ``(B,)``.
 
     The sum over pixels, and over the four neighbours of each, of the length of the difference of
-    their flows.
-
-    Args:
-        flow: ``(B, 2, H, W)`` in pixels.
-
-    Raises:
-        TypeError: Not a tensor of a floating dtype.
-        ValueError: Other dimensions.
+    their flows ``(B, 2, H, W)``.
 
     >>> flow_loss(torch.tensor([[[[0.0, 3.0]], [[0.0, 4.0]]]])).tolist()
     [10.0]
     """
-    expect_floats(flow, "flow", 4)
     down, across = (
         safe_sqrt(flow.diff(dim=dim).square().sum(dim=1)).sum(dim=(1, 2)) for dim in (2, 3)
     )
@@ -177,12 +145,8 @@ def flow_loss(flow: Tensor) -> Tensor:
 def quantize(images: Tensor, bits: int = 8) -> Tensor:
     """Return images rounded to a bit depth, as multiples of 1 / (2**bits - 1).
 
-    Raises:
-        TypeError: Images that are not a floating tensor, bits that are no integer.
-        ValueError: Bits out of range.
-
     >>> quantize(torch.tensor([0.2, 0.6]), bits=1).tolist()
     [0.0, 1.0]
     """
-    levels: int = 2 ** expect_integer(bits, "bits", low=1, high=32) - 1
-    return (expect_floats(images, "images") * levels).round() / levels
+    levels: int = 2**bits - 1
+    return (images * levels).round() / levels

@@ -26,128 +26,76 @@ the two losses is another, and a `SoundnessWarning` says so.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
-from captum_adv2.attacks.objectives import CrossEntropy, Linear, MapDistance, Margin, Stages
-from captum_adv2.attacks.steps import AdamDescent, SignDescent, Step, TwoPhase
+from captum_adv2.attacks.steps import AdamDescent, SignDescent, TwoPhase
+from captum_adv2.attacks.terms import CrossEntropy, Linear, MapDistance, Margin, Schedule, Stages
 from captum_adv2.interpreters.bilevel import Unrolled
 from captum_adv2.interpreters.rts import EncoderGuided
-from captum_adv2.types import Schedule, SurrogateFactory, Term
 
-__all__ = ["OFFICIAL", "PAPER", "PAPER_STADV", "FlowPreset", "Preset", "Settings"]
+Preset: TypeAlias = Mapping[str, Any]  # keyword arguments of `ADV2`, or of `StADV2`
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What the settings of both attacks have in common.
-
-    Attributes:
-        steps: Gradient evaluations in all, the warm start's included.
-        warmup: Regular attack steps at the start.
-        interpretation: Weight of the map term, and the map size it belongs to.
-        prediction: Prediction loss.
-        step: Step rule of the dual phase.
-        surrogate: What is differentiated in place of the interpreter; ``None``: its own choice.
-        keep: Which iterate is returned.
-        confidence: Least probability of the target class for an iterate to count as best.
-    """
-
-    steps: int
-    warmup: int
-    interpretation: MapDistance
-    prediction: Term
-    step: Step = SignDescent(momentum=0.0, final=1.0)
-    surrogate: SurrogateFactory | None = None
-    keep: Literal["best", "final"] = "final"
-    confidence: float = 0.0
-
-    def settings(self) -> dict[str, Any]:
-        """Return the keyword arguments for the attack."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-@dataclass(frozen=True)
-class Preset(Settings):
-    """Settings of `ADV2` on one interpreter.
-
-    Attributes:
-        eps: Largest change of a pixel.
-        alpha: Step size.
-    """
-
-    eps: float = 0.031
-    alpha: float = 1 / 255
-
-
-@dataclass(frozen=True)
-class FlowPreset(Settings):
-    """Settings of `StADV2` on one interpreter.
-
-    Attributes:
-        flow_weight: Weight of the flow loss, tau.
-        alpha: Learning rate, in pixels.
-    """
-
-    step: Step = AdamDescent(final=1.0)
-    flow_weight: float = 0.0005
-    alpha: float = 0.01
-
-
-def _summed(weight: float | Schedule, map_size: tuple[int, int]) -> MapDistance:
-    return MapDistance(weight, reduction="sum", l1=0.0, shape=0.0, map_size=map_size)
-
-
-_PLAIN = CrossEntropy(rho=0.0)
-_SMOOTHED = CrossEntropy(Linear(0.05, 0.01), seed=0)
-_ENCODER = EncoderGuided(weight=0.1)
-
-PAPER: dict[str, Preset] = {
-    "GRAD": Preset(800, 400, _summed(0.007, (56, 56)), _SMOOTHED),
-    "CAM": Preset(1200, 400, _summed(0.204, (7, 7)), _PLAIN),
-    "RTS": Preset(1200, 400, _summed(0.002, (56, 56)), _PLAIN, surrogate=_ENCODER),
-    "MASK": Preset(
-        1000, 400, _summed(1.0, (28, 28)), _PLAIN, step=TwoPhase(), surrogate=Unrolled()
-    ),
+_PGD: Preset = {
+    "eps": 0.031,
+    "alpha": 1 / 255,
+    "step": SignDescent(momentum=0.0, final=1.0),
+    "prediction": CrossEntropy(rho=0.0),
+    "keep": "final",
+    "confidence": 0.0,
 }
+_FLOW: Preset = _PGD | {"step": AdamDescent(final=1.0), "flow_weight": 5e-4, "alpha": 0.01}
+del _FLOW["eps"]
+_SMOOTHED = {"prediction": CrossEntropy(Linear(0.05, 0.01), seed=0)}
+_ENCODER = {"surrogate": EncoderGuided(weight=0.1)}
+
+
+def _table(common: Preset, **rows: Preset) -> dict[str, Preset]:
+    return {name: common | row for name, row in rows.items()}
+
+
+def _row(steps: int, warmup: int, distance: MapDistance, **more: Any) -> Preset:
+    return {"steps": steps, "warmup": warmup, "interpretation": distance} | more
+
+
+def _sum(weight: float | Schedule, side: int) -> MapDistance:
+    return MapDistance(weight, reduction="sum", l1=0.0, shape=0.0, map_size=(side, side))
+
+
+def _mean(first: float, last: float) -> MapDistance:
+    return MapDistance(Linear(first, last), l1=0.0, shape=0.0)
+
+
+PAPER = _table(
+    _PGD,
+    GRAD=_row(800, 400, _sum(0.007, 56), **_SMOOTHED),
+    CAM=_row(1200, 400, _sum(0.204, 7)),
+    RTS=_row(1200, 400, _sum(0.002, 56), **_ENCODER),
+    MASK=_row(1000, 400, _sum(1.0, 28), step=TwoPhase(), surrogate=Unrolled()),
+)
 """Settings of the paper (Table 11), by its names of the interpreters."""
 
-PAPER_STADV: dict[str, FlowPreset] = {
-    "GRAD": FlowPreset(800, 400, _summed(0.023, (56, 56)), _SMOOTHED),
-    "CAM": FlowPreset(600, 400, _summed(0.653, (7, 7)), _PLAIN),
-    "RTS": FlowPreset(600, 400, _summed(0.0408, (56, 56)), _PLAIN, surrogate=_ENCODER),
-    "MASK": FlowPreset(
-        1000, 400, _summed(500.0, (28, 28)), _PLAIN, surrogate=Unrolled(), flow_weight=0.004
-    ),
-}
+PAPER_STADV = _table(
+    _FLOW,
+    GRAD=_row(800, 400, _sum(0.023, 56), **_SMOOTHED),
+    CAM=_row(600, 400, _sum(0.653, 7)),
+    RTS=_row(600, 400, _sum(0.0408, 56), **_ENCODER),
+    MASK=_row(1000, 400, _sum(500.0, 28), surrogate=Unrolled(), flow_weight=0.004),
+)
 """Settings of the paper for the spatial attack (Table 12), by its names of the interpreters."""
 
-OFFICIAL: dict[str, Preset] = {
-    "GRAD": Preset(
-        1004,
-        300,
-        _summed(Stages((0.001, 0.004, 0.01, 0.05), (301, 201, 101, 101)), (56, 56)),
-        _PLAIN,
-        keep="best",
-        confidence=0.8,
+OFFICIAL = _table(
+    _PGD,
+    GRAD=_row(
+        1004, 300, _sum(Stages((0.001, 0.004, 0.01, 0.05), (301, 201, 101, 101)), 56),
+        keep="best", confidence=0.8,
     ),
-    "CAM": Preset(1600, 400, MapDistance(Linear(5.0, 10.0), l1=0.0, shape=0.0), _PLAIN),
-    "RTS": Preset(
-        1300,
-        300,
-        MapDistance(Linear(5.0, 10.0), l1=0.0, shape=0.0),
-        _PLAIN,
-        surrogate=_ENCODER,
-    ),
-    "MASK": Preset(
-        1400,
-        400,
-        _summed(1.0, (28, 28)),
-        Margin(),
+    CAM=_row(1600, 400, _mean(5.0, 10.0)),
+    RTS=_row(1300, 300, _mean(5.0, 10.0), **_ENCODER),
+    MASK=_row(
+        1400, 400, _sum(1.0, 28), prediction=Margin(), keep="best", confidence=0.5,
         step=TwoPhase(kappa=1 / (1 + math.exp(-10)), searches=10),
         surrogate=Unrolled(solved=False),
-        keep="best",
-        confidence=0.5,
     ),
-}
+)  # fmt: skip
 """Settings of the published code; see ``docs/differences.md`` for what it does beyond these."""

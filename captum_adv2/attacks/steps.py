@@ -10,103 +10,17 @@ paper's rule is ``SignDescent(momentum=0.0, final=1.0)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from captum_adv2.attacks.frameworks import Framework
-from captum_adv2.checks import expect_integer, expect_number
+from captum_adv2.attacks.loop import Problem
 from captum_adv2.optim import Adam, AdamState
-
-__all__ = ["AdamDescent", "Loss", "Problem", "SignDescent", "Step", "TwoPhase"]
-
-
-class Loss(Protocol):
-    """The attacker's loss at one phase of an attack, whole and in its two parts, each ``(B,)``.
-
-    Attributes:
-        confidence: Probability of the target class ``(B,)`` where a loss was last evaluated.
-    """
-
-    confidence: Tensor
-
-    def __call__(self, images: Tensor, progress: float, /) -> Tensor:
-        """Return prediction, interpretation and further terms together."""
-
-    def prediction(self, images: Tensor, progress: float, /) -> Tensor:
-        """Return the prediction loss alone; no map is computed."""
-
-    def interpretation(self, images: Tensor, progress: float, /) -> Tensor:
-        """Return the rest."""
-
-    def reached(self, images: Tensor, /) -> Tensor:
-        """Return the probability of the target class ``(B,)``."""
+from captum_adv2.spec import Count, NonNegative, Unit, checked
 
 
-class Problem:
-    """What a step rule may ask of the attack at one iteration: a gradient, and a legal move.
-
-    Args:
-        framework: What the attack optimises.
-        clean: Clean images ``(B, C, H, W)`` that are under way.
-        alpha: The attack's step size, in units of the image's range.
-        steps: How many steps the rule will be asked for.
-        loss: What to make small.
-    """
-
-    def __init__(
-        self,
-        framework: Framework,
-        clean: Tensor,
-        alpha: float,
-        steps: int,
-        loss: Loss,
-    ) -> None:
-        self.framework = framework
-        self.clean = clean
-        self.alpha = alpha
-        self.steps = steps
-        self.loss = loss
-        self.progress = 0.0
-
-    def gradient(
-        self, variable: Tensor, part: Callable[[Tensor, float], Tensor] | None = None
-    ) -> Tensor:
-        """Return the gradient of each image's loss at its variable: one gradient evaluation.
-
-        Args:
-            variable: What the attack optimises.
-            part: A part of the loss; default: all of it.
-        """
-        leaf = variable.detach().requires_grad_()
-        losses = (part or self.loss)(self.framework.image(leaf, self.clean), self.progress)
-        (gradient,) = torch.autograd.grad((losses + self.framework.penalty(leaf)).sum(), leaf)
-        return gradient
-
-    @torch.no_grad()
-    def confidence(self, variable: Tensor) -> Tensor:
-        """Return the probability of the target class ``(B,)``."""
-        return self.loss.reached(self.framework.image(variable, self.clean))
-
-    def move(self, variable: Tensor, direction: Tensor) -> Tensor:
-        """Return the allowed variable nearest to ``variable + direction``."""
-        return self.framework.move(variable, direction, self.clean)
-
-
-class Step(Protocol):
-    """Takes a variable to the next one; ``memory`` is the rule's own, ``None`` at the start.
-
-    An attack with ``stop`` lets finished images leave. Memory is then made of tensors with the
-    batch first, of numbers and tensors without dimensions, which stay, and of tuples of these.
-    """
-
-    def __call__(self, problem: Problem, variable: Tensor, memory: Any, /) -> tuple[Tensor, Any]:
-        """Return the next variable and the memory to hand to the next call."""
-
-
+@checked
 @dataclass(frozen=True)
 class SignDescent:
     """Sign descent with momentum on the L1-normalised gradient and a cosine decay of the step.
@@ -117,20 +31,11 @@ class SignDescent:
         final: Last step as a share of the first, alpha; 1 is a constant step. Default 0.01, and
             0.8 / steps in runs so short that they would spend their end on steps too small.
 
-    Raises:
-        ValueError: A number out of range.
-
     Reference: momentum as in Dong et al., Boosting Adversarial Attacks with Momentum, CVPR 2018.
     """
 
-    momentum: float | None = None
-    final: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("momentum", "final"):
-            if getattr(self, name) is not None:
-                expect_number(getattr(self, name), name, low=0.0, high=1.0)
+    momentum: Unit | None = None
+    final: Unit | None = None
 
     def __call__(
         self, problem: Problem, variable: Tensor, memory: Tensor | None
@@ -149,6 +54,7 @@ class SignDescent:
         return _cosine(final, problem.progress)
 
 
+@checked
 @dataclass(frozen=True)
 class AdamDescent:
     """Adam with the attack's step size for its learning rate, which may fall along a cosine.
@@ -156,18 +62,10 @@ class AdamDescent:
     Args:
         betas: Decay of the two moments, in [0, 1).
         final: Last learning rate as a share of the first; 1 is a constant one.
-
-    Raises:
-        ValueError: A number out of range.
     """
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    final: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        Adam(betas=self.betas)
-        expect_number(self.final, "final", low=0.0, high=1.0)
+    betas: tuple[Unit, Unit] = (0.9, 0.999)
+    final: Unit = 0.01
 
     def __call__(
         self, problem: Problem, variable: Tensor, memory: AdamState | None
@@ -185,6 +83,7 @@ def _cosine(final: float, progress: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
+@checked
 @dataclass(frozen=True)
 class TwoPhase:
     """The paper's rule for MASK (§3.6): a prediction step, then the longest map step that is safe.
@@ -199,38 +98,27 @@ class TwoPhase:
         stride: L2 length of the prediction step.
         longest: Largest L2 length of the map step, alpha_max (Table 11).
         searches: Number of bisections, n_bs (Table 11); each costs one forward pass.
-
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range.
     """
 
-    kappa: float = 0.9
-    stride: float = 0.05
-    longest: float = 0.08
-    searches: int = 12
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        expect_number(self.kappa, "kappa", low=0.0, high=1.0)
-        expect_number(self.stride, "stride", low=0.0)
-        expect_number(self.longest, "longest", low=0.0)
-        expect_integer(self.searches, "searches", low=1)
+    kappa: Unit = 0.9
+    stride: NonNegative = 0.05
+    longest: NonNegative = 0.08
+    searches: Count = 12
 
     def __call__(self, problem: Problem, variable: Tensor, memory: None) -> tuple[Tensor, None]:
         """Return the next variable; there is no memory."""
-        gradient = problem.gradient(variable, problem.loss.prediction)
-        before = problem.loss.confidence
+        gradient = problem.gradient(variable, "prediction")
+        before = problem.confidence
         ahead = problem.move(variable, -self.stride * _unit(gradient))
-        after = problem.confidence(ahead)
+        after = problem.reached(ahead)
         wanted = (after >= self.kappa) | (after >= before)
         base = torch.where(_spread(wanted, variable), ahead, variable)
-        direction = _unit(problem.gradient(base, problem.loss.interpretation))
+        direction = _unit(problem.gradient(base, "interpretation"))
         low = torch.zeros_like(before)
         high = torch.full_like(before, self.longest)
         for _ in range(self.searches):
             middle = (low + high) / 2
-            safe = problem.confidence(problem.move(base, -_spread(middle, base) * direction))
+            safe = problem.reached(problem.move(base, -_spread(middle, base) * direction))
             low = torch.where(safe >= self.kappa, middle, low)
             high = torch.where(safe >= self.kappa, high, middle)
         return problem.move(base, -_spread(low, base) * direction), None

@@ -21,25 +21,24 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import (
-    expect_flag,
-    expect_generator,
-    expect_images,
-    expect_integer,
-    expect_labels,
-    expect_number,
-    expect_pair,
-)
-from captum_adv2.interpreters.base import Interpreter, eval_mode, expect_interpreter
-
-__all__ = ["Benign", "RandomClass", "RandomPatch", "disc", "rectangle"]
+from captum_adv2.interpreters.base import Interpreter, eval_mode
+from captum_adv2.spec import Classes, Images, Index, Real, Unit, checked
 
 _SOFT = 0.1  # range of the official code's values, from 0 up and from 1 down
+
+
+class TargetMap(Protocol):
+    """Chooses the maps an attack aims at."""
+
+    def __call__(
+        self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor, /
+    ) -> Tensor:
+        """Return maps ``(B, 1, h, w)`` for clean images, their own classes and the target's."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,11 @@ class Benign:
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return the interpreter's maps of ``images`` for ``labels``; see `TargetMap`."""
-        expect_interpreter(interpreter)
-        labels = expect_pair(images, labels)
         with torch.no_grad():
             return interpreter.explain(images, labels).maps
 
 
+@checked
 @dataclass(frozen=True)
 class RandomPatch:
     """A patch of random shape, size, angle and place: 1 inside, 0 outside (§5 Q1).
@@ -77,10 +75,6 @@ class RandomPatch:
         seed: Seed of the draws, which depend on the image and on nothing else.
         generator: Source of the draws in place of the seed, image by image.
 
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range, or an unknown shape.
-
     >>> from captum_adv2.interpreters import Gradient
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
@@ -90,33 +84,16 @@ class RandomPatch:
     """
 
     shape: Literal["rectangle", "circle", "any"] = "any"
-    size: tuple[float, float] = (60 / 224, 120 / 224)
-    angle: float = 30.0
+    size: tuple[Unit, Unit] = (60 / 224, 120 / 224)
+    angle: Real = 30.0
     soft: bool = False
-    seed: int = 0
+    seed: Index = 0
     generator: torch.Generator | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.shape not in ("rectangle", "circle", "any"):
-            raise ValueError(
-                f"expected shape to be 'rectangle', 'circle' or 'any', got {self.shape!r}"
-            )
-        if not isinstance(self.size, tuple) or len(self.size) != 2:
-            raise TypeError(f"expected size to be two numbers, least and largest, got {self.size}")
-        least, largest = self.size
-        expect_number(least, "size", low=0.0, high=1.0, above=True)
-        expect_number(largest, "largest size", low=least, high=1.0)
-        expect_number(self.angle, "angle", low=0.0, high=180.0)
-        expect_flag(self.soft, "soft")
-        _expect_source(self.seed, self.generator)
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return patches ``(B, 1, h, w)``, one an image; see `TargetMap`."""
-        expect_interpreter(interpreter)
-        target = expect_pair(images, target)
         size = _native_size(interpreter, images, target)
         sources = _sources(images, self.seed, self.generator)
         return torch.stack([self._draw(size, source) for source in sources]).to(images)
@@ -150,6 +127,7 @@ class RandomPatch:
         return torch.where(inside, 1 - noise, noise)[None]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class RandomClass:
     """The map of another image, drawn from a pool, of another class than the target (§5 Q1).
@@ -164,11 +142,6 @@ class RandomClass:
         seed: Seed of the draws, which depend on image and target class, and on nothing else.
         generator: Source of the draws in place of the seed, image by image.
 
-    Raises:
-        TypeError: Pool, labels or seed of a wrong type.
-        ValueError: Pool or labels of a wrong shape or range. At a call: a pool with images of the
-            target class only, or of another shape than the images.
-
     >>> from captum_adv2.interpreters import Gradient
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
@@ -177,23 +150,15 @@ class RandomClass:
     torch.Size([2, 1, 4, 4])
     """
 
-    pool: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-    seed: int = 0
+    pool: Images = field(repr=False)
+    labels: Classes = field(repr=False)
+    seed: Index = 0
     generator: torch.Generator | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        """Check pool and labels."""
-        expect_images(self.pool, "pool")
-        expect_labels(self.labels, len(self.pool))
-        _expect_source(self.seed, self.generator)
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return the maps ``(B, 1, h, w)`` of the images drawn; see `TargetMap`."""
-        expect_interpreter(interpreter)
-        target = expect_pair(images, target)
         if self.pool.shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"expected images of shape {tuple(self.pool.shape[1:])}, the pool's, got "
@@ -275,13 +240,9 @@ def _native_size(interpreter: Interpreter, images: Tensor, target: Tensor) -> tu
     """
     image, wanted = images[:1].detach(), target[:1]
     with eval_mode(interpreter.model), torch.no_grad():
-        height, width = interpreter.surrogate(image, wanted)(image).maps.shape[-2:]
+        state = interpreter.surrogate.init(interpreter, image, wanted)
+        height, width = interpreter.surrogate(interpreter, image, state, 0.0).maps.shape[-2:]
     return height, width
-
-
-def _expect_source(seed: object, generator: object) -> None:
-    expect_integer(seed, "seed", low=0)
-    expect_generator(generator, "pass a number as seed=")
 
 
 def _sources(

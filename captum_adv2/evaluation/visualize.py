@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.attacks.run import Progress
+from captum_adv2.attacks.loop import Progress
 from captum_adv2.checks import expect_images, expect_maps, expect_number
 
 if TYPE_CHECKING:

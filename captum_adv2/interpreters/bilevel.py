@@ -12,24 +12,17 @@ a bilevel problem (Eq. 10): the attacker leads, a `Follower` moves in answer. Tw
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_adv2.checks import expect_flag, expect_integer, expect_number, expect_pair
-from captum_adv2.interpreters.base import Surrogate
+from captum_adv2.interpreters.base import Explanation, Surrogate
 from captum_adv2.interpreters.gradient import log_odds
 from captum_adv2.optim import AdamState, safe_sqrt
-from captum_adv2.types import Explanation
-
-if TYPE_CHECKING:
-    from captum_adv2.interpreters.mask import MASK
-
-__all__ = ["FiniteDifference", "Follower", "Scene", "Unrolled"]
+from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 
 
 class Scene(NamedTuple):
@@ -47,22 +40,20 @@ class Follower(NamedTuple):
     moments: AdamState
     step: int
 
-    def take(self, index: Tensor) -> Follower:
-        """Return the state of some images."""
-        first, second, count = self.moments
-        return Follower(self.kept[index], AdamState(first[index], second[index], count), self.step)
 
-    def put(self, index: Tensor, part: Follower) -> Follower:
-        """Return the state with that of some images replaced; counts are the part's."""
-        (first, second, _), (first_, second_, count) = self.moments, part.moments
-        moments = AdamState(
-            first.index_copy(0, index, first_), second.index_copy(0, index, second_), count
-        )
-        return Follower(self.kept.index_copy(0, index, part.kept), moments, part.step)
+class Chase(NamedTuple):
+    """The state of a surrogate: the follower, the classes, the turn, a slope ``(B, 1, 1, 1)``."""
+
+    follower: Follower
+    target: Tensor
+    turn: int
+    slope: Tensor
 
 
+@final
+@checked
 @dataclass(frozen=True)
-class FiniteDifference:
+class FiniteDifference(Surrogate):
     r"""The attack's default view of MASK: first order, and along the way MASK takes from scratch.
 
     The follower restarts every ``cycle`` iterations, as MASK itself starts, and takes ``n_step``
@@ -89,138 +80,63 @@ class FiniteDifference:
         damping: Added to the root of v, above 0; a large one makes d plain, -g.
         gain: How far the map term weighs, at given weight.
 
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range.
-
     Reference: for first-order bilevel optimisation, Liu et al., BOME, NeurIPS 2022.
     """
 
-    n_step: int = 4
-    cycle: int = 50
-    pace: float = 3.0
-    reach: float = 1.0
-    damping: float = 1e-6
-    gain: float = 0.01
+    n_step: Count = 4
+    cycle: Count = 50
+    pace: Positive = 3.0
+    reach: Unit = 1.0
+    damping: Positive = 1e-6
+    gain: NonNegative = 0.01
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        expect_integer(self.n_step, "n_step", low=1)
-        expect_integer(self.cycle, "cycle", low=1)
-        expect_number(self.pace, "pace", low=0.0, above=True)
-        expect_number(self.reach, "reach", low=0.0, high=1.0, above=True)
-        expect_number(self.damping, "damping", low=0.0, above=True)
-        expect_number(self.gain, "gain", low=0.0)
+    def init(self, mask: Any, images: Tensor, target: Tensor) -> Chase:
+        """Begin where MASK itself begins."""
+        return Chase(mask.begin(images.detach()), target, 0, _slope(mask, images, target))
 
-    def __call__(self, interpreter: MASK, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the surrogate of a batch."""
-        return _Cycling(interpreter, images, target, self)
+    def advance(self, mask: Any, images: Tensor, state: Chase, progress: float) -> Chase:
+        """Restart at the end of a cycle; take some steps."""
+        follower, target, turn, slope = state
+        if turn % 5 == 0:
+            slope = _slope(mask, images, target)
+        if turn % self.cycle == 0:
+            follower = mask.begin(images)
+        follower = _followed(mask, images, follower, target, self.n_step, self.pace)
+        return Chase(follower, target, turn + 1, slope)
 
+    def __call__(self, mask: Any, images: Tensor, state: Chase, progress: float) -> Explanation:
+        """Return the follower's maps, with a gradient made by finite differences."""
+        maps = 1 - state.follower.kept
+        slope = state.slope
 
-class _Following(Surrogate):
-    """What the surrogates share: a follower that takes some steps an iteration, after a reset."""
+        def pull(images: Tensor, gradient: Tensor) -> Tensor:
+            return self._pull(mask, images, gradient, slope, state)
 
-    def __init__(
-        self, interpreter: MASK, images: Tensor, target: Tensor, n_step: int, pace: float = 1.0
-    ) -> None:
-        from captum_adv2.interpreters.mask import MASK  # here, for that imports this
+        return Explanation(_Pull.apply(images, maps, pull), mask.logits(images))
 
-        if not isinstance(interpreter, MASK):
-            raise TypeError(
-                f"expected interpreter to be a MASK, got {type(interpreter).__name__}; others "
-                "have surrogates of their own"
-            )
-        self._interpreter = interpreter
-        self._target = expect_pair(images, target)
-        self._n_step = n_step
-        self._pace = pace
-        self._follower = interpreter.begin(images.detach())
-        self._turn = 0
-
-    def take(self, index: Tensor) -> None:
-        self._target = self._target[index]
-        self._follower = self._follower.take(index)
-
-    @abstractmethod
-    def _reset(self, images: Tensor) -> None:
-        """Set the follower back, on the turns for that; called at each."""
-
-    def advance(self, images: Tensor) -> None:
-        self._reset(images.detach())
-        self._turn += 1
-        scene = self._interpreter.scene(images.detach(), self._target)
-        for _ in range(self._n_step):
-            self._follower, _loss = self._interpreter.descend(scene, self._follower, self._pace)
-
-
-@final
-class _Cycling(_Following):
-    _slope: Tensor
-
-    def __init__(
-        self, interpreter: MASK, images: Tensor, target: Tensor, settings: FiniteDifference
-    ) -> None:
-        super().__init__(interpreter, images, target, settings.n_step, settings.pace)
-        self._settings = settings
-        self._measure(images)
-
-    def take(self, index: Tensor) -> None:
-        super().take(index)
-        self._slope = self._slope[index]
-
-    def _reset(self, images: Tensor) -> None:
-        if self._turn % 5 == 0:
-            self._measure(images)
-        if self._turn % self._settings.cycle == 0:
-            self._follower = self._interpreter.begin(images)
-
-    def __call__(self, images: Tensor) -> Explanation:
-        logits = self._interpreter.logits(images, self._target)
-        maps = 1 - self._follower.kept
-        return Explanation(_Pull.apply(images, maps, self._pull, self._slope), logits)
-
-    def _measure(self, images: Tensor) -> None:
-        """Note the length of the gradient of the class's log-odds, ``(B, 1, 1, 1)``."""
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            odds = log_odds(self._interpreter.logits(leaf, self._target), self._target)
-            self._slope = _l1(torch.autograd.grad(odds.sum(), leaf)[0])
-
-    def _pull(self, images: Tensor, gradient: Tensor, slope: Tensor) -> Tensor:
+    def _pull(
+        self, mask: Any, images: Tensor, gradient: Tensor, slope: Tensor, state: Chase
+    ) -> Tensor:
         """Return the images' gradient ``(B, C, H, W)`` for a gradient of the maps."""
-        kept, (_, second, _), step = self._follower
-        direction = gradient / (safe_sqrt(second) + self._settings.damping)
+        kept, (_, second, _), step = state.follower
+        direction = gradient / (safe_sqrt(second) + self.damping)
         largest = direction.abs().amax(dim=(1, 2, 3), keepdim=True)
-        change = self._settings.reach * _ratio(direction, largest)
+        change = self.reach * _ratio(direction, largest)
         masks = torch.cat([kept + change, kept - change]).clamp(0, 1)
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            scene = self._interpreter.scene(leaf, self._target)
+            scene = mask.scene(leaf, state.target)
             both = Scene(*(torch.cat([part, part]) for part in scene))
-            ahead, back = self._interpreter.objective(both, masks, step).chunk(2)
+            ahead, back = mask.objective(both, masks, step).chunk(2)
             (pull,) = torch.autograd.grad((ahead - back).sum(), leaf)
-        scale = self._settings.gain * _l1(gradient) * slope
+        scale = self.gain * _l1(gradient) * slope
         return scale * _ratio(pull, _l1(pull))
 
 
-class _Pull(torch.autograd.Function):
-    """Passes maps through; going back, asks a function for the images' gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, maps: Tensor, pull: Any, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(images, slope)
-        ctx.pull = pull
-        return maps.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        images, slope = ctx.saved_tensors
-        return ctx.pull(images, grads[0], slope), None, None, None
-
-
+@final
+@checked
 @dataclass(frozen=True)
-class Unrolled:
+class Unrolled(Surrogate):
     """The paper's view of MASK (Alg. 1, §3.6): differentiate some Adam steps ahead.
 
     Each iteration the follower takes ``n_step`` steps and looks as many ahead; its maps there are
@@ -234,61 +150,77 @@ class Unrolled:
         solved: Begin at MASK's solution (Alg. 1), or, as the official code does, where it starts.
         shrink: Factor on the gradients in Adam's moments at a reset, above 0.
         count: Adam's step count after a reset.
-
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range.
     """
 
-    n_step: int = 4
-    n_reset: int = 50
+    n_step: Count = 4
+    n_reset: Count = 50
     solved: bool = True
-    shrink: float = 0.5
-    count: int = 100
+    shrink: Positive = 0.5
+    count: Index = 100
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        expect_integer(self.n_step, "n_step", low=1)
-        expect_integer(self.n_reset, "n_reset", low=1)
-        expect_flag(self.solved, "solved")
-        expect_number(self.shrink, "shrink", low=0.0, above=True)
-        expect_integer(self.count, "count", low=0)
+    def init(self, mask: Any, images: Tensor, target: Tensor) -> Chase:
+        """Begin where MASK itself begins."""
+        return Chase(mask.begin(images.detach()), target, 0, images.new_zeros(len(images)))
 
-    def __call__(self, interpreter: MASK, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the surrogate of a batch."""
-        return _LookAhead(interpreter, images, target, self)
+    def advance(self, mask: Any, images: Tensor, state: Chase, progress: float) -> Chase:
+        """Replace the follower by MASK's solution, on the turns for that; take some steps."""
+        follower, target, turn, slope = state
+        if turn % self.n_reset == 0 and (turn or self.solved):
+            solution = mask.solve(images, target)
+            moments = follower.moments if turn else solution.moments
+            moments = mask.adam.rescale(moments, self.shrink, self.count)
+            follower = Follower(solution.kept, moments, solution.step)
+        follower = _followed(mask, images, follower, target, self.n_step)
+        return Chase(follower, target, turn + 1, slope)
 
-
-@final
-class _LookAhead(_Following):
-    def __init__(
-        self, interpreter: MASK, images: Tensor, target: Tensor, settings: Unrolled
-    ) -> None:
-        super().__init__(interpreter, images, target, settings.n_step)
-        self._settings = settings
-
-    def _reset(self, images: Tensor) -> None:
-        settings = self._settings
-        if self._turn % settings.n_reset or not (self._turn or settings.solved):
-            return
-        solved = self._interpreter.solve(images, self._target)
-        moments = self._follower.moments if self._turn else solved.moments
-        moments = self._interpreter.adam.rescale(moments, settings.shrink, settings.count)
-        self._follower = Follower(solved.kept, moments, solved.step)
-
-    def __call__(self, images: Tensor) -> Explanation:
-        logits = self._interpreter.logits(images, self._target)
-        follower, maps = self._follower, []
+    def __call__(self, mask: Any, images: Tensor, state: Chase, progress: float) -> Explanation:
+        """Return the maps of the next steps ``(B, n_step, h, w)``, with a graph through Adam."""
+        logits = mask.logits(images)
+        follower, maps = state.follower, []
         with torch.enable_grad():
-            scene = self._interpreter.scene(images, self._target)
-            for _ in range(self._n_step):
+            scene = mask.scene(images, state.target)
+            for _ in range(self.n_step):
                 kept = follower.kept
                 leaf = kept if kept.requires_grad else kept.detach().requires_grad_()
-                losses = self._interpreter.objective(scene, leaf, follower.step)
+                losses = mask.objective(scene, leaf, follower.step)
                 (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
-                follower = self._interpreter.move(follower._replace(kept=leaf), gradient)
+                follower = mask.move(follower._replace(kept=leaf), gradient)
                 maps.append(1 - follower.kept)
-        return Explanation(torch.cat(maps, dim=1), logits)  # (B, n_step, h, w)
+        return Explanation(torch.cat(maps, dim=1), logits)
+
+
+class _Pull(torch.autograd.Function):
+    """Passes maps through; going back, asks a function for the images' gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, maps: Tensor, pull: Any) -> Tensor:
+        ctx.save_for_backward(images)
+        ctx.pull = pull
+        return maps.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (images,) = ctx.saved_tensors
+        return ctx.pull(images, grads[0]), None, None
+
+
+def _followed(
+    mask: Any, images: Tensor, follower: Follower, target: Tensor, steps: int, pace: float = 1.0
+) -> Follower:
+    """Return a follower after some steps of MASK's descent on images."""
+    scene = mask.scene(images.detach(), target)
+    for _ in range(steps):
+        follower, _losses = mask.descend(scene, follower, pace)
+    return follower
+
+
+def _slope(mask: Any, images: Tensor, target: Tensor) -> Tensor:
+    """Return the length of the gradient of the class's log-odds, ``(B, 1, 1, 1)``."""
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        odds = log_odds(mask.logits(leaf), target)
+        return _l1(torch.autograd.grad(odds.sum(), leaf)[0])
 
 
 def _l1(values: Tensor) -> Tensor:

@@ -27,17 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_adv2.checks import expect_model, find_module
 from captum_adv2.interpreters.base import (
+    Explanation,
     Interpreter,
     detached,
     differentiable_input,
     min_max,
-)
-from captum_adv2.interpreters.tap import Tap, tapped
-from captum_adv2.types import Explanation
-
-__all__ = ["CAM", "GradCAM"]
+)  # fmt: skip
+from captum_adv2.interpreters.tap import Tap, find_module, tapped
+from captum_adv2.spec import checked
 
 _POOLINGS = frozenset(
     {
@@ -75,7 +73,7 @@ class _FeatureMap(Interpreter):
     """What CAM and Grad-CAM share: features and logits of one forward pass."""
 
     def __init__(self, model: nn.Module, layer: nn.Module | str | None) -> None:
-        super().__init__(expect_model(model))
+        super().__init__(model)
         self._layer = None if layer is None else find_module(model, layer)
         self._head = _last_weighted(model)
 
@@ -89,7 +87,7 @@ class _FeatureMap(Interpreter):
     def _features(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return features ``(B, K, h, w)`` and logits ``(B, classes)``."""
         with self._tap() as tap:
-            logits = self.logits(images, target)
+            logits = self.logits(images)
         features = tap.features
         if features is None or features.ndim != 4 or len(features) != len(images):
             found = "none" if features is None else f"shape {tuple(features.shape)}"
@@ -142,10 +140,6 @@ class CAM(_FeatureMap):
         model: Classifier returning logits.
         layer: Module, or its dotted name, whose output the features are; default: found.
 
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: No such layer (near names are listed), or no linear head on pooled features.
-
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     ...                     nn.Linear(2, 3))
     >>> CAM(net)(torch.rand(2, 1, 8, 8), torch.tensor([0, 1])).shape
@@ -154,6 +148,7 @@ class CAM(_FeatureMap):
     Reference: Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016.
     """
 
+    @checked
     def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
         super().__init__(model, layer)
         self._linear = _expect_linear_head(model, self._head)
@@ -205,10 +200,6 @@ class GradCAM(_FeatureMap):
         model: Classifier returning logits.
         layer: Module, or its dotted name, whose output the features are; default: found.
 
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: No such layer; near names are listed.
-
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3))
     >>> GradCAM(net)(torch.rand(2, 1, 8, 8), torch.tensor([0, 1])).shape
     torch.Size([2, 1, 6, 6])
@@ -216,6 +207,7 @@ class GradCAM(_FeatureMap):
     Reference: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks, ICCV 2017.
     """
 
+    @checked
     def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
         super().__init__(model, layer)
 

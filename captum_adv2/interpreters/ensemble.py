@@ -14,18 +14,38 @@ members', advanced together.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_adv2.checks import expect_number, expect_size
-from captum_adv2.interpreters.base import Interpreter, Surrogate, min_max
-from captum_adv2.types import Explanation
+from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate, min_max
+from captum_adv2.spec import Count, NonNegative, checked
 
-__all__ = ["Ensemble"]
+
+@final
+@dataclass(frozen=True)
+class Together(Surrogate):
+    """The surrogates of an ensemble's members; the state is a tuple of theirs."""
+
+    def init(self, ensemble: Any, images: Tensor, target: Tensor) -> Any:
+        """Return the members' states to start from."""
+        return tuple(g.surrogate.init(g, images, target) for g in ensemble.interpreters)
+
+    def advance(self, ensemble: Any, images: Tensor, state: Any, progress: float) -> Any:
+        """Advance each member's state."""
+        members = zip(ensemble.interpreters, state, strict=True)
+        return tuple(g.surrogate.advance(g, images, own, progress) for g, own in members)
+
+    def __call__(self, ensemble: Any, images: Tensor, state: Any, progress: float) -> Explanation:
+        """Return the joint explanation; penalties add up."""
+        members = zip(ensemble.interpreters, state, strict=True)
+        parts = [g.surrogate(g, images, own, progress) for g, own in members]
+        joint: Explanation = ensemble.join(parts)
+        return joint
 
 
 @final
@@ -50,11 +70,6 @@ class Ensemble(Interpreter):
         interpreters: The members.
         weights: Their weights, which add up to 1.
 
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: Fewer than two members, members of different models, or weights or a size out
-            of range.
-
     >>> from captum_adv2.interpreters import CAM, Gradient
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     ...                       nn.Linear(4, 3))
@@ -65,18 +80,21 @@ class Ensemble(Interpreter):
     """
 
     scaled = False
+    surrogate = Together()
 
+    @checked
     def __init__(
         self,
         interpreters: Sequence[Interpreter],
-        weights: Sequence[float] | None = None,
-        size: int | tuple[int, int] | None = None,
+        weights: Sequence[NonNegative] | None = None,
+        size: Count | tuple[Count, Count] | None = None,
     ) -> None:
-        self.interpreters = _expect_members(interpreters)
+        if len(interpreters) < 2:
+            raise ValueError(f"expected two interpreters or more, got {len(interpreters)}")
+        self.interpreters = tuple(interpreters)
         super().__init__(_common_model(self.interpreters))
         self.weights = _shares(weights, len(self.interpreters))
-        sides = (size, size) if isinstance(size, int) else size
-        self.size = None if sides is None else expect_size(sides, "size")
+        self.size = (size, size) if isinstance(size, int) else size
 
     def __repr__(self) -> str:
         return f"Ensemble({', '.join(map(repr, self.interpreters))})"
@@ -84,11 +102,6 @@ class Ensemble(Interpreter):
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
         """See `Interpreter.explain`."""
         return self.join([member.explain(images, target) for member in self.interpreters])
-
-    def surrogate(self, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the members' surrogates as one; their penalties add up."""
-        parts = [member.surrogate(images, target) for member in self.interpreters]
-        return _Together(parts, self.join)
 
     def after(self, preprocess: Callable[[Tensor], Tensor]) -> Self:
         """Return a copy whose members explain the model on ``preprocess(images)``."""
@@ -102,10 +115,6 @@ class Ensemble(Interpreter):
         Args:
             images: ``(B, C, H, W)``, floating, in [0, 1].
             target: Class to explain, one an image, ``(B,)`` integer.
-
-        Raises:
-            TypeError: Images or classes of a wrong type.
-            ValueError: Images or classes of a wrong shape or range.
         """
         return tuple(member(images, target) for member in self.interpreters)
 
@@ -118,10 +127,6 @@ class Ensemble(Interpreter):
         Args:
             images: ``(B, C, H, W)``, floating, in [0, 1].
             target: Class to explain, one an image, ``(B,)`` integer.
-
-        Raises:
-            TypeError: Images or classes of a wrong type.
-            ValueError: Images or classes of a wrong shape or range.
         """
         # In this order: resized, a constant map would have rounding errors to be scaled up.
         alike = self._resized([min_max(maps) for maps in self.maps(images, target)])
@@ -154,30 +159,6 @@ class Ensemble(Interpreter):
         return [_resize(m, self.size or (height, width)) for m in maps]
 
 
-@final
-class _Together(Surrogate):
-    """The surrogates of an ensemble's members, moved in step."""
-
-    def __init__(
-        self,
-        parts: Sequence[Surrogate],
-        join: Callable[[Sequence[Explanation]], Explanation],
-    ) -> None:
-        self._parts = parts
-        self._join = join
-
-    def advance(self, images: Tensor) -> None:
-        for part in self._parts:
-            part.advance(images)
-
-    def take(self, index: Tensor) -> None:
-        for part in self._parts:
-            part.take(index)
-
-    def __call__(self, images: Tensor) -> Explanation:
-        return self._join([part(images) for part in self._parts])
-
-
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Return maps at a size: bilinear on the way up, averaged over areas on the way down."""
     # Not interpolate's antialiasing: on a CPU it goes wrong at width 1 (seen in PyTorch 2.15).
@@ -187,25 +168,6 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) != size:
         maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     return maps
-
-
-def _expect_members(interpreters: Sequence[Interpreter]) -> tuple[Interpreter, ...]:
-    if not isinstance(interpreters, Sequence):
-        raise TypeError(
-            f"expected a sequence of interpreters, got {type(interpreters).__name__}; "
-            "pass a list: Ensemble([CAM(model), Gradient(model)])"
-        )
-    for member in interpreters:
-        if not isinstance(member, Interpreter):
-            raise TypeError(
-                f"expected interpreters in an ensemble, got {type(member).__name__}; build each "
-                "member on the model first: CAM(model)"
-            )
-    if len(interpreters) < 2:
-        raise ValueError(
-            f"expected two interpreters or more, got {len(interpreters)}; one alone is no ensemble"
-        )
-    return tuple(interpreters)
 
 
 def _common_model(members: tuple[Interpreter, ...]) -> nn.Module | None:
@@ -223,12 +185,10 @@ def _common_model(members: tuple[Interpreter, ...]) -> nn.Module | None:
 
 def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
     """Return weights that add up to 1."""
-    if weights is None:
-        return (1 / members,) * members
-    given = tuple(expect_number(weight, "weights", low=0.0) for weight in weights)
-    if len(given) != members:
-        raise ValueError(f"expected {members} weights, one a member, got {len(given)}")
-    total = sum(given)
-    if total <= 0:
-        raise ValueError("expected weights with a positive sum, got zeros")
-    return tuple(weight / total for weight in given)
+    given = (1.0,) * members if weights is None else tuple(weights)
+    if len(given) != members or sum(given) <= 0:
+        raise ValueError(
+            f"expected {members} weights, one for each interpreter, with a positive sum, got "
+            f"{given}"
+        )
+    return tuple(weight / sum(given) for weight in given)

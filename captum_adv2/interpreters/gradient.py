@@ -20,6 +20,7 @@ h(z), a floor of 1e-8 under the division that acts on the scale of a batch mean.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -27,52 +28,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_adv2.checks import (
-    expect_floats,
-    expect_indices,
-    expect_integer,
-    expect_labels,
-    expect_model,
-    expect_number,
-    expect_pair,
-)
 from captum_adv2.interpreters.base import (
-    Direct,
+    Explanation,
     Interpreter,
-    Surrogate,
+    Smoothed,
     background,
     detached,
     differentiable_input,
-    expect_baseline,
     min_max,
-)
-from captum_adv2.interpreters.relu import Derivative, as_derivative, smooth_relu
-from captum_adv2.types import Explanation
-
-__all__ = ["Gradient", "IntegratedGradients", "SmoothGrad", "log_odds", "pool_maps", "probability"]
+)  # fmt: skip
+from captum_adv2.interpreters.relu import Derivative, as_derivative
+from captum_adv2.spec import Count, Index, NonNegative, Positive, checked
 
 
 def log_odds(logits: Tensor, target: Tensor) -> Tensor:
-    """Return log p / (1 - p) of each image's target class, without forming p.
-
-    Args:
-        logits: ``(B, classes)``, at least two classes.
-        target: ``(B,)`` long.
-
-    Returns:
-        ``(B,)``.
-
-    Raises:
-        TypeError: Logits or classes of a wrong type.
-        ValueError: Logits or classes of a wrong shape or range.
+    """Return log p / (1 - p) of each image's target class ``(B,)``, without forming p.
 
     >>> log_odds(torch.tensor([[90.0, 0.0]]), torch.tensor([0])).item()
     90.0
     """
-    expect_floats(logits, "logits", 2)
-    index = expect_indices(target, len(logits), "target")[:, None]
-    if index.device.type == "cpu":  # elsewhere a look has every step of an attack wait
-        expect_labels(target, len(logits), logits.shape[1], "target")
+    index = target[:, None]
     others = logits.scatter(1, index, -torch.inf).logsumexp(dim=1)
     return logits.gather(1, index)[:, 0] - others
 
@@ -80,19 +55,7 @@ def log_odds(logits: Tensor, target: Tensor) -> Tensor:
 def probability(logits: Tensor, target: Tensor) -> Tensor:
     """Return the probability of each image's target class, with a gradient that does not vanish.
 
-    Args:
-        logits: ``(B, classes)``.
-        target: ``(B,)`` long.
-
-    Returns:
-        ``(B,)`` in [0, 1]. The gradient is exact to rounding where |log-odds| is at most 80.
-
-    Raises:
-        TypeError: Logits or classes of a wrong type.
-        ValueError: Logits or classes of a wrong shape or range.
-
-    >>> round(probability(torch.tensor([[0.0, 0.0]]), torch.tensor([0])).item(), 3)
-    0.5
+    The gradient is exact to rounding where |log-odds| is at most 80.
     """
     # PyTorch takes sigmoid's derivative as s (1 - s), which rounds to 0 as s rounds to 1; so the
     # sigmoid that is small is the one to take.
@@ -101,54 +64,39 @@ def probability(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pool_maps(maps: Tensor, pool: int | None) -> Tensor:
-    """Average-pool maps ``(B, 1, H, W)`` by a factor; by default 4 from 128 pixels on, else 2.
-
-    Raises:
-        ValueError: The factor is larger than the map.
-    """
+    """Average-pool maps ``(B, 1, H, W)`` by a factor; by default 4 from 128 pixels on, else 2."""
     side = min(maps.shape[-2:])
-    factor = (4 if side >= 128 else min(2, side)) if pool is None else pool
-    if factor > side:
-        raise ValueError(f"expected pool at most {side}, the images' shorter side, got {factor}")
-    return F.avg_pool2d(maps, factor)
+    return F.avg_pool2d(maps, (4 if side >= 128 else min(2, side)) if pool is None else pool)
 
 
 class _InputGradient(Interpreter):
     """What GRAD and its relatives share: |attribution|, max over channels, pooled, scaled."""
 
-    def __init__(
-        self, model: nn.Module, pool: int | None, smoothing: float | Derivative | None
-    ) -> None:
-        super().__init__(expect_model(model))
-        self.pool = None if pool is None else expect_integer(pool, "pool", low=1)
-        self.smoothing = as_derivative(smoothing)
+    model: nn.Module
+    pool: int | None
+    smoothing: float | Derivative | None
+
+    def __post_init__(self) -> None:
+        super().__init__(self.model)
+        self.surrogate = Smoothed(as_derivative(self.smoothing))
 
     @abstractmethod
-    def _attribute(
-        self, images: Tensor, target: Tensor, create_graph: bool
-    ) -> tuple[Tensor, Tensor]:
+    def attribute(self, x: Tensor, target: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
         """Return signed attributions ``(B, C, H, W)`` and logits ``(B, classes)``."""
 
     @final
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
         """See `Interpreter.explain`."""
         with differentiable_input(images) as (x, create_graph):
-            attributions, logits = self._attribute(x, target, create_graph)
+            attributions, logits = self.attribute(x, target, create_graph)
             maps = pool_maps(attributions.abs().amax(dim=1, keepdim=True), self.pool)
             explanation = Explanation(min_max(maps), logits)
         return explanation if create_graph else detached(explanation)
 
-    @final
-    def surrogate(self, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the same map with the derivative of ReLU smoothed; see `relu`."""
-        return Direct(self._explain_smooth, expect_pair(images, target))
-
-    def _explain_smooth(self, images: Tensor, target: Tensor) -> Explanation:
-        with smooth_relu(self.smoothing):
-            return self.explain(images, target)
-
 
 @final
+@checked
+@dataclass(eq=False, repr=False)
 class Gradient(_InputGradient):
     """GRAD: the gradient of the class probability with respect to the image (Eq. 5).
 
@@ -164,33 +112,26 @@ class Gradient(_InputGradient):
         smoothing: tau of h(z) in the surrogate (§3.2), or another derivative of ReLU, or ``None``
             for the plain one. The reported map always uses exact ReLU.
 
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: ``pool`` or ``smoothing`` is not positive.
-
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     >>> Gradient(model)(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])).shape
     torch.Size([2, 1, 2, 2])
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        pool: int | None = None,
-        smoothing: float | Derivative | None = 1e-4,
-    ) -> None:
-        super().__init__(model, pool, smoothing)
+    model: nn.Module
+    pool: Count | None = None
+    smoothing: Positive | Derivative | None = 1e-4
 
-    def _attribute(
-        self, images: Tensor, target: Tensor, create_graph: bool
-    ) -> tuple[Tensor, Tensor]:
-        logits = self.logits(images, target)
+    def attribute(self, x: Tensor, target: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+        """See `_InputGradient.attribute`."""
+        logits = self.logits(x)
         score = log_odds(logits, target).sum()
-        (gradient,) = torch.autograd.grad(score, images, create_graph=create_graph)
+        (gradient,) = torch.autograd.grad(score, x, create_graph=create_graph)
         return gradient, logits
 
 
 @final
+@checked
+@dataclass(eq=False, repr=False)
 class SmoothGrad(_InputGradient):
     """SmoothGrad: the gradient of the class probability, averaged over noisy copies of the image.
 
@@ -205,47 +146,32 @@ class SmoothGrad(_InputGradient):
         pool: See `Gradient`.
         smoothing: See `Gradient`.
 
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: A number out of range.
-
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    >>> SmoothGrad(model, samples=4)(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])).shape
-    torch.Size([2, 1, 2, 2])
-
     Reference: Smilkov et al., SmoothGrad: removing noise by adding noise, 2017.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        samples: int = 16,
-        std: float = 0.1,
-        *,
-        seed: int = 0,
-        pool: int | None = None,
-        smoothing: float | Derivative | None = 1e-4,
-    ) -> None:
-        super().__init__(model, pool, smoothing)
-        self.samples = expect_integer(samples, "samples", low=1)
-        self.std = expect_number(std, "std", low=0.0)
-        self.seed = expect_integer(seed, "seed", low=0)
+    model: nn.Module
+    samples: Count = 16
+    std: NonNegative = 0.1
+    seed: Index = 0
+    pool: Count | None = None
+    smoothing: Positive | Derivative | None = 1e-4
 
-    def _attribute(
-        self, images: Tensor, target: Tensor, create_graph: bool
-    ) -> tuple[Tensor, Tensor]:
+    def attribute(self, x: Tensor, target: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+        """See `_InputGradient.attribute`."""
         generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn((self.samples, 1, *images.shape[1:]), generator=generator)
-        copies = images + self.std * noise.to(images)  # (samples, B, C, H, W)
+        noise = torch.randn((self.samples, 1, *x.shape[1:]), generator=generator)
+        copies = x + self.std * noise.to(x)  # (samples, B, C, H, W)
         # The clean images ride along last, for the logits.
-        logits = self.logits(torch.cat([copies.flatten(0, 1), images]), target)
-        noisy, clean = logits[: -len(images)], logits[-len(images) :]
+        logits = self.logits(torch.cat([copies.flatten(0, 1), x]))
+        noisy, clean = logits[: -len(x)], logits[-len(x) :]
         score = probability(noisy, target.repeat(self.samples)).sum() / self.samples
-        (gradient,) = torch.autograd.grad(score, images, create_graph=create_graph)
+        (gradient,) = torch.autograd.grad(score, x, create_graph=create_graph)
         return gradient, clean
 
 
 @final
+@checked
+@dataclass(eq=False, repr=False)
 class IntegratedGradients(_InputGradient):
     """Integrated gradients of the class probability along the line from a baseline (Eq. 11).
 
@@ -259,41 +185,25 @@ class IntegratedGradients(_InputGradient):
         pool: See `Gradient`.
         smoothing: See `Gradient`.
 
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: A number out of range; or (at a call) a baseline that does not fit the images.
-
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    >>> IntegratedGradients(model, steps=8)(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])).shape
-    torch.Size([2, 1, 2, 2])
-
     Reference: Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        steps: int = 50,
-        baseline: float | Tensor = 0.0,
-        *,
-        pool: int | None = None,
-        smoothing: float | Derivative | None = 1e-4,
-    ) -> None:
-        super().__init__(model, pool, smoothing)
-        self.steps = expect_integer(steps, "steps", low=1)
-        self.baseline = expect_baseline(baseline)
+    model: nn.Module
+    steps: Count = 50
+    baseline: float | Tensor = 0.0
+    pool: Count | None = None
+    smoothing: Positive | Derivative | None = 1e-4
 
-    def _attribute(
-        self, images: Tensor, target: Tensor, create_graph: bool
-    ) -> tuple[Tensor, Tensor]:
+    def attribute(self, x: Tensor, target: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+        """See `_InputGradient.attribute`."""
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)  # on [-1, 1]
-        times = torch.as_tensor((nodes + 1) / 2).to(images).view(-1, 1, 1, 1, 1)
-        shares = torch.as_tensor(weights / 2).to(images).repeat_interleave(len(images))
-        baseline = background(self.baseline, images)
-        path = (baseline + times * (images - baseline)).flatten(0, 1)  # (steps B, C, H, W)
-        logits = self.logits(torch.cat([path, images]), target)
+        times = torch.as_tensor((nodes + 1) / 2).to(x).view(-1, 1, 1, 1, 1)
+        shares = torch.as_tensor(weights / 2).to(x).repeat_interleave(len(x))
+        baseline = background(self.baseline, x)
+        path = (baseline + times * (x - baseline)).flatten(0, 1)  # (steps B, C, H, W)
+        logits = self.logits(torch.cat([path, x]))
         along, clean = logits[: len(path)], logits[len(path) :]
         score = (shares * probability(along, target.repeat(self.steps))).sum()
         (gradient,) = torch.autograd.grad(score, path, create_graph=create_graph)
-        slope = gradient.view(self.steps, *images.shape).sum(dim=0)
-        return (images - baseline) * slope, clean
+        slope = gradient.view(self.steps, *x.shape).sum(dim=0)
+        return (x - baseline) * slope, clean

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self, final
 
 import torch
@@ -27,46 +26,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from captum_adv2.checks import (
-    expect_flag,
-    expect_floats,
-    expect_function,
-    expect_integer,
-    expect_model,
-    expect_number,
-    expect_pair,
-)
-from captum_adv2.interpreters.base import Interpreter, Surrogate, differentiable_input
+from captum_adv2.interpreters.base import Explanation, Interpreter, differentiable_input
 from captum_adv2.interpreters.bilevel import FiniteDifference, Follower, Scene
 from captum_adv2.interpreters.gradient import probability
 from captum_adv2.optim import Adam
-from captum_adv2.types import Explanation
-
-__all__ = ["MASK", "Blur", "Noise"]
+from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 
 
+@checked
 @dataclass(frozen=True)
 class Blur:
     """Replace what is deleted by a Gaussian blur of the image.
 
     Args:
         sigma: Standard deviation in pixels; default: a 32nd of the longer side, 7 at 224.
-
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range.
     """
 
-    sigma: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if self.sigma is not None:
-            expect_number(self.sigma, "sigma", low=0.0, above=True)
+    sigma: Positive | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return blurred images ``(B, C, H, W)``."""
-        expect_floats(images, "images", 4)
         from kornia.filters import gaussian_blur2d  # here, for it takes long to import
 
         sides = images.shape[-2:]
@@ -75,6 +54,7 @@ class Blur:
         return gaussian_blur2d(images, 2 * reach + 1, (sigma, sigma), border_type="reflect")
 
 
+@checked
 @dataclass(frozen=True)
 class Noise:
     """Replace what is deleted by Gaussian noise around the image's mean colour.
@@ -82,23 +62,13 @@ class Noise:
     Args:
         std: Standard deviation of the noise, in units of the image's own.
         seed: Seed of the noise, which all images share.
-
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number out of range.
     """
 
-    std: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        expect_number(self.std, "std", low=0.0)
-        expect_integer(self.seed, "seed", low=0)
+    std: NonNegative = 1.0
+    seed: Index = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return noise ``(B, C, H, W)`` in [0, 1]."""
-        expect_floats(images, "images", 4)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(images.shape[1:], generator=generator).to(images)
         spread = self.std * images.std(dim=(1, 2, 3), keepdim=True)
@@ -106,6 +76,8 @@ class Noise:
 
 
 @final
+@checked
+@dataclass(eq=False, repr=False)
 class MASK(Interpreter):
     """MASK: the least part of an image whose deletion takes the class away (Eq. 9, 16).
 
@@ -126,14 +98,8 @@ class MASK(Interpreter):
         jitter: Largest shift of the image against the mask, in pixels (tau of Eq. 16).
         lr: Learning rate of Adam.
         start: Value of the mask to start from, in [0, 1].
-        patience: Stop an image whose objective has not become lower in so many iterations;
-            default: never.
         seed: Seed of the jitter.
         verbose: Show a progress bar.
-
-    Raises:
-        TypeError: ``model`` is not a module, or something else of a wrong type.
-        ValueError: A number out of range.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     >>> mask = MASK(model, size=4, iterations=5, jitter=0)
@@ -145,37 +111,26 @@ class MASK(Interpreter):
     """
 
     scaled = False
+    model: nn.Module
+    size: Count = 28
+    iterations: Count = 300
+    _: KW_ONLY
+    perturb: Callable[[Tensor], Tensor] = Blur()
+    tv: NonNegative = 1e-2
+    sparsity: NonNegative = 1e-4
+    beta: Positive = 3.0
+    jitter: Index = 4
+    lr: Positive = 0.1
+    start: Unit = 0.5
+    seed: Index = 0
+    verbose: bool = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        size: int = 28,
-        iterations: int = 300,
-        *,
-        perturb: Callable[[Tensor], Tensor] = Blur(),  # noqa: B008  (immutable)
-        tv: float = 1e-2,
-        sparsity: float = 1e-4,
-        beta: float = 3.0,
-        jitter: int = 4,
-        lr: float = 0.1,
-        start: float = 0.5,
-        patience: int | None = None,
-        seed: int = 0,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(expect_model(model))
-        self.size = expect_integer(size, "size", low=1)
-        self.iterations = expect_integer(iterations, "iterations", low=1)
-        self.perturb = expect_function(perturb, "perturb")
-        self.tv = expect_number(tv, "tv", low=0.0)
-        self.sparsity = expect_number(sparsity, "sparsity", low=0.0)
-        self.beta = expect_number(beta, "beta", low=0.0, above=True)
-        self.jitter = expect_integer(jitter, "jitter", low=0)
-        self.adam = Adam(lr)
-        self.start = expect_number(start, "start", low=0.0, high=1.0)
-        self.patience = None if patience is None else expect_integer(patience, "patience", low=1)
-        self.seed = expect_integer(seed, "seed", low=0)
-        self.verbose = expect_flag(verbose, "verbose")
+    surrogate = FiniteDifference()
+
+    def __post_init__(self) -> None:
+        """Make the optimiser."""
+        super().__init__(self.model)
+        self.adam = Adam(self.lr)
 
     @classmethod
     def small(cls, model: nn.Module, **overrides: Any) -> Self:
@@ -199,54 +154,14 @@ class MASK(Interpreter):
         """See `Interpreter.explain`; without a graph, whatever ``images`` require."""
         return Explanation(1 - self.solve(images, target).kept, None)
 
-    def surrogate(self, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the default of what to differentiate: `FiniteDifference`."""
-        return FiniteDifference()(self, images, target)
-
-    def solve(
-        self,
-        images: Tensor,
-        target: Tensor,
-        follower: Follower | None = None,
-        iterations: int | None = None,
-    ) -> Follower:
-        """Find the masks of images, from scratch or going on from where a follower stands.
-
-        Args:
-            images: ``(B, C, H, W)`` in [0, 1].
-            target: Class to explain ``(B,)``.
-            follower: Where to start; default: at ``start``.
-            iterations: Steps to take; default: the interpreter's.
-
-        Raises:
-            TypeError: Something of a wrong type.
-            ValueError: Images or classes of a wrong shape or range, a follower of other images, or
-                negative iterations.
-        """
-        target = expect_pair(images, target)
-        if follower is not None:
-            _expect_follower(follower, len(images))
-        if iterations is not None:
-            expect_integer(iterations, "iterations", low=0)
+    def solve(self, images: Tensor, target: Tensor) -> Follower:
+        """Return the state ``iterations`` steps from the start, for classes ``(B,)`` of images."""
         with differentiable_input(images) as (x, _):
             scene = self.scene(x.detach(), target)
-        whole = follower = self.begin(images) if follower is None else follower
-        count = self.iterations if iterations is None else iterations
-        running = torch.arange(len(images), device=images.device)
-        best, since = torch.full_like(images[:, 0, 0, 0], torch.inf), torch.zeros_like(running)
-        hidden = not self.verbose
-        with tqdm(range(count), desc="MASK", unit="step", disable=hidden) as numbers:
-            for _ in numbers:
-                follower, losses = self.descend(scene, follower)
-                since, best = torch.where(losses < best, 0, since + 1), torch.minimum(losses, best)
-                if self.patience is None or bool((since < self.patience).all()):
-                    continue
-                whole, going = whole.put(running, follower), since < self.patience
-                running, best, since = running[going], best[going], since[going]
-                scene, follower = Scene(*(part[going] for part in scene)), follower.take(going)
-                if not len(running):
-                    break
-        return whole.put(running, follower)
+        follower = self.begin(images)
+        for _ in tqdm(range(self.iterations), "MASK", unit="step", disable=not self.verbose):
+            follower, _losses = self.descend(scene, follower)
+        return follower
 
     def begin(self, images: Tensor) -> Follower:
         """Return the state of a solution that has not begun."""
@@ -267,9 +182,9 @@ class MASK(Interpreter):
         top, left = self._offset(step)
         height, width = (side - self.jitter for side in scene.images.shape[-2:])
         crop = (..., slice(top, top + height), slice(left, left + width))
-        share = _enlarge(kept, height, width).to(scene.images.dtype)  # autocast makes it shorter
+        share = F.interpolate(kept, (height, width), mode="bilinear").to(scene.images.dtype)
         seen = torch.lerp(scene.deleted[crop], scene.images[crop], share)
-        confidence = probability(self.logits(seen, scene.target), scene.target)
+        confidence = probability(self.logits(seen), scene.target)
         return confidence + self._penalty(kept)
 
     def descend(
@@ -303,29 +218,3 @@ class MASK(Interpreter):
         """Return total variation and L1 norm of what is deleted, weighted, ``(B,)``."""
         rough = sum(kept.diff(dim=dim).abs().pow(self.beta).sum(dim=(1, 2, 3)) for dim in (2, 3))
         return self.tv * rough + self.sparsity * (1 - kept).abs().sum(dim=(1, 2, 3))
-
-
-def _expect_follower(follower: object, batch: int) -> None:
-    if not isinstance(follower, Follower):
-        raise TypeError(f"expected follower to be a Follower, got {type(follower).__name__}")
-    if len(follower.kept) != batch:
-        raise ValueError(f"expected a follower of {batch} images, got {len(follower.kept)}")
-
-
-def _enlarge(masks: Tensor, height: int, width: int) -> Tensor:
-    """Upsample masks bilinearly: as two matrix products, three times as fast as an interpolation.
-
-    It runs twice in each of MASK's steps, on small networks a noticeable part of them.
-    """
-    down = _bilinear(masks.shape[2], height, masks.dtype, masks.device)
-    across = _bilinear(masks.shape[3], width, masks.dtype, masks.device)
-    return down @ masks @ across.T
-
-
-@lru_cache(maxsize=16)
-def _bilinear(short: int, long: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix ``(long, short)`` of bilinear interpolation along one axis."""
-    plain = torch.autocast(device.type, enabled=False)
-    with torch.inference_mode(False), torch.no_grad(), plain:  # it is kept for other callers
-        unit = torch.eye(short, dtype=dtype, device=device)[None]
-        return F.interpolate(unit, long, mode="linear", align_corners=False)[0].T

@@ -13,7 +13,7 @@ to 0 at z = 0; what the attack uses is :math:`h'(z) = \tau / (z^2 + \tau)^{3/2} 
 
 `smooth_relu` is a context in which every ReLU of the running thread has a derivative of your
 choice: ``nn.ReLU``, in-place ones, functional ``relu``, ``ReLU6``, ``hardtanh`` and ``clamp``.
-Nothing of the model is touched. The official code builds a second copy of the network instead.
+The model is not changed. The official code builds a second copy of the network instead.
 Smooth activations (GELU, SiLU, softplus) need nothing; ``Hardswish`` keeps its own derivative.
 """
 
@@ -27,10 +27,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_adv2.checks import expect_floats, expect_function, expect_number
-
-__all__ = ["Derivative", "as_derivative", "h", "sigma", "smooth_relu", "step"]
-
 Derivative: TypeAlias = Callable[[Tensor], Tensor]
 """Pre-activation z to the derivative of ReLU there, elementwise."""
 
@@ -41,7 +37,7 @@ def step(z: Tensor) -> Tensor:
     >>> step(torch.tensor([-1.0, 0.0, 2.0])).tolist()
     [0.0, 0.0, 1.0]
     """
-    return (expect_floats(z, "z") > 0).to(z.dtype)
+    return (z > 0).to(z.dtype)
 
 
 def h(z: Tensor, tau: float = 1e-4) -> Tensor:
@@ -51,8 +47,6 @@ def h(z: Tensor, tau: float = 1e-4) -> Tensor:
     >>> h(z, tau=16.0).round(decimals=6).tolist()
     [0.4, 0.0, 0.6]
     """
-    expect_floats(z, "z")
-    expect_number(tau, "tau", low=0.0)
     return z * (z * z + tau).rsqrt() + (z < 0).to(z.dtype)
 
 
@@ -62,7 +56,7 @@ def sigma(z: Tensor) -> Tensor:
     >>> sigma(torch.tensor([0.0])).item()
     0.5
     """
-    return expect_floats(z, "z").sigmoid()
+    return z.sigmoid()
 
 
 class _H:
@@ -83,16 +77,12 @@ def as_derivative(smoothing: float | Derivative | None) -> Derivative:
 
     Args:
         smoothing: A number is the tau of h(z); ``None`` is plain ReLU, r(z); a callable is itself.
-
-    Raises:
-        TypeError: None of these.
-        ValueError: A tau that is not positive.
     """
     if smoothing is None:
         return step
     if callable(smoothing):
-        return expect_function(smoothing, "smoothing")
-    return _H(expect_number(smoothing, "smoothing", low=0.0, above=True))
+        return smoothing
+    return _H(smoothing)
 
 
 class _Clamp(torch.autograd.Function):
@@ -113,11 +103,11 @@ class _Clamp(torch.autograd.Function):
         return grads[0] * slope, None, None, None
 
 
-def _unit(kwargs: dict[str, Any], *_: Any) -> tuple[Any, Any]:
+def _relu(kwargs: dict[str, Any], *_: Any) -> tuple[Any, Any]:
     return 0.0, math.inf
 
 
-def _six(kwargs: dict[str, Any], *_: Any) -> tuple[Any, Any]:
+def _relu6(kwargs: dict[str, Any], *_: Any) -> tuple[Any, Any]:
     return 0.0, 6.0
 
 
@@ -132,10 +122,10 @@ def _clamp(kwargs: dict[str, Any], low: Any = None, high: Any = None) -> tuple[A
     return kwargs.get("min", low), math.inf if high is None else high
 
 
-# Functions that are a ReLU, by name, each with how to read the bounds it clamps to.
+# Functions that are a ReLU, by name, and how to read the bounds that each clamps to.
 _BOUNDS: dict[str, Callable[..., tuple[Any, Any]]] = {
-    "relu": _unit,
-    "relu6": _six,
+    "relu": _relu,
+    "relu6": _relu6,
     "hardtanh": _hardtanh,
     "clamp": _clamp,
     "clip": _clamp,
@@ -151,9 +141,6 @@ class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named l
     Args:
         derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z.
 
-    Raises:
-        TypeError: No function.
-
     >>> z = torch.tensor([-3.0, 3.0], requires_grad=True)
     >>> with smooth_relu(sigma):
     ...     y = torch.relu(z)
@@ -163,7 +150,7 @@ class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named l
 
     def __init__(self, derivative: Derivative = h) -> None:
         super().__init__()
-        self.derivative: Derivative = expect_function(derivative, "derivative")
+        self.derivative = derivative
 
     def __torch_function__(
         self,

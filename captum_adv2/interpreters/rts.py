@@ -32,21 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_adv2 import storage
-from captum_adv2.checks import (
-    expect_floats,
-    expect_integer,
-    expect_labels,
-    expect_logits,
-    expect_model,
-    expect_number,
-    expect_pair,
-    find_module,
-)
-from captum_adv2.interpreters.base import Direct, Interpreter, Surrogate, eval_mode
-from captum_adv2.interpreters.tap import own_hook, tapped
-from captum_adv2.types import Explanation
-
-__all__ = ["RTS", "Encoded", "EncoderGuided", "MaskingModel"]
+from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate, eval_mode
+from captum_adv2.interpreters.tap import find_module, tapped
+from captum_adv2.spec import Count, NonNegative, Real, checked, expect_logits
 
 _SCALES = 4
 _GUARD = 1e-6  # far below any output of the decoder: a map of 1 becomes 1 - 1e-6 at the least
@@ -119,10 +107,6 @@ class MaskingModel(nn.Module):
     Attributes:
         stride: Least height and width of images.
 
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: A number out of range, no such layer, or fewer than two scales.
-
     Shape:
         - images: ``(B, C, H, W)`` in [0, 1]; target: ``(B,)``.
         - output: ``(B, 1, h, w)`` in [0, 1], at the finest of the scales.
@@ -136,34 +120,35 @@ class MaskingModel(nn.Module):
     Reference: Dabkowski & Gal, Real Time Image Saliency for Black Box Classifiers, NeurIPS 2017.
     """
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,
-        classes: int | None = None,
+        classes: Count | None = None,
         *,
         layers: Sequence[nn.Module | str] | None = None,
-        width: int | None = None,
-        confidence: float = 0.0,
-        image_shape: Sequence[int] = (3, 224, 224),
+        width: Count | None = None,
+        confidence: Real = 0.0,
+        image_shape: Sequence[Count] = (3, 224, 224),
     ) -> None:
         super().__init__()
-        self.encoder = expect_model(encoder)
-        if classes is not None:
-            expect_integer(classes, "classes", low=2)
-        if width is not None:
-            expect_integer(width, "width", low=1)
-        self.image_shape = tuple(expect_integer(n, "image_shape", low=1) for n in image_shape)
+        self.encoder = encoder
+        self.image_shape = tuple(image_shape)
         if len(self.image_shape) != 3:
             raise ValueError(f"expected image_shape (C, H, W), got {self.image_shape}")
-        self.confidence = expect_number(confidence, "confidence", low=-torch.finfo().max)
+        self.confidence = confidence
         found, outputs = _survey(encoder, self.image_shape, layers)
         self.layers = tuple(found)
         channels = [shape[1] for shape in found.values()]
         coarsest, *_, finest = found.values()
         self.stride = -(-self.image_shape[1] // coarsest[2])
-        self.classes = expect_integer(outputs if classes is None else classes, "classes", low=2)
-        width = max(16, finest[1] // 4) if width is None else width
-        self.width = int(width)
+        self.classes = outputs if classes is None else classes
+        if self.classes < 2:
+            raise ValueError(
+                f"expected classes at least 2, got {self.classes}; pass classes= where the encoder "
+                "returns something else than logits"
+            )
+        self.width = max(16, finest[1] // 4) if width is None else width
         self.selector = nn.Embedding(self.classes, channels[0])
         nn.init.normal_(self.selector.weight, std=channels[0] ** -0.5)
         self.decoder = _Decoder(channels, self.width)
@@ -177,7 +162,6 @@ class MaskingModel(nn.Module):
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """Return maps ``(B, 1, h, w)`` in [0, 1]."""
-        target = expect_labels(target, len(images), self.classes, "target")
         return self.decode(self.encode(images), target)
 
     def train(self, mode: bool = True) -> Self:
@@ -188,13 +172,7 @@ class MaskingModel(nn.Module):
         return self
 
     def encode(self, images: Tensor) -> Encoded:
-        """Run the encoder, in eval mode whatever its own, on images ``(B, C, H, W)``.
-
-        Raises:
-            TypeError: Images that are not a floating tensor.
-            ValueError: Images of other dimensions, or smaller than the stride.
-        """
-        expect_floats(images, "images", 4)
+        """Run the encoder, in eval mode whatever its own, on images ``(B, C, H, W)``."""
         if min(images.shape[-2:]) < self.stride:
             raise ValueError(
                 f"expected images of at least {self.stride} x {self.stride} pixels, the encoder's "
@@ -235,16 +213,7 @@ class MaskingModel(nn.Module):
         return {name: value for name, value in state.items() if not name.startswith("encoder.")}
 
     def restore(self, trained: dict[str, Tensor]) -> None:
-        """Put back what `trained` gave; all of it or nothing.
-
-        Raises:
-            TypeError: Not a dictionary of tensors.
-            ValueError: It is of another architecture.
-        """
-        if not isinstance(trained, dict) or not all(map(torch.is_tensor, trained.values())):
-            raise TypeError(
-                f"expected trained to be a dictionary of tensors, got {type(trained).__name__}"
-            )
+        """Put back what `trained` gave; all of it or nothing."""
         expected = {name: tuple(value.shape) for name, value in self.trained().items()}
         found = {name: tuple(value.shape) for name, value in trained.items()}
         for name in sorted(expected.keys() | found.keys()):
@@ -270,12 +239,7 @@ class MaskingModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, encoder: nn.Module) -> Self:
-        """Read a masking model that `save` wrote, on an encoder such as it was trained with.
-
-        Raises:
-            FileNotFoundError: No such file.
-            ValueError: Not the file of a masking model, or one for another encoder.
-        """
+        """Read a masking model that `save` wrote, on an encoder such as it was trained with."""
         record = storage.load(path, "masking model")
         with torch.random.fork_rng(devices=[]):  # weights are drawn, and not kept
             masking_model = cls(encoder, **record["settings"])
@@ -288,16 +252,6 @@ class MaskingModel(nn.Module):
         return (encoded.features[0] * wanted).sum(dim=1, keepdim=True)
 
 
-def expect_masking_model(value: object) -> MaskingModel:
-    """Return ``value`` if it is a masking model; raise ``TypeError`` otherwise."""
-    if not isinstance(value, MaskingModel):
-        raise TypeError(
-            f"expected masking_model to be a MaskingModel, got {type(value).__name__}; "
-            "train_masking_model(model, loader) makes one"
-        )
-    return value
-
-
 def _like(encoder: nn.Module) -> Tensor:
     """Return a tensor of the encoder's dtype and device."""
     return next(encoder.parameters(), torch.zeros(()))
@@ -305,7 +259,7 @@ def _like(encoder: nn.Module) -> Tensor:
 
 def _survey(
     encoder: nn.Module, image_shape: Sequence[int], layers: Sequence[nn.Module | str] | None
-) -> tuple[dict[str, torch.Size], int | None]:
+) -> tuple[dict[str, torch.Size], int]:
     """Run the encoder once; return shapes by name of layer, coarse to fine, and its outputs."""
     seen: dict[str, torch.Size] = {}
 
@@ -323,7 +277,7 @@ def _survey(
     wanted = None if layers is None else [names[find_module(encoder, each)] for each in layers]
     with ExitStack() as stack, eval_mode(encoder), torch.no_grad():
         for module, name in names.items():
-            stack.callback(own_hook(module, "output", note(name)).remove)
+            stack.enter_context(module.register_forward_hook(note(name)))
         try:
             output = encoder(image)
         except RuntimeError as error:
@@ -344,8 +298,33 @@ def _survey(
             f"{tuple(image_shape)}, got {[name for name in wanted if name in seen]}; pass layers=, "
             "coarse to fine, or image_shape="
         )
-    outputs = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
+    outputs = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 0
     return {name: seen[name] for name in wanted}, outputs
+
+
+@final
+@checked
+@dataclass(frozen=True)
+class EncoderGuided(Surrogate):
+    """The attack's view of RTS: its map, and the encoder's own loss (§3.4).
+
+    A penalty keeps the encoder, too, at the attacker's class: the cross entropy of its output,
+    as in the official code. An encoder whose outputs are not the classes has none.
+
+    Args:
+        weight: Weight of that loss (lambda_2 of Table 11, 12); 0 leaves it out.
+    """
+
+    weight: NonNegative = 0.1
+
+    def __call__(self, rts: Any, images: Tensor, state: Tensor, progress: float) -> Explanation:
+        """Return the map, and the encoder's loss as its penalty."""
+        explanation, output = rts.look(images, state)
+        wanted = (len(images), rts.masking_model.classes)
+        if not self.weight or getattr(output, "shape", None) != wanted:
+            return explanation
+        penalty = self.weight * F.cross_entropy(output, state, reduction="none")
+        return explanation._replace(penalty=penalty)
 
 
 @final
@@ -361,11 +340,6 @@ class RTS(Interpreter):
         model: Classifier returning logits.
         masking_model: What gives the maps; trained by `train_masking_model`.
 
-    Raises:
-        TypeError: ``model`` is not a module, or ``masking_model`` not a `MaskingModel`.
-        ValueError: At a call: another number of classes than the classifier has, or images smaller
-            than the encoder's stride.
-
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1),
     ...                       nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     >>> rts = RTS(model, MaskingModel(model, image_shape=(1, 16, 16)))
@@ -376,25 +350,22 @@ class RTS(Interpreter):
     """
 
     scaled = False
+    surrogate = EncoderGuided()
 
+    @checked
     def __init__(self, model: nn.Module, masking_model: MaskingModel) -> None:
-        super().__init__(expect_model(model))
-        self.masking_model = expect_masking_model(masking_model)
+        super().__init__(model)
+        self.masking_model = masking_model
         self._shared = masking_model.encoder is model
-        self._verified = False
+        self._verified = False  # whether classifier and masking model have as many classes
 
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
         """See `Interpreter.explain`."""
         return self.look(images, target)[0]
 
-    def surrogate(self, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the map, and beside it the encoder's loss: `EncoderGuided`."""
-        return EncoderGuided()(self, images, target)
-
     def look(self, images: Tensor, target: Tensor) -> tuple[Explanation, Tensor]:
         """Return the explanation, and what the encoder itself puts out, ``(B, classes)``."""
         masking_model = self.masking_model
-        target = expect_labels(target, len(images), masking_model.classes, "target")
         if not (self._shared or self._verified):
             with eval_mode(self.model), torch.no_grad():
                 masking_model.expect_own(self.logits(images[:1].detach()))
@@ -406,41 +377,7 @@ class RTS(Interpreter):
         return Explanation(masking_model.decode(encoded, target), logits), encoded.output
 
 
-@dataclass(frozen=True)
-class EncoderGuided:
-    """The attack's view of RTS: its map, and the encoder's own loss (§3.4).
-
-    A penalty keeps the encoder, too, at the attacker's class: the cross entropy of its output,
-    as in the official code. An encoder whose outputs are not the classes has none.
-
-    Args:
-        weight: Weight of that loss (lambda_2 of Table 11, 12); 0 leaves it out.
-
-    Raises:
-        TypeError: A weight that is no number; at a call: an interpreter that is no `RTS`.
-        ValueError: A negative weight.
-    """
-
-    weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        expect_number(self.weight, "weight", low=0.0)
-
-    def __call__(self, interpreter: RTS, images: Tensor, target: Tensor) -> Surrogate:
-        """Return the surrogate of a batch."""
-        if not isinstance(interpreter, RTS):
-            raise TypeError(
-                f"expected interpreter to be an RTS, got {type(interpreter).__name__}; others "
-                "have surrogates of their own"
-            )
-
-        def explain(images: Tensor, target: Tensor) -> Explanation:
-            explanation, output = interpreter.look(images, target)
-            wanted = (len(images), interpreter.masking_model.classes)
-            if not self.weight or getattr(output, "shape", None) != wanted:
-                return explanation
-            penalty = self.weight * F.cross_entropy(output, target, reduction="none")
-            return explanation._replace(penalty=penalty)
-
-        return Direct(explain, expect_pair(images, target))
+def expect_masking_model(value):  # temporary
+    if not isinstance(value, MaskingModel):
+        raise TypeError(f"expected a MaskingModel, got {type(value).__name__}")
+    return value

@@ -3,36 +3,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, TypeAlias
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-
-__all__ = ["Side", "Tap", "own_hook", "tapped"]
-
-Side: TypeAlias = Literal["input", "output"]
-
-
-def own_hook(module: nn.Module, side: Side, function: Callable[..., Any]) -> RemovableHandle:
-    """Hook a module's forward pass for the running thread alone: others may use the model too.
-
-    Args:
-        module: Where.
-        side: Before the module runs, or after it.
-        function: What PyTorch calls, as ``register_forward_pre_hook`` or ``register_forward_hook``
-            would have it.
-    """
-    thread = threading.get_ident()
-
-    def own(*args: Any) -> Any:
-        return function(*args) if threading.get_ident() == thread else None
-
-    if side == "input":
-        return module.register_forward_pre_hook(own)
-    return module.register_forward_hook(own)
 
 
 class Tap:
@@ -42,7 +18,7 @@ class Tap:
 
 
 @contextmanager
-def tapped(module: nn.Module, side: Side) -> Iterator[Tap]:
+def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]:
     """Keep what goes into or comes out of a module, by a hook gone when the context is left."""
     tap = Tap()
 
@@ -50,14 +26,25 @@ def tapped(module: nn.Module, side: Side) -> Iterator[Tap]:
         tap.features = inputs[0]
 
     def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor):
-            return None
-        tap.features = output
+        tap.features = output if isinstance(output, Tensor) else None
         # What follows may work in place (DenseNet's last ReLU does): it gets a copy.
-        return output.clone()
+        return output.clone() if isinstance(output, Tensor) else None
 
-    keep = keep_input if side == "input" else keep_output
-    # One line: an interrupt finds no hook, or one that is removed.
-    with ExitStack() as stack:
-        stack.callback(own_hook(module, side, keep).remove)
+    if side == "input":
+        handle = module.register_forward_pre_hook(keep_input)
+    else:
+        handle = module.register_forward_hook(keep_output)
+    with handle:
         yield tap
+
+
+def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
+    """Return the module of ``model`` that ``layer`` is, or names (a dotted name)."""
+    modules = dict(model.named_modules())
+    if isinstance(layer, str) and layer not in modules:
+        near = ", ".join(difflib.get_close_matches(layer, modules, n=4, cutoff=0.4))
+        raise ValueError(f"expected layer to name a module, got {layer!r}; near names: {near}")
+    found = modules[layer] if isinstance(layer, str) else layer
+    if found not in modules.values():
+        raise ValueError("expected layer to be a module of the model; pass its dotted name")
+    return found

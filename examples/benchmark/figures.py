@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from captum_adv2.attacks.objectives import at
 from real import Case, load_case, parse
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +30,6 @@ from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.attacks import MapDistance, presets
-from captum_adv2.attacks.objectives import at
 from captum_adv2.evaluation.metrics import interval
 from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
 from captum_adv2.types import Schedule

@@ -32,8 +32,8 @@ from captum_adv2.interpreters import MASK, Blur, FiniteDifference, Noise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from embedded.models import load_resnet
-from embedded.shapes import CLASSES, make_shapes
+from captum_adv2.study.embedded.models import load_resnet
+from captum_adv2.study.embedded.shapes import CLASSES, make_shapes
 
 
 class Options(NamedTuple):

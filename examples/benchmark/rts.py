@@ -28,8 +28,8 @@ from captum_adv2.interpreters import RTS, EncoderGuided, MaskingModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from embedded.models import load_densenet, load_resnet, load_rts
-from embedded.shapes import Shapes, make_shapes
+from captum_adv2.study.embedded.models import load_densenet, load_resnet, load_rts
+from captum_adv2.study.embedded.shapes import Shapes, make_shapes
 
 
 class Options(NamedTuple):

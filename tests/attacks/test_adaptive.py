@@ -6,6 +6,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from captum_adv2.attacks.run import Dual
 from conftest import TinyNet
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,6 @@ from torch import nn
 
 from captum_adv2 import ADV2, BitDepthADV2, SoundnessWarning
 from captum_adv2.attacks import CrossEntropy, MapDistance, Matching, Squeezing
-from captum_adv2.attacks.run import Dual
 from captum_adv2.defenses import BitDepth, MedianSmoothing, NonLocalMeans
 from captum_adv2.interpreters import CAM, GradCAM, Gradient
 from captum_adv2.interpreters.base import Direct

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from captum_adv2.attacks.objectives import at
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captum_adv2 import SoundnessWarning
 from captum_adv2.attacks import CrossEntropy, Linear, MapDistance, Margin, Stages
-from captum_adv2.attacks.objectives import at
 from captum_adv2.types import Candidate
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from captum_adv2.attacks.objectives import at
 from conftest import untrained
 from torch import nn
 
@@ -19,7 +20,6 @@ from captum_adv2.attacks import (
     TwoPhase,
     presets,
 )
-from captum_adv2.attacks.objectives import at
 from captum_adv2.interpreters import CAM, MASK, RTS, EncoderGuided, Gradient
 from captum_adv2.interpreters.bilevel import Unrolled
 from captum_adv2.types import Candidate

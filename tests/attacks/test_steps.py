@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from captum_adv2.attacks.run import Batch, Dual, Regular
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from captum_adv2.attacks import (
     SignDescent,
     TwoPhase,
 )
-from captum_adv2.attacks.run import Batch, Dual, Regular
 from captum_adv2.interpreters import CAM
 
 ALPHA = 0.01

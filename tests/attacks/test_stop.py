@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from captum_adv2.attacks.run import Dual
 from conftest import INTERPRETERS
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from captum_adv2.attacks import (
     Squeezing,
     TwoPhase,
 )
-from captum_adv2.attacks.run import Dual
 from captum_adv2.evaluation import visualize
 from captum_adv2.interpreters import CAM, MASK, Ensemble, Interpreter, Surrogate, Unrolled
 from captum_adv2.types import Candidate, Explanation

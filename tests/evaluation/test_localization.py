@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from embedded.shapes import make_shapes
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_adv2.evaluation.localization import boxes, wrong
+from captum_adv2.study.embedded.shapes import make_shapes
 
 Box = tuple[int, int, int, int]
 

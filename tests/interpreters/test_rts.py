@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 import torchvision
+from captum_adv2.attacks.run import Dual
 from conftest import TinyNet, blobs, untrained
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from test_conformance import Shifted, TwoOutputs, mixed, nothing_left_behind
 from torch import nn
 
 from captum_adv2 import ADV2, storage
-from captum_adv2.attacks.run import Dual
 from captum_adv2.interpreters import (
     RTS,
     EncoderGuided,

@@ -12,10 +12,10 @@ import pytest
 from synthetic import COUNT, NAMES, SETTINGS, SQUEEZERS, setting, study, without
 
 from captum_adv2.evaluation.metrics import interval
-from captum_adv2.evaluation.study import tables
-from captum_adv2.evaluation.study.estimates import Estimate, Results, difference, estimate
-from captum_adv2.evaluation.study.records import MAP, SCORE, Frame
-from captum_adv2.evaluation.study.tables import Table, build, left_out
+from captum_adv2.study import tables
+from captum_adv2.study.estimates import Estimate, Results, difference, estimate
+from captum_adv2.study.records import MAP, SCORE, Frame
+from captum_adv2.study.tables import Table, build, left_out
 
 EMPTY = Frame.of([], MAP), Frame.of([], SCORE)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Train the two embedded networks and write their checkpoints.
 
-    python examples/embedded/train.py                  # both, about 20 minutes
-    python examples/embedded/train.py --model resnet --epochs 5 --out /tmp/models
-    python examples/embedded/train.py --smoke          # a few seconds, into a temporary folder
+    python captum_adv2/study/embedded/train.py                  # both, about 20 minutes
+    python captum_adv2/study/embedded/train.py --model resnet --epochs 5 --out /tmp/models
+    python captum_adv2/study/embedded/train.py --smoke          # a few seconds, into a temporary folder
 
 The accuracy printed at the end is that of the checkpoint on disk, on pictures from another seed.
 """
@@ -24,8 +24,8 @@ from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from embedded.models import small_densenet, small_resnet
-from embedded.shapes import Shapes, make_shapes
+from captum_adv2.study.embedded.models import small_densenet, small_resnet
+from captum_adv2.study.embedded.shapes import Shapes, make_shapes
 
 _FOLDER = Path(__file__).resolve().parent
 _BUILDERS: dict[str, Callable[[], nn.Sequential]] = {

@@ -14,16 +14,16 @@ import isic
 import numpy as np
 import pytest
 import torch
-from embedded.models import load_resnet
-from embedded.shapes import CLASSES, make_shapes
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from captum_adv2.evaluation.study import sources
-from captum_adv2.evaluation.study.sources import (
+from captum_adv2.study import sources
+from captum_adv2.study.embedded.models import load_resnet
+from captum_adv2.study.embedded.shapes import CLASSES, make_shapes
+from captum_adv2.study.sources import (
     ISIC2018,
     CorruptImage,
     Embedded,

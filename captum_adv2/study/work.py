@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_adv2 import storage
-from captum_adv2.evaluation.study.cases import NOISE, SQUEEZERS, Case, Chunk, Plan, measure, scores
-from captum_adv2.evaluation.study.records import MAP, SCORE, Frame, Pictures
-from captum_adv2.evaluation.study.selection import Selection, read, select
-from captum_adv2.evaluation.study.settings import Settings
-from captum_adv2.evaluation.study.sources import Source, open_source
-from captum_adv2.evaluation.study.subjects import Subject, label, subject
-from captum_adv2.evaluation.study.world import World
+from captum_adv2.study.cases import NOISE, SQUEEZERS, Case, Chunk, Plan, measure, scores
+from captum_adv2.study.records import MAP, SCORE, Frame, Pictures
+from captum_adv2.study.selection import Selection, read, select
+from captum_adv2.study.settings import Settings
+from captum_adv2.study.sources import Source, open_source
+from captum_adv2.study.subjects import Subject, label, subject
+from captum_adv2.study.world import World
 
 __all__ = ["Found", "work"]
 

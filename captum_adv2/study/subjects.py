@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from captum_adv2.checks import expect_logits, expect_model
-from captum_adv2.evaluation.study.settings import Settings
-from captum_adv2.evaluation.study.sources import CorruptImage, Source, embedded
 from captum_adv2.interpreters import (
     CAM,
     MASK,
@@ -27,6 +25,8 @@ from captum_adv2.interpreters import (
     MaskingModel,
     SmoothGrad,
 )
+from captum_adv2.study.settings import Settings
+from captum_adv2.study.sources import CorruptImage, Source, embedded
 
 __all__ = ["INTERPRETERS", "Subject", "label", "load_model", "subject"]
 

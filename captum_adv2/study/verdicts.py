@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from captum_adv2.evaluation.study.estimates import (
+from captum_adv2.study.estimates import (
     DISTILLED,
     FALSE_POSITIVES,
     JOINT,
@@ -26,8 +26,8 @@ from captum_adv2.evaluation.study.estimates import (
     estimate,
     percentage,
 )
-from captum_adv2.evaluation.study.records import Frame
-from captum_adv2.evaluation.study.settings import Settings
+from captum_adv2.study.records import Frame
+from captum_adv2.study.settings import Settings
 
 __all__ = ["RULES", "Check", "Rule", "Verdict", "judge"]
 

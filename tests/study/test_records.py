@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_adv2.evaluation.study import Frame
-from captum_adv2.evaluation.study.run import _write
+from captum_adv2.study import Frame
+from captum_adv2.study.run import _write
 
 NAMES = ("attack", "image", "l1")
 rows = st.lists(

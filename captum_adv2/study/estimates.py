@@ -18,7 +18,7 @@ import torch
 
 from captum_adv2.defenses.detection import threshold_at
 from captum_adv2.evaluation.metrics import interval
-from captum_adv2.evaluation.study.records import MAP, Frame
+from captum_adv2.study.records import MAP, Frame
 
 __all__ = [
     "DISTILLED",

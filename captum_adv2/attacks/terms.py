@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-r"""The attacker's loss, per image: prediction and interpretation (Eq. 3), and extra terms.
+r"""The terms of the attacker's loss (Eq. 3), per image, and their schedules.
 
 .. math:: \ell_{adv}(x) = \ell_{prd}(f(x), c_t) + \lambda \, \ell_{int}(g(x; f), m_t)
 
@@ -9,92 +9,83 @@ so that attacking a batch equals attacking its images one by one.
 
 from __future__ import annotations
 
-import math
 import random
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.checks import SoundnessWarning, expect_integer, expect_number
-from captum_adv2.types import Candidate, Schedule
+from captum_adv2.spec import Index, NonNegative, Real, SoundnessWarning, Unit, checked
 
-__all__ = ["CrossEntropy", "Linear", "MapDistance", "Margin", "Stages", "at"]
+Schedule: TypeAlias = Callable[[float], float]
+"""Progress of the attack in [0, 1] to a value."""
 
 
-def at(value: float | Schedule, progress: float) -> float:
-    """Return a number, or a schedule's value at ``progress`` in [0, 1].
+class Candidate(NamedTuple):
+    """One iterate of an attack, as every term sees it.
 
-    >>> at(3.0, 0.5), at(Linear(0.0, 1.0), 0.5)
-    (3.0, 0.5)
+    Attributes:
+        images: The iterate ``(B, C, H, W)``.
+        logits: The model's output on it ``(B, classes)``.
+        maps: The surrogate's maps ``(B, J, h, w)``: one channel for each step it looks ahead.
+        target: Class the attacker wants ``(B,)``.
+        target_maps: Maps the attacker wants ``(B, 1, h, w)``.
+        progress: Share of the attack that is done, in [0, 1].
+        rows: Which images of the attacked batch these are ``(B,)``; ``None``: all of them.
     """
-    return value(progress) if callable(value) else value
+
+    images: Tensor
+    logits: Tensor
+    maps: Tensor
+    target: Tensor
+    target_maps: Tensor
+    progress: float
+    rows: Tensor | None = None
 
 
+class Term(Protocol):
+    """A summand of the attacker's loss, per image."""
+
+    def __call__(self, candidate: Candidate, /) -> Tensor:
+        """Return the loss ``(B,)`` of a candidate."""
+
+
+@checked
 @dataclass(frozen=True)
 class Linear:
     """A schedule that goes straight from ``first`` to ``last``.
-
-    Raises:
-        TypeError: A number of a wrong type.
-        ValueError: A number that is not finite.
 
     >>> Linear(5.0, 10.0)(0.5)
     7.5
     """
 
-    first: float
-    last: float
-
-    def __post_init__(self) -> None:
-        """Check the ends."""
-        for name in ("first", "last"):
-            expect_number(getattr(self, name), name, low=-math.inf)
+    first: Real
+    last: Real
 
     def __call__(self, progress: float) -> float:
         """Return the value at ``progress`` in [0, 1]."""
         return self.first + (self.last - self.first) * progress
 
 
+@checked
 @dataclass(frozen=True)
 class Stages:
-    """A schedule that holds each value for its share of the attack.
-
-    Args:
-        values: The values, in order.
-        lengths: How long each is held, in any unit.
-
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: A number out of range, or not a length for each value.
+    """A schedule that holds each value for its share of the attack; ``lengths`` in any unit.
 
     >>> [Stages((1.0, 2.0), (300, 100))(progress) for progress in (0.0, 0.7, 0.8)]
     [1.0, 1.0, 2.0]
     """
 
-    values: tuple[float, ...]
-    lengths: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        """Check values and lengths."""
-        for name, low in (("values", -math.inf), ("lengths", 0.0)):
-            given = getattr(self, name)
-            if not isinstance(given, tuple | list):
-                raise TypeError(f"expected {name} to be a tuple, got {type(given).__name__}")
-            for number in given:
-                expect_number(number, name, low=low, above=True)
-        if len(self.values) != len(self.lengths) or not self.values:
-            raise ValueError(
-                f"expected a length for each value, at least one, got {len(self.lengths)} for "
-                f"{len(self.values)}"
-            )
+    values: tuple[Real, ...]
+    lengths: tuple[NonNegative, ...]
 
     def __call__(self, progress: float) -> float:
         """Return the value at ``progress`` in [0, 1]."""
-        end, total = 0, sum(self.lengths)
+        end, total = 0.0, sum(self.lengths)
         for value, length in zip(self.values, self.lengths, strict=True):
             end += length
             if progress < end / total:
@@ -102,6 +93,12 @@ class Stages:
         return self.values[-1]
 
 
+def at(value: float | Schedule, progress: float) -> float:
+    """Return a number, or a schedule's value at ``progress``."""
+    return value(progress) if callable(value) else value
+
+
+@checked
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross entropy to the target class with label smoothing (§3.6): the prediction loss.
@@ -111,23 +108,12 @@ class CrossEntropy:
     shared by the batch. ``rho = 0`` is plain cross entropy.
 
     Args:
-        rho: Amount of smoothing in [0, 1], or its schedule.
+        rho: Amount of smoothing, or its schedule.
         seed: Draw uniformly, from this seed and the progress of the attack.
-
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: ``rho`` outside [0, 1].
     """
 
-    rho: float | Schedule = Linear(0.05, 0.01)
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the range of rho at both ends of the attack."""
-        for progress in (0.0, 1.0):
-            expect_number(at(self.rho, progress), "rho", low=0.0, high=1.0)
-        if self.seed is not None:
-            expect_integer(self.seed, "seed", low=0)
+    rho: Unit | Schedule = Linear(0.05, 0.01)
+    seed: Index | None = None
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
@@ -143,16 +129,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class Margin:
-    """The largest other logit less the target's: negative once the class is reached.
-
-    >>> logits = torch.tensor([[1.0, 4.0, 2.0]])
-    >>> maps = torch.zeros(1, 1, 1, 1)
-    >>> target = torch.tensor([1])
-    >>> Margin()(Candidate(maps, logits, maps, target, maps, 0.0)).tolist()
-    [-2.0]
-
-    Reference: Carlini & Wagner, Towards Evaluating the Robustness of Neural Networks, S&P 2017.
-    """
+    """The largest other logit less the target's (Carlini & Wagner, S&P 2017)."""
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
@@ -166,6 +143,7 @@ def _uniform(seed: int, progress: float) -> float:
     return random.Random(f"{seed}:{progress}").random()
 
 
+@checked
 @dataclass(frozen=True)
 class MapDistance:
     """Distance of the attribution map to the target map: the interpretation loss.
@@ -178,30 +156,17 @@ class MapDistance:
         reduction: ``"mean"`` over the map's pixels, so that one weight suits every resolution, or
             ``"sum"``, as Eq. 3 has it.
         l1: Weight of the L1 distance, relative to the squared L2 distance; 0 is Eq. 3.
-        shape: Share, in [0, 1], of the distance that is measured after the best affine function of
-            the map. Scaling a map to [0, 1] hangs it on two pixels; this looks past them. 0 is
-            Eq. 3.
+        shape: Share of the distance that is measured after the best affine function of the map.
+            Scaling a map to [0, 1] hangs it on two pixels; this looks past them. 0 is Eq. 3.
         map_size: Height and width of the maps that the weight was chosen for; an attack on maps of
             another size begins with a `SoundnessWarning`.
-
-    Raises:
-        ValueError: A negative weight or an unknown reduction.
     """
 
-    weight: float | Schedule = 150.0
+    weight: NonNegative | Schedule = 150.0
     reduction: Literal["mean", "sum"] = "mean"
-    l1: float = 0.1
-    shape: float = 0.5
+    l1: NonNegative = 0.1
+    shape: Unit = 0.5
     map_size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the weights, at both ends of the attack, and the reduction."""
-        expect_number(self.l1, "l1", low=0.0)
-        expect_number(self.shape, "shape", low=0.0, high=1.0)
-        for progress in (0.0, 1.0):
-            expect_number(at(self.weight, progress), "weight", low=0.0)
-        if self.reduction not in ("mean", "sum"):
-            raise ValueError(f"expected reduction 'mean' or 'sum', got {self.reduction!r}")
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``, summed over the look-ahead steps where there are several."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from captum_adv2.evaluation.study import Settings
-from captum_adv2.evaluation.study.sources import CorruptImage, Embedded, Sample, Source
-from captum_adv2.evaluation.study.subjects import INTERPRETERS, load_model, subject
 from captum_adv2.interpreters import CAM, MASK, RTS, Interpreter
+from captum_adv2.study import Settings
+from captum_adv2.study.sources import CorruptImage, Embedded, Sample, Source
+from captum_adv2.study.subjects import INTERPRETERS, load_model, subject
 
 NAME = "shufflenet_v2_x0_5"  # the lightest of torchvision's
 SETTINGS = Settings(models=("embedded:resnet",), interpreters=("CAM",), adaptive=())

@@ -12,11 +12,11 @@ from typing import Any
 
 from captum_adv2 import storage
 from captum_adv2.checks import expect_flag
-from captum_adv2.evaluation.study import figures, page, tables, verdicts
-from captum_adv2.evaluation.study.records import Frame
-from captum_adv2.evaluation.study.settings import Settings
-from captum_adv2.evaluation.study.work import Found, work
-from captum_adv2.evaluation.study.world import World
+from captum_adv2.study import figures, page, tables, verdicts
+from captum_adv2.study.records import Frame
+from captum_adv2.study.settings import Settings
+from captum_adv2.study.work import Found, work
+from captum_adv2.study.world import World
 
 __all__ = ["run"]
 

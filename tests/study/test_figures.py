@@ -14,8 +14,8 @@ import torch
 from synthetic import NAMES, SETTINGS, pictures, setting, study, without
 
 from captum_adv2.evaluation.metrics import interval
-from captum_adv2.evaluation.study.figures import DPI, Drawing, build
-from captum_adv2.evaluation.study.records import MAP, SCORE, Frame
+from captum_adv2.study.figures import DPI, Drawing, build
+from captum_adv2.study.records import MAP, SCORE, Frame
 
 STEMS = [
     *("figure-04", "figure-05-l1", "figure-06-iou", "detector-roc", "figure-09"),

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_adv2 import storage
-from captum_adv2.evaluation.study import Settings, run
-from captum_adv2.evaluation.study.sources import Sample
-from captum_adv2.evaluation.study.work import Found, work
-from captum_adv2.evaluation.study.world import World
+from captum_adv2.study import Settings, run
+from captum_adv2.study.sources import Sample
+from captum_adv2.study.work import Found, work
+from captum_adv2.study.world import World
 
 ROOT = Path(__file__).parents[3]
 SMALL = Settings(
@@ -82,10 +82,9 @@ def test_an_image_has_the_rows_of_every_case(whole: Path) -> None:
 
 
 def test_measures_are_those_of_evaluate(whole: Path) -> None:
-    from embedded.models import load_resnet
-
     from captum_adv2 import evaluate
     from captum_adv2.interpreters import CAM
+    from captum_adv2.study.embedded.models import load_resnet
 
     found = quiet_work(SMALL, whole)
     shard = storage.load(next(whole.rglob("seed-0/00000/ADV2-CAM.pt")), "shard of a study")
@@ -98,7 +97,7 @@ def test_measures_are_those_of_evaluate(whole: Path) -> None:
 
 def first_images(found: Found) -> Tensor:
     """Return the first two images of a study on the embedded data."""
-    from captum_adv2.evaluation.study.sources import Embedded
+    from captum_adv2.study.sources import Embedded
 
     numbers = found.maps.values("image")[:2]
     return torch.stack([Embedded()[number].image for number in numbers])
@@ -206,7 +205,7 @@ def test_processes_share_the_work_and_may_be_killed(whole: Path, tmp_path: Path)
 
 
 def test_memory_holds_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from captum_adv2.evaluation.study.sources import Embedded
+    from captum_adv2.study.sources import Embedded
 
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most = [0]
@@ -229,8 +228,9 @@ def test_memory_holds_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_images_that_cannot_be_read_are_skipped_and_named(tmp_path: Path) -> None:
-    from embedded.shapes import CLASSES, make_shapes
     from torchvision.utils import save_image
+
+    from captum_adv2.study.embedded.shapes import CLASSES, make_shapes
 
     shapes = make_shapes(20, seed=3)
     for number, (image, label) in enumerate(zip(shapes.images, shapes.labels, strict=True)):

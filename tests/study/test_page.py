@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from synthetic import SETTINGS, pictures, setting, study, without
 
-from captum_adv2.evaluation.study import figures, page, tables, verdicts
-from captum_adv2.evaluation.study.records import MAP, SCORE, Frame
+from captum_adv2.study import figures, page, tables, verdicts
+from captum_adv2.study.records import MAP, SCORE, Frame
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

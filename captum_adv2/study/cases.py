@@ -20,9 +20,9 @@ from captum_adv2.attacks import ADV2, MapDistance, RandomClass, RandomPatch, Squ
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.defenses import BitDepth, FeatureSqueezing, MedianSmoothing, NonLocalMeans
 from captum_adv2.evaluation import localization, metrics
-from captum_adv2.evaluation.study.settings import Settings
-from captum_adv2.evaluation.study.sources import Sample
-from captum_adv2.evaluation.study.subjects import Subject
+from captum_adv2.study.settings import Settings
+from captum_adv2.study.sources import Sample
+from captum_adv2.study.subjects import Subject
 from captum_adv2.types import TargetMap
 
 __all__ = ["NOISE", "SQUEEZERS", "Case", "Chunk", "Plan", "measure", "noisy", "target"]

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_adv2.evaluation.study import Settings
-from captum_adv2.evaluation.study.cases import NOISE, Chunk, Plan, noisy, target
-from captum_adv2.evaluation.study.selection import select
-from captum_adv2.evaluation.study.sources import CorruptImage, Sample, Source
-from captum_adv2.evaluation.study.subjects import subject
+from captum_adv2.study import Settings
+from captum_adv2.study.cases import NOISE, Chunk, Plan, noisy, target
+from captum_adv2.study.selection import select
+from captum_adv2.study.sources import CorruptImage, Sample, Source
+from captum_adv2.study.subjects import subject
 
 
 @given(st.integers(0, 99), st.integers(0, 10**6), st.integers(2, 1000), st.data())
@@ -122,7 +122,7 @@ def test_nothing_right_is_an_error() -> None:
 
 
 def plan(settings: Settings) -> Plan:
-    from captum_adv2.evaluation.study.sources import Embedded
+    from captum_adv2.study.sources import Embedded
 
     one = subject(settings.models[0], settings, Embedded())
     return Plan(one, settings, 0, (torch.rand(2, 3, 64, 64), torch.tensor([0, 1])), {})

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from captum_adv2.evaluation.study import PROFILES, Settings
-from captum_adv2.evaluation.study.cli import _described, main
+from captum_adv2.study import PROFILES, Settings
+from captum_adv2.study.cli import _described, main
 
 TINY = """--models embedded:resnet --interpreters CAM --frameworks pgd --targets benign
     --detectors --count 1 --held-out 0 --steps 1 --quiet""".split()  # noqa: SIM905

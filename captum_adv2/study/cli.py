@@ -14,8 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from captum_adv2.evaluation.study.run import run
-from captum_adv2.evaluation.study.settings import PROFILES, Settings
+from captum_adv2.study.run import run
+from captum_adv2.study.settings import PROFILES, Settings
 
 __all__ = ["main"]
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from captum_adv2.defenses.detection import roc
 from captum_adv2.evaluation import visualize
-from captum_adv2.evaluation.study.estimates import DISTILLED, Results, Values, knows
-from captum_adv2.evaluation.study.records import Frame, Pictures
-from captum_adv2.evaluation.study.settings import Settings
-from captum_adv2.evaluation.study.tables import on_skin
+from captum_adv2.study.estimates import DISTILLED, Results, Values, knows
+from captum_adv2.study.records import Frame, Pictures
+from captum_adv2.study.settings import Settings
+from captum_adv2.study.tables import on_skin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

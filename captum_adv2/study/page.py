@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from captum_adv2 import storage
-from captum_adv2.evaluation.study.figures import DPI, Drawing
-from captum_adv2.evaluation.study.settings import Settings
-from captum_adv2.evaluation.study.tables import Table, left_out
-from captum_adv2.evaluation.study.verdicts import Verdict
+from captum_adv2.study.figures import DPI, Drawing
+from captum_adv2.study.settings import Settings
+from captum_adv2.study.tables import Table, left_out
+from captum_adv2.study.verdicts import Verdict
 
 __all__ = ["Facts", "write"]
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import SETTINGS, setting, study, without
 
-from captum_adv2.evaluation.study.records import MAP, SCORE, Frame
-from captum_adv2.evaluation.study.verdicts import RULES, Verdict, judge
+from captum_adv2.study.records import MAP, SCORE, Frame
+from captum_adv2.study.verdicts import RULES, Verdict, judge
 
 
 def verdicts(*changes, **how) -> dict[int, Verdict]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from captum_adv2.evaluation.study.records import MAP, SCORE, Frame, Pictures
-from captum_adv2.evaluation.study.settings import Settings
+from captum_adv2.study.records import MAP, SCORE, Frame, Pictures
+from captum_adv2.study.settings import Settings
 
 NAMES = ("GRAD", "CAM", "RTS")
 SQUEEZERS = ("2 bits", "3x3")

@@ -12,7 +12,7 @@ import io
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from captum_adv2.evaluation.study.estimates import (
+from captum_adv2.study.estimates import (
     DISTILLED,
     FALSE_POSITIVES,
     JOINT,
@@ -23,8 +23,8 @@ from captum_adv2.evaluation.study.estimates import (
     estimate,
     percentage,
 )
-from captum_adv2.evaluation.study.records import Frame
-from captum_adv2.evaluation.study.settings import Settings
+from captum_adv2.study.records import Frame
+from captum_adv2.study.settings import Settings
 
 __all__ = ["NEEDS", "Table", "build", "left_out", "on_skin", "protocol"]
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from captum_adv2.evaluation.study.cases import NOISE, Chunk, noisy
-from captum_adv2.evaluation.study.settings import Settings
-from captum_adv2.evaluation.study.sources import CorruptImage, Sample, Source
+from captum_adv2.study.cases import NOISE, Chunk, noisy
+from captum_adv2.study.settings import Settings
+from captum_adv2.study.sources import CorruptImage, Sample, Source
 
 __all__ = ["Selection", "read", "select"]
 

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: MIT
+"""What arguments may be, said once, in their types; `checked` holds each public call to them.
+
+>>> @checked
+... def halve(share: Unit, times: Count = 1) -> float:
+...     return share / 2**times
+>>> halve(2.0)
+Traceback (most recent call last):
+ValueError: expected share in [0, 1], got 2.0
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+_ROUNDING = 1e-5  # (x - mean) / std and back may miss [0, 1] by this much
+
+
+class SoundnessWarning(UserWarning):
+    """The call is legal, but its result may not mean what it seems to mean."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers from ``low`` to ``high``, both included unless ``above``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    integer: bool = False
+
+    def __str__(self) -> str:
+        if math.isfinite(self.high):
+            return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+        if math.isfinite(self.low):
+            return f"{'above' if self.above else 'at least'} {self.low:g}"
+        return "to be finite"
+
+    def check(self, value: Any, name: str) -> None:
+        """Raise unless a value is a number of the range."""
+        kind = numbers.Integral if self.integer else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            wanted = "an integer" if self.integer else "a number"
+            raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
+        inside = self.low < value if self.above else self.low <= value
+        if not (math.isfinite(value) and inside and value <= self.high):
+            raise ValueError(f"expected {name} {self}, got {value}")
+
+
+@dataclass(frozen=True)
+class Array:
+    """Tensors of ``ndim`` dimensions, none empty; in [0, 1] where ``unit``."""
+
+    ndim: int
+    floating: bool = True
+    unit: bool = False
+    hint: str = ""
+
+    def check(self, value: Any, name: str) -> None:
+        """Raise unless a value is such a tensor."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}")
+        integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        if not (value.is_floating_point() if self.floating else integer):
+            kind = "a floating" if self.floating else "an integer"
+            hint = self.hint if self.floating else "; use .long()"
+            raise TypeError(f"expected {name} of {kind} dtype, got {value.dtype}{hint}")
+        if value.ndim != self.ndim or not value.numel():
+            raise ValueError(
+                f"expected {name} with {self.ndim} dimensions and at least one entry, got shape "
+                f"{tuple(value.shape)}"
+            )
+        if self.unit:
+            self._check_values(value.detach(), name)
+
+    def _check_values(self, value: Tensor, name: str) -> None:
+        low, high = (bound.item() for bound in value.aminmax())
+        if math.isnan(low) or math.isnan(high):
+            raise ValueError(f"expected {name} in [0, 1], got NaN")
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
+            raise ValueError(
+                f"expected {name} in [0, 1], got values in [{low:.4g}, {high:.4g}]{self.hint}"
+            )
+
+
+Real: TypeAlias = Annotated[float, Range()]
+NonNegative: TypeAlias = Annotated[float, Range(0)]
+Positive: TypeAlias = Annotated[float, Range(0, above=True)]
+Unit: TypeAlias = Annotated[float, Range(0, 1)]
+Count: TypeAlias = Annotated[int, Range(1, integer=True)]
+Index: TypeAlias = Annotated[int, Range(0, 2**63 - 1, integer=True)]
+Bits: TypeAlias = Annotated[int, Range(1, 8, integer=True)]
+Images: TypeAlias = Annotated[
+    Tensor, Array(4, unit=True, hint="; scale images to [0, 1], and normalise inside the model")
+]
+Maps: TypeAlias = Annotated[Tensor, Array(4, unit=True)]
+Classes: TypeAlias = Annotated[Tensor, Array(1, floating=False)]
+Logits: TypeAlias = Annotated[Tensor, Array(2)]
+
+
+def checked(thing: T) -> T:
+    """Hold the arguments of a function, or of a class's constructor, to their annotations."""
+    function: Any = thing.__init__ if inspect.isclass(thing) else thing
+    signature = inspect.signature(function)
+
+    @functools.cache
+    def hints() -> dict[str, Any]:  # late: annotations may name what is defined further down
+        return get_type_hints(function, include_extras=True)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in hints():
+                expect(value, hints()[name], name)
+        return function(*args, **kwargs)
+
+    if inspect.isclass(thing):
+        thing.__init__ = call  # type: ignore[misc]
+        return thing
+    return call  # type: ignore[return-value]
+
+
+def expect(value: Any, hint: Any, name: str) -> None:
+    """Raise unless a value is what an annotation says.
+
+    Raises:
+        TypeError: It is of another type.
+        ValueError: It is of this type, and out of range.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        args[1].check(value, name)
+    elif origin in (Union, UnionType):
+        _expect_one_of(value, args, name)
+    elif origin is Literal:
+        if not (isinstance(value, str) and value in args):
+            raise ValueError(f"expected {name} to be one of {list(args)}, got {value!r}")
+    elif origin in (tuple, Sequence):
+        _expect_sequence(value, origin, args, name)
+    elif origin is Callable or getattr(hint, "_is_protocol", False):
+        _expect_function(value, args[-1] if args else object, name)
+    elif inspect.isclass(hint):
+        _expect_instance(value, hint, name)
+
+
+def _expect_one_of(value: Any, options: tuple[Any, ...], name: str) -> None:
+    """Raise the most telling of the errors, unless one of the options fits."""
+    errors: list[Exception] = []
+    for option in options:
+        try:
+            return expect(value, option, name)
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+    raise next((error for error in errors if isinstance(error, ValueError)), errors[0])
+
+
+def _expect_sequence(value: Any, kind: type, args: tuple[Any, ...], name: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, str):
+        wanted = "a tuple" if kind is tuple else "a list or a tuple"
+        raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
+    fixed = kind is tuple and ... not in args
+    if fixed and len(value) != len(args):
+        raise ValueError(f"expected {name} to have {len(args)} entries, got {len(value)}")
+    for number, each in enumerate(value):
+        expect(each, args[number] if fixed else args[0], f"{name}[{number}]")
+
+
+def _expect_function(value: Any, returned: Any, name: str) -> None:
+    """Raise unless a value can be called; a class can only where it makes what is returned."""
+    if inspect.isclass(value):
+        if not (inspect.isclass(returned) and issubclass(value, returned)):
+            raise TypeError(
+                f"expected {name} to be a function, got the class {value.__name__}; pass "
+                f"{value.__name__}()"
+            )
+    elif not callable(value):
+        raise TypeError(f"expected {name} to be a function, got {type(value).__name__}")
+
+
+def _expect_instance(value: Any, kind: type, name: str) -> None:
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        names = {nn.Module: "a torch.nn.Module", Tensor: "a torch.Tensor", bool: "True or False"}
+        wanted = names.get(kind, "None" if kind is type(None) else f"a {kind.__name__}")
+        raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
+
+
+def expect_logits(output: Any, batch: int) -> Tensor:
+    """Return a model's output if it is logits ``(batch, classes)`` of two classes or more."""
+    wanted = f"expected the model to return logits of shape ({batch}, classes)"
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"{wanted}, got {type(output).__name__}; wrap it in a module that returns the logits"
+        )
+    if output.ndim != 2 or len(output) != batch or output.shape[1] < 2:
+        raise ValueError(f"{wanted} with at least two classes, got {tuple(output.shape)}")
+    return output
+
+
+def expect_classes(labels: Tensor, logits: Tensor, name: str) -> None:
+    """Raise unless labels ``(B,)`` are one class an image, of those of logits ``(B, classes)``."""
+    batch, classes = logits.shape
+    if labels.shape != (batch,):
+        raise ValueError(
+            f"expected {name} of shape ({batch},), one class an image, got {tuple(labels.shape)}"
+        )
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(f"expected {name} in [0, {classes - 1}], got values in [{low}, {high}]")
