@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import captum.attr
+import captum.attr as ca
 import matplotlib as mpl
 import pytest
 import torch
+from captum._utils.models.linear_model import SkLearnRidge
 from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor, nn
 
@@ -24,18 +25,12 @@ from captum_adv2.interpreters import (
     CAM,
     MASK,
     RTS,
-    CaptumInterpreter,
     Ensemble,
-    FeatureAblation,
     GradCAM,
     Gradient,
     IntegratedGradients,
     Interpreter,
-    KernelShap,
-    Lime,
     MaskingModel,
-    Occlusion,
-    ShapleyValueSampling,
     SmoothGrad,
     Unrolled,
 )
@@ -95,65 +90,79 @@ def _baselines(images: Tensor) -> Tensor:
     return torch.tensor([0.2, 0.6]).to(images).view(2, 1, 1, 1).expand(2, *images.shape[1:])
 
 
+def _captum(method: Callable[[nn.Module], Any], **kwargs: Any) -> Callable[..., Interpreter]:
+    """Return what builds an interpreter from what builds one of Captum's methods."""
+
+    def build(model: nn.Module) -> Interpreter:
+        from captum_adv2.interpreters.captum import CaptumInterpreter
+
+        return CaptumInterpreter(method(model), **kwargs)
+
+    return build
+
+
+def _cells(count: int) -> Tensor:
+    """Return a feature mask of 16x16 images: so many cells along each side."""
+    places = torch.arange(16) * count // 16
+    return (places[:, None] * count + places)[None, None]
+
+
 INTERPRETERS = (
     Row("Gradient", Gradient),
     Row("SmoothGrad", lambda model: SmoothGrad(model, samples=3)),
     Row("IntegratedGradients", lambda model: IntegratedGradients(model, steps=3)),
     Row("CAM", CAM),
     Row("GradCAM", GradCAM),
-    Row("Saliency", lambda model: CaptumInterpreter(captum.attr.Saliency(model))),
-    Row("InputXGradient", lambda model: CaptumInterpreter(captum.attr.InputXGradient(model))),
-    Row(
-        "captum IG",
-        lambda model: CaptumInterpreter(captum.attr.IntegratedGradients(model), n_steps=3),
-    ),
-    Row(
-        "LayerGradCam",
-        lambda model: CaptumInterpreter(captum.attr.LayerGradCam(model, model.body)),
-    ),
+    Row("Saliency", _captum(ca.Saliency)),
+    Row("InputXGradient", _captum(ca.InputXGradient)),
+    Row("captum IG", _captum(ca.IntegratedGradients, n_steps=3)),
+    Row("LayerGradCam", _captum(lambda model: ca.LayerGradCam(model, model.body))),
     Row(
         "LayerGradientXActivation",
-        lambda model: CaptumInterpreter(captum.attr.LayerGradientXActivation(model, model.body)),
+        _captum(lambda model: ca.LayerGradientXActivation(model, model.body)),
     ),
     Row(
         "InternalInfluence",
-        lambda model: CaptumInterpreter(
-            captum.attr.InternalInfluence(model, model.stem), n_steps=3
-        ),
+        _captum(lambda model: ca.InternalInfluence(model, model.stem), n_steps=3),
     ),
-    Row("GuidedBackprop", lambda model: CaptumInterpreter(captum.attr.GuidedBackprop(model))),
-    Row(
-        "GuidedGradCam",
-        lambda model: CaptumInterpreter(captum.attr.GuidedGradCam(model, model.body)),
-    ),
-    Row("DeepLift", lambda model: CaptumInterpreter(captum.attr.DeepLift(model), baselines=0.3)),
-    Row(
-        "GradientShap",
-        lambda model: CaptumInterpreter(
-            captum.attr.GradientShap(model), baselines=_baselines, n_samples=3
-        ),
-    ),
+    Row("GuidedBackprop", _captum(ca.GuidedBackprop)),
+    Row("GuidedGradCam", _captum(lambda model: ca.GuidedGradCam(model, model.body))),
+    Row("DeepLift", _captum(ca.DeepLift, baselines=0.3)),
+    Row("GradientShap", _captum(ca.GradientShap, baselines=_baselines, n_samples=3)),
     Row(
         "NoiseTunnel",
-        lambda model: CaptumInterpreter(
-            captum.attr.NoiseTunnel(captum.attr.InputXGradient(model)), stdevs=0.1, nt_samples=3
-        ),
+        _captum(lambda model: ca.NoiseTunnel(ca.InputXGradient(model)), stdevs=0.1, nt_samples=3),
     ),
     Row(
         "LayerConductance",
-        lambda model: CaptumInterpreter(captum.attr.LayerConductance(model, model.stem), n_steps=3),
+        _captum(lambda model: ca.LayerConductance(model, model.stem), n_steps=3),
     ),
     Row(
         "LayerIntegratedGradients",
-        lambda model: CaptumInterpreter(
-            captum.attr.LayerIntegratedGradients(model, model.stem), n_steps=3
+        _captum(lambda model: ca.LayerIntegratedGradients(model, model.stem), n_steps=3),
+    ),
+    Row(
+        "Occlusion",
+        _captum(ca.Occlusion, sliding_window_shapes=(3, 4, 4), strides=(3, 3, 3)),
+    ),
+    Row(
+        "FeatureAblation",
+        _captum(ca.FeatureAblation, feature_mask=_cells(3), baselines=0.3),
+    ),
+    Row(
+        "ShapleyValueSampling",
+        _captum(ca.ShapleyValueSampling, feature_mask=_cells(2), n_samples=3),
+    ),
+    Row("KernelShap", _captum(ca.KernelShap, feature_mask=_cells(3), n_samples=14)),
+    Row(
+        "Lime",
+        _captum(
+            lambda model: ca.Lime(model, SkLearnRidge(alpha=0.1)),
+            feature_mask=_cells(2),
+            n_samples=9,
+            perturbations_per_eval=4,
         ),
     ),
-    Row("Occlusion", lambda model: Occlusion(model, window=4, stride=3)),
-    Row("FeatureAblation", lambda model: FeatureAblation(model, features=3, baseline=0.3)),
-    Row("ShapleyValueSampling", lambda model: ShapleyValueSampling(model, features=2, samples=3)),
-    Row("KernelShap", lambda model: KernelShap(model, features=3, samples=14)),
-    Row("Lime", lambda model: Lime(model, features=2, samples=9, perturbations_per_eval=4)),
     Row(
         "MASK",
         lambda model: MASK(model, size=4, iterations=6, jitter=1),
