@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, Literal, NamedTuple, Self, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from captum_adv2.spec import (
     expect_logits,
 )
 
+_CROSS_ENTROPY = CrossEntropy(0.0)
 _hints = functools.cache(functools.partial(get_type_hints, include_extras=True))
 
 
@@ -106,7 +107,14 @@ class DualAttack(CarefulAttack):
     """What `ADV2` and `StADV2` share: all but what the attacker may change. See `ADV2`.
 
     Subclasses have the fields ``alpha``, ``steps`` and ``step`` of their own, in their own order.
+
+    Attributes:
+        _regular: The step rule of the warm start: that of a regular attack.
+        _distance: The default interpretation loss, for maps that are min-max scaled.
     """
+
+    _regular: ClassVar[Step]
+    _distance: ClassVar[MapDistance]
 
     model: nn.Module
     interpreter: Interpreter | Callable[[nn.Module], Interpreter] | None = None
@@ -134,14 +142,6 @@ class DualAttack(CarefulAttack):
     @abstractmethod
     def _framework(self) -> Framework:
         """Return what is optimised."""
-
-    @abstractmethod
-    def _regular(self) -> Step:
-        """Return the step rule of the warm start: that of a regular attack."""
-
-    @abstractmethod
-    def _distance(self) -> MapDistance:
-        """Return the default interpretation loss, for maps that are min-max scaled."""
 
     @classmethod
     def from_preset(
@@ -226,13 +226,13 @@ class DualAttack(CarefulAttack):
         framework, rows = self._framework(), torch.arange(len(clean), device=clean.device)
         phase = functools.partial(Problem, self.get_logits, framework, self.alpha)
         wanted = Batch(clean, labels if target is None else target, clean[:, :1], rows)
-        warm = phase(warmup, interpreter, wanted, (CrossEntropy(0.0),), untargeted=target is None)
+        warm = phase(warmup, interpreter, wanted, (_CROSS_ENTROPY,), untargeted=target is None)
         with tqdm(total=self.steps, desc=self.attack, unit="step", disable=not self.verbose) as bar:
             tell = _teller(bar, self.callback)
             variable, started = descend(
-                warm, framework.init(clean), self._regular(), range(warmup), tell
+                warm, framework.init(clean), self._regular, range(warmup), tell
             )
-            if target is None:
+            if target is None or maps is None:  # untargeted: the class it landed on
                 target = self._landed(started, labels)
                 maps = aim(target)
             whole = Batch(clean, target, maps, rows)
@@ -268,8 +268,7 @@ class DualAttack(CarefulAttack):
     def _interpretation(self, interpreter: Interpreter) -> Term:
         if self.interpretation is not None:
             return self.interpretation
-        distance = self._distance()
-        return distance if interpreter.scaled else replace(distance, shape=0.0)
+        return self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
 
     @torch.no_grad()
     def _landed(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -347,4 +346,5 @@ def _expect_target_maps(maps: Any, shape: tuple[int, ...], interpreter: Interpre
             SoundnessWarning,
             stacklevel=2,
         )
-    return maps.detach()
+    detached: Tensor = maps.detach()
+    return detached

@@ -26,7 +26,6 @@ the two losses is another, and a `SoundnessWarning` says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from captum_adv2.attacks.steps import AdamDescent, SignDescent, TwoPhase
@@ -34,18 +33,19 @@ from captum_adv2.attacks.terms import CrossEntropy, Linear, MapDistance, Margin,
 from captum_adv2.interpreters.bilevel import Unrolled
 from captum_adv2.interpreters.rts import EncoderGuided
 
-Preset: TypeAlias = Mapping[str, Any]  # keyword arguments of `ADV2`, or of `StADV2`
+Preset: TypeAlias = dict[str, Any]  # keyword arguments of `ADV2`, or of `StADV2`
 
-_PGD: Preset = {
+_COMMON: Preset = {"prediction": CrossEntropy(rho=0.0), "keep": "final", "confidence": 0.0}
+_PGD: Preset = _COMMON | {
     "eps": 0.031,
     "alpha": 1 / 255,
     "step": SignDescent(momentum=0.0, final=1.0),
-    "prediction": CrossEntropy(rho=0.0),
-    "keep": "final",
-    "confidence": 0.0,
 }
-_FLOW: Preset = _PGD | {"step": AdamDescent(final=1.0), "flow_weight": 5e-4, "alpha": 0.01}
-del _FLOW["eps"]
+_FLOW: Preset = _COMMON | {
+    "flow_weight": 5e-4,
+    "alpha": 0.01,
+    "step": AdamDescent(final=1.0),
+}
 _SMOOTHED = {"prediction": CrossEntropy(Linear(0.05, 0.01), seed=0)}
 _ENCODER = {"surrogate": EncoderGuided(weight=0.1)}
 

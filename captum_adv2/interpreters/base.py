@@ -163,7 +163,7 @@ class Interpreter(ABC):
                 f"expected target of shape ({len(images)},), one class an image, got "
                 f"{tuple(target.shape)}"
             )
-        with eval_mode(self.model), _classes_checked(self.model, target):
+        with eval_mode(self.model), _outputs_checked(self.model, target):
             return self.explain(images, target.to(images.device).long()).maps
 
     def after(self, preprocess: Callable[[Tensor], Tensor]) -> Self:
@@ -177,8 +177,10 @@ class Interpreter(ABC):
         return clone
 
     def logits(self, images: Tensor) -> Tensor:
-        """Run the model on images; return logits ``(B, classes)``."""
-        return expect_logits(self.model(self.prepare(images)), len(images))
+        """Run the model on images in [0, 1]; return logits ``(B, classes)``."""
+        model: Any = self.model  # an interpreter without one runs a function of its own
+        logits: Tensor = model(self.prepare(images))
+        return logits
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return what the model sees of images: themselves, or what `after` was given makes."""
@@ -199,24 +201,25 @@ def eval_mode(model: nn.Module | None, switch: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def _classes_checked(model: nn.Module | None, target: Tensor) -> Iterator[None]:
-    """Refuse classes that the model does not have, as soon as it says how many it has."""
-    low, high = (int(bound) for bound in target.aminmax())
+def _outputs_checked(model: nn.Module | None, target: Tensor) -> Iterator[None]:
+    """Refuse outputs that are no logits, and classes that the model does not have.
 
-    def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        if (
-            isinstance(output, Tensor)
-            and output.ndim == 2
-            and not 0 <= low <= high < output.shape[1]
-        ):
+    By a hook, since the number of classes is known only once the model has run, and an index out of
+    range must not reach a GPU, where it ends the process's use of it.
+    """
+    low, high = torch.stack(target.aminmax()).tolist()
+
+    def check(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        classes = expect_logits(output, len(inputs[0])).shape[1]
+        if low < 0 or high >= classes:
             raise ValueError(
-                f"expected target in [0, {output.shape[1] - 1}], the model's classes, got values "
-                f"in [{low}, {high}]"
+                f"expected target in [0, {classes - 1}], the model's classes, got values in "
+                f"[{low}, {high}]"
             )
 
     with ExitStack() as stack:
         if model is not None:
-            stack.callback(model.register_forward_hook(look).remove)
+            stack.callback(model.register_forward_hook(check).remove)
         yield
 
 
