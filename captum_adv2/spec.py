@@ -162,7 +162,7 @@ def expect(value: Any, hint: Any, name: str) -> None:
         _expect_sequence(value, origin, args, name)
     elif origin is Callable or getattr(hint, "_is_protocol", False):
         _expect_function(value, args[-1] if args else object, name)
-    elif inspect.isclass(hint):
+    elif inspect.isclass(hint) and hint is not Any:  # a class, too, since Python 3.11
         _expect_instance(value, hint, name)
 
 
