@@ -247,6 +247,7 @@ class DualAttack(CarefulAttack):
                 stop=self.stop,
             )
             _, final = descend(dual, variable, self.step, range(warmup, self.steps), tell)
+            bar.total = bar.n  # complete, also where all images are finished early
         return final if self.keep == "final" else dual.better(final, whole)
 
     def _aim(
