@@ -75,8 +75,9 @@ class Range:
         if isinstance(value, bool) or not isinstance(value, kind):
             wanted = "an integer" if self.integer else "a number"
             raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
-        inside = self.low < value if self.above else self.low <= value
-        if not (math.isfinite(value) and inside and value <= self.high):
+        number = float(value)
+        inside = self.low < number if self.above else self.low <= number
+        if not (math.isfinite(number) and inside and number <= self.high):
             raise ValueError(f"expected {name} {self}, got {value}")
 
 
@@ -107,7 +108,7 @@ class Array:
             self._check_values(value.detach(), name)
 
     def _check_values(self, value: Tensor, name: str) -> None:
-        low, high = (bound.item() for bound in value.aminmax())
+        low, high = torch.stack(value.aminmax()).tolist()
         if math.isnan(low) or math.isnan(high):
             raise ValueError(f"expected {name} in [0, 1], got NaN")
         if low < -_ROUNDING or high > 1 + _ROUNDING:
@@ -150,7 +151,7 @@ def checked(thing: T) -> T:
         return function(*args, **kwargs)
 
     if inspect.isclass(thing):
-        thing.__init__ = call  # type: ignore[misc]
+        thing.__init__ = call  # type: ignore[method-assign]
         return thing
     return call  # type: ignore[return-value]
 
@@ -174,7 +175,7 @@ def expect(value: Any, hint: Any, name: str) -> None:
         _expect_sequence(value, origin, args, name)
     elif origin is Callable or getattr(hint, "_is_protocol", False):
         _expect_function(value, args[-1] if args else None, name)
-    elif inspect.isclass(hint):
+    elif inspect.isclass(hint) and hint is not Any:  # a class, too, since Python 3.11
         _expect_instance(value, hint, name)
 
 
@@ -189,7 +190,7 @@ def _expect_one_of(value: Any, options: tuple[Any, ...], name: str) -> None:
     raise next((error for error in errors if isinstance(error, ValueError)), errors[0])
 
 
-def _expect_sequence(value: Any, kind: type, args: tuple[Any, ...], name: str) -> None:
+def _expect_sequence(value: Any, kind: Any, args: tuple[Any, ...], name: str) -> None:
     if not isinstance(value, kind) or isinstance(value, str):
         wanted = "a tuple" if kind is tuple else "a list or a tuple"
         raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
@@ -243,6 +244,6 @@ def expect_classes(labels: Tensor, logits: Tensor, name: str) -> None:
         raise ValueError(
             f"expected {name} of shape ({batch},), one class an image, got {tuple(labels.shape)}"
         )
-    low, high = (int(bound) for bound in labels.aminmax())
+    low, high = torch.stack(labels.aminmax()).tolist()
     if low < 0 or high >= classes:
         raise ValueError(f"expected {name} in [0, {classes - 1}], got values in [{low}, {high}]")

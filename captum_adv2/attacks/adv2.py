@@ -94,14 +94,11 @@ class ADV2(DualAttack):
     random_start: bool = False
     step: Step = SignDescent()
 
+    _regular = SignDescent(momentum=0.0, final=1.0)
+    _distance = MapDistance()
+
     def _framework(self) -> Framework:
         return LinfBall(self.eps, self.random_start, self.generator)
-
-    def _regular(self) -> Step:
-        return SignDescent(momentum=0.0, final=1.0)
-
-    def _distance(self) -> MapDistance:
-        return MapDistance()
 
 
 @dataclass(eq=False, repr=False)
@@ -139,12 +136,9 @@ class StADV2(DualAttack):
     bound: Positive | None = None
     step: Step = AdamDescent()
 
+    _regular = AdamDescent(final=1.0)
+    # Moving pixels reaches the class later than changing them does: the map's weight rises.
+    _distance = MapDistance(Linear(30.0, 150.0))
+
     def _framework(self) -> Framework:
         return Flow(self.flow_weight, self.bound)
-
-    def _regular(self) -> Step:
-        return AdamDescent(final=1.0)
-
-    def _distance(self) -> MapDistance:
-        # Moving pixels takes longer to reach the class than changing them: the map's weight rises.
-        return MapDistance(Linear(30.0, 150.0))

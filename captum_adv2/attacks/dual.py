@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ from captum_adv2.spec import (
     expect_classes,
     expect_logits,
 )
+
+_CROSS_ENTROPY = CrossEntropy(rho=0.0)
 
 
 class Request(NamedTuple):
@@ -64,7 +66,14 @@ class DualAttack(CarefulAttack):
     """The common part of `ADV2` and `StADV2`: all but the threat model. See `ADV2`.
 
     Subclasses have the fields ``alpha``, ``steps`` and ``step`` of their own, in their own order.
+
+    Attributes:
+        _regular: Step rule of the warm start: that of a regular attack.
+        _distance: Default interpretation loss, for maps that are min-max scaled.
     """
+
+    _regular: ClassVar[Step]
+    _distance: ClassVar[MapDistance]
 
     model: nn.Module
     interpreter: Interpreter | Callable[[nn.Module], Interpreter] | None = None
@@ -93,14 +102,6 @@ class DualAttack(CarefulAttack):
     @abstractmethod
     def _framework(self) -> Framework:
         """Return the attack framework: the variable that is optimised, and its bounds."""
-
-    @abstractmethod
-    def _regular(self) -> Step:
-        """Return the step rule of the warm start: that of a regular attack."""
-
-    @abstractmethod
-    def _distance(self) -> MapDistance:
-        """Return the default interpretation loss, for maps that are min-max scaled."""
 
     @classmethod
     def from_preset(
@@ -217,10 +218,10 @@ class DualAttack(CarefulAttack):
             steps,
             interpreter,
             batch,
-            terms=(CrossEntropy(0.0),),
+            terms=(_CROSS_ENTROPY,),
             untargeted=target is None,
         )
-        return descend(regular, framework.init(clean), self._regular(), range(steps), report)
+        return descend(regular, framework.init(clean), self._regular, range(steps), report)
 
     def _map_chooser(
         self, request: Request, target_maps: Tensor | None, size: tuple[int, int]
@@ -254,12 +255,12 @@ class DualAttack(CarefulAttack):
                     )
 
             yield report
+            bar.total = bar.n  # complete, also where all images are finished early
 
     def _interpretation(self, interpreter: Interpreter) -> Term:
         if self.interpretation is not None:
             return self.interpretation
-        distance = self._distance()
-        return distance if interpreter.scaled else replace(distance, shape=0.0)
+        return self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
 
     @torch.no_grad()
     def _landed(self, images: Tensor, labels: Tensor) -> Tensor:
