@@ -7,45 +7,18 @@ some of them: they may be many, and screens are narrow.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from captum_adv2.study.estimates import (
-    DISTILLED,
-    FALSE_POSITIVES,
-    JOINT,
-    MEASURES,
-    Estimate,
-    Results,
-    difference,
-    estimate,
-    percentage,
-)
-from captum_adv2.study.records import Frame
+import pandas as pd
+
+from captum_adv2.study.cases import DISTILLED
+from captum_adv2.study.frame import JOINT, MEASURES, Estimate, Results, difference
 from captum_adv2.study.settings import Settings
 
-__all__ = ["NEEDS", "Table", "build", "left_out", "on_skin", "protocol"]
-
-NEEDS: Mapping[str, str] = {
-    "Table 2": "images whose objects have known boxes",
-    "Table 3": "PGD or ADV2 towards benign maps",
-    "Table 4": "attacks on pixels, squeezers, and held-out images that set their thresholds",
-    "Table 5": "adaptive attacks",
-    "Table 6": "ADV2 towards patches",
-    "Table 7": "ADV2 towards patches",
-    "Table 8": "ADV2 towards maps of other classes",
-    "Table 9": "ADV2 towards benign maps, and at least two interpreters",
-    "Table 10": "the interpreter GradCAM",
-    "Table 13": "PGD or ADV2 towards benign maps, on images other than skin lesions",
-    "Table 14": "PGD or ADV2 towards benign maps, on images of skin lesions",
-    "Figure 10": "the framework stadv",
-    "Figures 15 and 16": f"the interpreters RTS and {DISTILLED}",
-}
-"""What each table is made of."""
-
 _BASIC = ("PGD", "ADV2")
+
+_Row = dict[str, str]
 
 
 class Table(NamedTuple):
@@ -53,35 +26,65 @@ class Table(NamedTuple):
 
     Attributes:
         number: The paper's, such as ``"Table 3"``; of a figure where the paper draws the numbers.
-        title: What it shows.
-        header: Titles of the columns.
-        rows: As many texts as columns, each.
-        note: How it was measured.
-        labels: How many columns at the left say what a row is of.
+        title: Its subject.
+        cells: Texts, by the titles of the columns.
+        note: How they were measured.
+        labels: Number of columns at the left that label a row.
     """
 
     number: str
     title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    cells: pd.DataFrame
     note: str
-    labels: int = 1
+    labels: int
 
     def markdown(self) -> str:
         """Return it as a document in Markdown."""
-        lines = [self.header, ("---",) * len(self.header), *self.rows]
+        header = [*self.cells.columns]
+        lines = [header, ["---"] * len(header), *self.cells.to_numpy().tolist()]
         body = ("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
         return "\n".join([f"# {self.number}. {self.title}", "", *body, "", self.note, ""])
-
-    def csv(self) -> str:
-        """Return header and rows as comma-separated values."""
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.header, *self.rows])
-        return out.getvalue()
 
 
 def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+class _Spec(NamedTuple):
+    """A table to build.
+
+    Attributes:
+        number: See `Table`.
+        title: See `Table`.
+        needs: What has to be measured.
+        rows: Makes the rows of a classifier.
+        labels: See `Table`.
+        rule: How it is measured, besides the protocol.
+        flow: Whether attacks move pixels.
+    """
+
+    number: str
+    title: str
+    needs: str
+    rows: Callable[[Results, str], Iterator[_Row]]
+    labels: int = 3
+    rule: str = ""
+    flow: bool = False
+
+
+def build(results: Results, settings: Settings) -> tuple[list[Table], list[str]]:
+    """Return the tables that a study's rows fill, in the paper's order, and why others are not."""
+    tables, missing = [], []
+    for spec in SPECS:
+        if spec.number == ("Table 13" if on_skin(settings) else "Table 14"):
+            continue
+        rows = [row for model in results.models for row in spec.rows(results, model)]
+        if rows:
+            note = spec.rule + protocol(settings, spec.flow)
+            tables.append(Table(spec.number, spec.title, pd.DataFrame(rows), note, spec.labels))
+        else:
+            missing.append(f"{spec.number}: needs {spec.needs}")
+    return tables, missing
 
 
 def on_skin(settings: Settings) -> bool:
@@ -89,244 +92,223 @@ def on_skin(settings: Settings) -> bool:
     return settings.images.startswith("isic:")
 
 
-def protocol(settings: Settings, flow: bool = False) -> str:
-    """Return how attacks and maps were made and measured.
-
-    Args:
-        settings: The study's.
-        flow: Whether attacks move pixels.
-    """
-    attack = (
-        f"Attacks move pixels by at most {settings.bound:g} pixels along each axis, "
-        f"in {settings.flow_steps} gradient evaluations"
-        if flow
-        else f"Attacks change pixels by at most eps = {settings.eps * 255:g}/255, in "
-        f"{settings.steps} gradient evaluations"
-    )
-    seeds = len(settings.seeds)
+def protocol(settings: Settings, flow: bool) -> str:
+    """Return how attacks and maps were made and measured."""
+    if flow:
+        attack = f"move pixels by at most {settings.bound:g} pixels along each axis"
+    else:
+        attack = f"change pixels by at most eps = {settings.eps * 255:g}/255"
+    steps, seeds = settings.flow_steps if flow else settings.steps, len(settings.seeds)
     return (
-        f"{attack}; of ADV2's iterates the best one counts, judged on the interpreter's own map "
-        "after rounding to 8 bits. All images are rounded to 8 bits before they are measured. "
-        "A benign map explains the image's own class, an adversarial map the target class. IoU "
-        f"and boxes are of map pixels above {settings.threshold:g}. Up to {settings.count} images "
-        f"a classifier{f', {seeds} seeds pooled' if seeds > 1 else ''}. Success rates (ASR) and "
-        "the confidence in the target class (MC) are over all images, distances of maps over "
-        "successful attacks; [a, b] is a 95 % bootstrap interval of the mean, – is no image."
+        f"Attacks {attack}, in {steps} gradient evaluations; of ADV2's iterates the best one "
+        "counts, judged on the interpreter's own map after rounding to 8 bits. All images are "
+        "rounded to 8 bits before they are measured. A benign map explains the image's own class, "
+        "an adversarial map the target class. IoU and boxes are of map pixels above "
+        f"{settings.threshold:g}. Up to {settings.count} images a classifier"
+        f"{f', {seeds} seeds pooled' if seeds > 1 else ''}. Success rates (ASR) and the confidence "
+        "in the target class (MC) are over all images, distances of maps over successful attacks; "
+        "[a, b] is a 95 % bootstrap interval of the mean, – is no image."
     )
 
 
-def build(maps: Frame, scores: Frame, settings: Settings) -> list[Table]:
-    """Return the tables that a study's rows fill, in the paper's order.
+class _Long:
+    """Rows for each interpreter and attack: some measures, and the number of successes.
 
     Args:
-        maps: Map rows.
-        scores: Score rows.
-        settings: The study's.
+        attacks: Names of attacks; one that ends with a colon names all those that begin so.
+        *titles: Of `MEASURES`.
+        only: The interpreters; by default all.
     """
-    results = Results(maps, scores)
-    pixels = protocol(settings)
-    found = (
-        _localisation(results, settings),
-        _long(results, "Table 3", "Success of PGD and ADV2", _BASIC, ("ASR", "MC"), pixels),
-        _detection(results, pixels),
-        _adaptive(results, pixels),
-        _long(
-            results, "Table 6", "Success of ADV2 towards patches", ["patch"], ("ASR", "MC"), pixels
-        ),
-        _long(
-            results,
-            "Table 7",
-            "Distance of ADV2's maps to the patch (target) and to the benign map (L1)",
-            ["patch"],
-            ("L1 to target", "L1"),
-            pixels,
-        ),
-        _long(
-            results,
-            "Table 8",
-            "ADV2 towards the map of an image of another class",
-            ["class"],
-            ("ASR", "MC", "L1 to target", "IoU to target"),
-            pixels,
-        ),
-        _transfer(results, pixels),
-        _long(
-            results,
-            "Table 10",
-            "PGD and ADV2 on Grad-CAM",
-            _BASIC,
-            ("ASR", "MC", "L1", "L2"),
-            pixels,
-            only=("GradCAM",),
-        ),
-        _long(
-            results,
-            "Table 14" if on_skin(settings) else "Table 13",
-            "Distances of benign and adversarial maps",
-            _BASIC,
-            ("L1", "L2"),
-            pixels,
-        ),
-        _long(
-            results,
-            "Figure 10",
-            "stAdv, and ADV2 on it",
-            ("stAdv", "StADV2"),
-            ("ASR", "MC", "L1", "IoU"),
-            protocol(settings, flow=True),
-        ),
-        _distilled(results, pixels),
-    )
-    return [table for table in found if table is not None]
 
+    def __init__(
+        self,
+        attacks: tuple[str, ...],
+        *titles: str,
+        only: Callable[[Results], list[str]] = lambda results: results.interpreters,
+    ) -> None:
+        self._attacks, self._titles, self._only = attacks, titles, only
 
-def left_out(tables: Iterable[Table]) -> list[str]:
-    """Return which tables are not there, each with what it is made of."""
-    there = {table.number for table in tables}
-    if there & {"Table 13", "Table 14"}:
-        there |= {"Table 13", "Table 14"}  # a study has one of them
-    return [f"{number}: needs {needs}" for number, needs in NEEDS.items() if number not in there]
-
-
-def _long(
-    results: Results,
-    number: str,
-    title: str,
-    attacks: Collection[str],
-    titles: Collection[str],
-    note: str,
-    only: Collection[str] | None = None,
-) -> Table | None:
-    """Return a table with a line for each model, interpreter and attack, if there is any."""
-    measures = [MEASURES[name] for name in titles]
-    lines = []
-    for model in results.models:
-        for interpreter in results.interpreters if only is None else only:
+    def __call__(self, results: Results, model: str) -> Iterator[_Row]:
+        attacks = [
+            found
+            for name in self._attacks
+            for found in (results.parameters(name[:-1]) if name.endswith(":") else [name])
+        ]
+        for interpreter in self._only(results):
             for attack in attacks:
-                rows = results.rows(model, attack, interpreter)
-                if len(rows):
-                    cells = (measure.of(rows).text(measure.percent) for measure in measures)
-                    won = MEASURES["L1"].of(rows).size
-                    lines.append((model, interpreter, attack, *cells, f"{won} of {len(rows)}"))
-    header = ("model", "interpreter", "attack", *titles, "successes")
-    return _table(number, title, header, lines, note, labels=3)
+                place = model, attack, interpreter
+                count = len(results.rows(*place))
+                if count:
+                    yield {
+                        "model": model,
+                        "interpreter": interpreter,
+                        "attack": attack,
+                        **{title: _text(results, title, *place) for title in self._titles},
+                        "successes": f"{len(results.values('L1', *place))} of {count}",
+                    }
 
 
-def _table(
-    number: str,
-    title: str,
-    header: tuple[str, ...],
-    lines: Collection[tuple[str, ...]],
-    note: str,
-    labels: int = 1,
-) -> Table | None:
-    return Table(number, title, header, tuple(lines), note, labels) if lines else None
+def _text(results: Results, title: str, *place: str) -> str:
+    return results.estimate(title, *place).text(MEASURES[title].percent)
 
 
-def _localisation(results: Results, settings: Settings) -> Table | None:
-    found = (
-        (model, name, results.estimate("localisation error", model, "benign", name))
-        for model in results.models
-        for name in results.everyone
-    )
-    lines = [
-        (m, name, error.text(percent=True), f"{error.size}")
-        for m, name, error in found
-        if error.size
-    ]
-    note = (
-        "A map of a clean image, for its own class, is resized to the image; the box around the "
-        f"largest component of pixels above {settings.threshold:g} is wrong if its intersection "
-        "over union with every true box is below one half. Images without a known box are left "
-        "out. [a, b] is a 95 % bootstrap interval of the mean."
-    )
-    header = ("model", "interpreter", "wrong boxes", "images with boxes")
-    return _table("Table 2", "Localisation by maps", header, lines, note, labels=2)
-
-
-def _detection(results: Results, note: str) -> Table | None:
-    """Return rates of detection: a line for each model and squeezer, and for all together."""
-    adaptive = results.parameters("adaptive")
-    aimed = results.having("ADV2")
-    knowing = [name for name in aimed if any(name in results.having(a) for a in adaptive)]
-    header = (
-        "model", "squeezer", "threshold", "benign", "PGD",
-        *(f"ADV2 on {name}" for name in aimed),
-        *(f"{text} {name}" for name in knowing for text in ("adaptive on", "joint, adaptive on")),
-    )  # fmt: skip
-    lines = []
-    for model in results.models:
-
-        def rate(attack: str, name: str, squeezer: str, model: str = model) -> str:
-            return estimate(results.flagged(model, attack, name, squeezer)).text(percent=True)
-
-        for squeezer, threshold in results.thresholds.get(model, {}).items():
-            known = f"adaptive:{squeezer}"
-            lines.append(
-                (
-                    model,
-                    squeezer,
-                    f"{threshold:.3f}",
-                    rate("benign", "", squeezer),
-                    rate("PGD", "", squeezer),
-                    *(rate("ADV2", name, squeezer) for name in aimed),
-                    *(rate(known, name, s) for name in knowing for s in (squeezer, JOINT)),
-                )
-            )
-    if not (aimed or "PGD" in results.attacks):
-        return None
-    rule = (
-        "Share of images whose score exceeds the threshold, the lowest that flags at most "
-        f"{percentage(FALSE_POSITIVES)} of the held-out benign images. The joint score is the "
-        "largest of the squeezers', and has a threshold of its own. An adaptive attack knows the "
-        "squeezer of its row, which judges it; beside it the joint score does. Rates are over "
-        "successful attacks. "
-    )
-    return _table("Table 4", "Detection by squeezing", header, lines, rule + note, labels=2)
-
-
-def _adaptive(results: Results, note: str) -> Table | None:
+def _adaptive(results: Results) -> list[str]:
+    """Return the interpreters of adaptive attacks."""
     attacks = results.parameters("adaptive")
-    only = [
+    return [
         name for name in results.interpreters if any(name in results.having(a) for a in attacks)
     ]
-    title = "Maps and success of PGD, basic and adaptive ADV2"
-    measures = ("L1", "IoU", "ASR", "MC")
-    return _long(results, "Table 5", title, (*_BASIC, *attacks), measures, note, only)
 
 
-def _transfer(results: Results, note: str) -> Table | None:
+def _localisation(results: Results, model: str) -> Iterator[_Row]:
+    for name in results.every:
+        error = results.estimate("localisation error", model, "benign", name)
+        if error.size:
+            yield {
+                "model": model,
+                "interpreter": name,
+                "wrong boxes": error.text(percent=True),
+                "images with boxes": f"{error.size}",
+            }
+
+
+def _detection(results: Results, model: str) -> Iterator[_Row]:
+    """Yield rates of detection by each squeezer, and by all together."""
+    if not {"PGD", "ADV2"} & {*results.attacks}:
+        return
+
+    def rate(attack: str, name: str, squeezer: str) -> str:
+        return Estimate.of(results.flagged(model, attack, name, squeezer)).text(percent=True)
+
+    for squeezer, threshold in results.thresholds.get(model, {}).items():
+        row = {"model": model, "squeezer": squeezer, "threshold": f"{threshold:.3f}"}
+        row["benign"] = rate("benign", "", squeezer)
+        row["PGD"] = rate("PGD", "", squeezer)
+        for name in results.having("ADV2"):
+            row[f"ADV2 on {name}"] = rate("ADV2", name, squeezer)
+        for name in _adaptive(results):
+            row[f"adaptive on {name}"] = rate(f"adaptive:{squeezer}", name, squeezer)
+            row[f"joint, adaptive on {name}"] = rate(f"adaptive:{squeezer}", name, JOINT)
+        yield row
+
+
+def _transfer(results: Results, model: str) -> Iterator[_Row]:
     names = results.having("ADV2")
-    lines = []
-    for model in results.models:
-        for source in (*names, "PGD"):
-            attack, aimed = ("PGD", "") if source == "PGD" else ("ADV2", source)
-            found = [results.estimate("L1", model, attack, name, aimed) for name in names]
-            if any(entry.size for entry in found):
-                lines.append((model, source, *(entry.text() for entry in found)))
-    header = ("model", "source", *(f"on {name}" for name in names))
-    title = "L1 between benign and adversarial maps, made against the row, tried on the column"
-    rule = "The target class is the same in every cell. "
-    return _table("Table 9", title, header, lines if len(names) > 1 else (), rule + note, labels=2)
+    for source in (*names, "PGD") if len(names) > 1 else ():
+        place = ("PGD", "") if source == "PGD" else ("ADV2", source)
+        found = {n: results.estimate("L1", model, place[0], n, place[1]) for n in names}
+        if any(entry.size for entry in found.values()):
+            cells = {f"on {name}": entry.text() for name, entry in found.items()}
+            yield {"model": model, "source": source} | cells
 
 
-def _distilled(results: Results, note: str) -> Table | None:
-    """Return how far maps of RTS and of the interpreter trained against ADV2 move."""
-    lines = []
-    for model in results.models:
-        for attack in (*_BASIC, *results.parameters("noise")):
-            both = [results.values("L1", model, attack, name) for name in ("RTS", DISTILLED)]
-            if all(both):
-                found: list[Estimate] = [estimate(values) for values in both]
-                more = estimate(difference(both[1], both[0]))
-                counts = f"{found[0].size}, {found[1].size}"
-                lines.append((model, attack, *(e.text() for e in (*found, more)), counts))
-    header = ("model", "attack", "L1 on RTS", f"L1 on {DISTILLED}", "difference", "images")
-    rule = (
+def _distilled(results: Results, model: str) -> Iterator[_Row]:
+    """Yield how far maps of RTS and of the interpreter trained against ADV2 move."""
+    for attack in (*_BASIC, *results.parameters("noise")):
+        rts, other = (results.values("L1", model, attack, name) for name in ("RTS", DISTILLED))
+        if len(rts) and len(other):
+            yield {
+                "model": model,
+                "attack": attack,
+                "L1 on RTS": Estimate.of(rts).text(),
+                f"L1 on {DISTILLED}": Estimate.of(other).text(),
+                "difference": Estimate.of(difference(other, rts)).text(),
+                "images": f"{len(rts)}, {len(other)}",
+            }
+
+
+SPECS = (
+    _Spec(
+        "Table 2",
+        "Localisation by maps",
+        "images whose objects have known boxes",
+        _localisation,
+        2,
+        "A map of a clean image, for its own class, is resized to the image; the box around the "
+        "largest component of pixels above the threshold is wrong if its intersection over union "
+        "with every true box is below one half. Images without a known box are left out. ",
+    ),
+    _Spec(
+        "Table 3",
+        "Success of PGD and ADV2",
+        "PGD or ADV2 towards benign maps",
+        _Long(_BASIC, "ASR", "MC"),
+    ),
+    _Spec(
+        "Table 4",
+        "Detection by squeezing",
+        "attacks on pixels, squeezers, and held-out images that set their thresholds",
+        _detection,
+        2,
+        "Share of images whose score exceeds the threshold, the lowest that flags at most 5 % of "
+        "the held-out benign images. The joint score is the largest of the squeezers', and has a "
+        "threshold of its own. An adaptive attack knows the squeezer of its row, which judges it; "
+        "beside it the joint score does. Rates are over successful attacks. ",
+    ),
+    _Spec(
+        "Table 5",
+        "Maps and success of PGD, basic and adaptive ADV2",
+        "adaptive attacks",
+        _Long((*_BASIC, "adaptive:"), "L1", "IoU", "ASR", "MC", only=_adaptive),
+    ),
+    _Spec(
+        "Table 6",
+        "Success of ADV2 towards patches",
+        "ADV2 towards patches",
+        _Long(("patch",), "ASR", "MC"),
+    ),
+    _Spec(
+        "Table 7",
+        "Distance of ADV2's maps to the patch (target) and to the benign map (L1)",
+        "ADV2 towards patches",
+        _Long(("patch",), "L1 to target", "L1"),
+    ),
+    _Spec(
+        "Table 8",
+        "ADV2 towards the map of an image of another class",
+        "ADV2 towards maps of other classes",
+        _Long(("class",), "ASR", "MC", "L1 to target", "IoU to target"),
+    ),
+    _Spec(
+        "Table 9",
+        "L1 between benign and adversarial maps, made against the row, tried on the column",
+        "ADV2 towards benign maps, and at least two interpreters",
+        _transfer,
+        2,
+        "The target class is the same in every cell. ",
+    ),
+    _Spec(
+        "Table 10",
+        "PGD and ADV2 on Grad-CAM",
+        "the interpreter GradCAM",
+        _Long(_BASIC, "ASR", "MC", "L1", "L2", only=lambda results: ["GradCAM"]),
+    ),
+    *(
+        _Spec(
+            number,
+            "Distances of benign and adversarial maps",
+            "PGD or ADV2 towards benign maps",
+            _Long(_BASIC, "L1", "L2"),
+        )
+        for number in ("Table 13", "Table 14")  # of ImageNet, of skin lesions
+    ),
+    _Spec(
+        "Figure 10",
+        "stAdv, and ADV2 on it",
+        "the framework stadv",
+        _Long(("stAdv", "StADV2"), "ASR", "MC", "L1", "IoU"),
+        flow=True,
+    ),
+    _Spec(
+        "Figures 15 and 16",
+        f"How far maps move on RTS and on {DISTILLED}",
+        f"the interpreters RTS and {DISTILLED}",
+        _distilled,
+        2,
         "ADV2 knows the interpreter of its column; noise is named by its kind and the share of "
         "images on which it makes the classifier err. Maps after noise explain the class that the "
-        "classifier then says, and only its errors count. The difference is over images on which "
-        "both attacks succeed. "
-    )
-    title = f"How far maps move on RTS and on {DISTILLED}"
-    return _table("Figures 15 and 16", title, header, lines, rule + note, labels=2)
+        "classifier then predicts, and only its errors count. The difference is over images on "
+        "which both attacks succeed. ",
+    ),
+)
+"""The tables in the paper's order."""
