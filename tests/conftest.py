@@ -101,12 +101,6 @@ def _captum(method: Callable[[nn.Module], Any], **kwargs: Any) -> Callable[..., 
     return build
 
 
-def _cells(count: int) -> Tensor:
-    """Return a feature mask of 16x16 images: so many cells along each side."""
-    places = torch.arange(16) * count // 16
-    return (places[:, None] * count + places)[None, None]
-
-
 INTERPRETERS = (
     Row("Gradient", Gradient),
     Row("SmoothGrad", lambda model: SmoothGrad(model, samples=3)),
@@ -147,18 +141,18 @@ INTERPRETERS = (
     ),
     Row(
         "FeatureAblation",
-        _captum(ca.FeatureAblation, feature_mask=_cells(3), baselines=0.3),
+        _captum(ca.FeatureAblation, feature_mask=3, baselines=0.3),
     ),
     Row(
         "ShapleyValueSampling",
-        _captum(ca.ShapleyValueSampling, feature_mask=_cells(2), n_samples=3),
+        _captum(ca.ShapleyValueSampling, feature_mask=2, n_samples=3),
     ),
-    Row("KernelShap", _captum(ca.KernelShap, feature_mask=_cells(3), n_samples=14)),
+    Row("KernelShap", _captum(ca.KernelShap, feature_mask=3, n_samples=14)),
     Row(
         "Lime",
         _captum(
             lambda model: ca.Lime(model, SkLearnRidge(alpha=0.1)),
-            feature_mask=_cells(2),
+            feature_mask=2,
             n_samples=9,
             perturbations_per_eval=4,
         ),

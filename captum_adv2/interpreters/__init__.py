@@ -5,7 +5,7 @@ from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate
 from captum_adv2.interpreters.bilevel import FiniteDifference, Unrolled
 from captum_adv2.interpreters.cam import CAM, GradCAM
 
-# from captum_adv2.interpreters.captum import CaptumInterpreter
+from captum_adv2.interpreters.captum import CaptumInterpreter
 from captum_adv2.interpreters.ensemble import Ensemble
 from captum_adv2.interpreters.gradient import Gradient, IntegratedGradients, SmoothGrad
 from captum_adv2.interpreters.mask import MASK
@@ -16,7 +16,7 @@ __all__ = [
     "CAM",
     "MASK",
     "RTS",
-    #    "CaptumInterpreter",
+    "CaptumInterpreter",
     "EncoderGuided",
     "Ensemble",
     "Explanation",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from captum_adv2.defenses import Detector, EnsembleDetector
-from captum_adv2.interpreters import CAM, CaptumInterpreter, Ensemble, Gradient, Interpreter
+from captum_adv2.interpreters import CAM, Ensemble, Gradient, Interpreter
 from captum_adv2.study.embedded.models import load_resnet
 from captum_adv2.study.embedded.shapes import make_shapes
 from captum_adv2.types import Explanation
