@@ -15,7 +15,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import (
@@ -173,6 +173,8 @@ def expect(value: Any, hint: Any, name: str) -> None:
             raise ValueError(f"expected {name} to be one of {list(args)}, got {value!r}")
     elif origin in (tuple, Sequence):
         _expect_sequence(value, origin, args, name)
+    elif origin is Mapping:
+        _expect_mapping(value, args, name)
     elif origin is Callable or getattr(hint, "_is_protocol", False):
         _expect_function(value, args[-1] if args else None, name)
     elif inspect.isclass(hint) and hint is not Any:  # a class, too, since Python 3.11
@@ -199,6 +201,14 @@ def _expect_sequence(value: Any, kind: Any, args: tuple[Any, ...], name: str) ->
         raise ValueError(f"expected {name} to have {len(args)} entries, got {len(value)}")
     for number, each in enumerate(value):
         expect(each, args[number] if fixed else args[0], f"{name}[{number}]")
+
+
+def _expect_mapping(value: Any, args: tuple[Any, ...], name: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected {name} to be a dictionary, got {type(value).__name__}")
+    for key, each in value.items():
+        expect(key, args[0], f"each key of {name}")
+        expect(each, args[1], f"{name}[{key!r}]")
 
 
 def _expect_function(value: Any, returned: Any, name: str) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from captum_adv2.attacks import frameworks
 from captum_adv2.evaluation import metrics
 from captum_adv2.interpreters.base import Interpreter, eval_mode
-from captum_adv2.interpreters.gradient import probability
-from captum_adv2.spec import Classes, Images, checked, expect_classes, expect_logits
+from captum_adv2.spec import Classes, Images, Maps, checked, expect_classes, expect_logits
 
 
 class Report(NamedTuple):
@@ -73,6 +72,8 @@ def evaluate(
     target: Classes,
     labels: Classes | None = None,
     quantize: bool = True,
+    *,
+    benign_maps: Maps | None = None,
 ) -> Report:
     """Measure an attack on prediction and interpretation.
 
@@ -88,6 +89,8 @@ def evaluate(
         target: The attacker's class ``(B,)``.
         labels: Class of the benign map ``(B,)``; default: the model's prediction on ``images``.
         quantize: Round adversarial images to multiples of 1/255.
+        benign_maps: The benign maps, from an earlier report on the same images and labels, which
+            saves computing them again; default: computed.
 
     Returns:
         A `Report`; ``print(report)`` and ``report.summary()`` give the means.
@@ -105,18 +108,15 @@ def evaluate(
     judged = (frameworks.quantize(adversarial) if quantize else adversarial).clamp(0, 1)
     with eval_mode(model):
         logits = expect_logits(model(judged), len(judged))
-        labels = model(images).argmax(dim=1) if labels is None else labels
-    for classes, name in ((target, "target"), (labels, "labels")):
-        expect_classes(classes, logits, name)
-    target = target.to(logits.device)
-    benign, shown = interpreter(images, labels), interpreter(judged, target)
-    distances = metrics.distances(shown, benign)
+        own = model(images).argmax(dim=1) if labels is None else labels
+    success, confidence = metrics.success(logits, target), metrics.confidence(logits, target)
+    expect_classes(own, logits, "labels")
+    benign = interpreter(images, own) if benign_maps is None else benign_maps
+    shown = interpreter(judged, target)
     return Report(
-        success=metrics.success(logits, target),
-        confidence=probability(logits, target.long()),
-        l1=distances.l1,
-        l2=distances.l2,
-        iou=distances.iou,
+        success,
+        confidence,
+        *metrics.distances(shown, benign),
         linf=(adversarial - images).abs().amax(dim=(1, 2, 3)),
         benign_maps=benign,
         adversarial_maps=shown,

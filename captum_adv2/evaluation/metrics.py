@@ -21,7 +21,7 @@ from captum_adv2.spec import Classes, Count, Logits, Maps, Unit, checked, expect
 
 
 class Distances(NamedTuple):
-    """Three distances of two batches of maps, each ``(B,)``, in [0, 1]."""
+    """The measures of two batches of maps, each ``(B,)`` in [0, 1]."""
 
     l1: Tensor
     l2: Tensor
@@ -35,12 +35,13 @@ def distances(maps: Maps, reference: Maps, threshold: Unit = 0.5) -> Distances:
         raise ValueError(
             f"expected reference of shape {tuple(maps.shape)}, got {tuple(reference.shape)}"
         )
+    pixels = (1, 2, 3)
     change = maps - reference
     ours, theirs = maps > threshold, reference > threshold
-    both, either = (found.sum(dim=(1, 2, 3)) for found in (ours & theirs, ours | theirs))
+    both, either = (ours & theirs).sum(dim=pixels), (ours | theirs).sum(dim=pixels)
     return Distances(
-        l1=change.abs().mean(dim=(1, 2, 3)),
-        l2=change.square().mean(dim=(1, 2, 3)).sqrt(),
+        l1=change.abs().mean(dim=pixels),
+        l2=change.square().mean(dim=pixels).sqrt(),
         iou=torch.where(either > 0, both / either.clamp(min=1), 1.0),
     )
 
