@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-TEST = ["pytest>=8.0", "hypothesis>=6.100", "opencv-python-headless>=4.10"]
+STUDY = ["pandas>=2.2", "jinja2>=3.1", "scipy>=1.15"]
+TEST = [*STUDY, "pytest>=8.0", "hypothesis>=6.100", "opencv-python-headless>=4.10"]
 DEV = [*TEST, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
 MUTATION = [*TEST, "mutmut>=3.8"]
 DOCS = ["sphinx>=7.0", "myst-parser>=3.0"]
@@ -21,7 +22,11 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["captum_adv2", "captum_adv2.*"]),
-    package_data={"captum_adv2": ["py.typed"], "captum_adv2.study.embedded": ["*.pt"]},
+    package_data={
+        "captum_adv2": ["py.typed"],
+        "captum_adv2.study": ["page.html"],
+        "captum_adv2.study.embedded": ["*.pt"],
+    },
     zip_safe=False,
     # Each lower bound is the oldest release that the test suite was run against together.
     install_requires=[
@@ -35,7 +40,7 @@ setup(
         "matplotlib>=3.8",
         "scipy>=1.11",
     ],
-    extras_require={"test": TEST, "dev": DEV, "docs": DOCS, "mutation": MUTATION},
+    extras_require={"study": STUDY, "test": TEST, "dev": DEV, "docs": DOCS, "mutation": MUTATION},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

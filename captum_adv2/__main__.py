@@ -5,7 +5,5 @@ import sys
 
 from captum_adv2.study.cli import main
 
-__all__ = ["main"]
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Adam as a pure, differentiable pair of functions: a state goes in, a state comes out.
+"""Adam as a pure function: a gradient and a state go in, a step and the next state come out.
 
-An optimiser that is *part* of what is differentiated (the bilevel attack on MASK unrolls it) cannot
+An optimiser that is part of what is differentiated (the bilevel attack on MASK unrolls it) cannot
 be `torch.optim.Adam`, which changes its parameters in place and outside the graph.
 """
 
@@ -27,15 +27,16 @@ class AdamState(NamedTuple):
 @checked
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba, ICLR 2015); every function is differentiable and per element.
+    """Adam (Kingma & Ba, ICLR 2015), per element and differentiable.
 
-    Unrolled from zero moments a step is ``lr * sign(gradient)``: its derivative is all but zero.
-    Run some steps first, and after a change of the parameters `rescale` the moments.
+    From zero moments a step is ``lr * sign(gradient)``, whose derivative is close to zero: to
+    differentiate through steps, take some first. After a change of the parameters `rescale` the
+    moments instead of starting again.
 
     Args:
-        lr: Step size, above 0.
-        betas: Decay of the two moments, in [0, 1).
-        eps: Added to the root of the second moment, above 0.
+        lr: Step size.
+        betas: Decay of the two moments, each below 1.
+        eps: Added to the root of the second moment.
 
     >>> adam, x = Adam(lr=0.1), torch.tensor([2.0])
     >>> step, state = adam.update(2 * x, adam.init(x))
@@ -49,7 +50,7 @@ class Adam:
 
     def init(self, parameters: Tensor) -> AdamState:
         """Return the state to start from."""
-        # In float16 squares of small gradients, and eps, are 0: steps would be 0 / 0.
+        # In float16 the squares of small gradients, and eps, are 0: steps would be 0 / 0.
         wide = torch.promote_types(parameters.dtype, torch.float32)
         zeros = torch.zeros_like(parameters, dtype=wide)
         return AdamState(zeros, zeros.clone(), 0)

@@ -15,7 +15,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import (
@@ -35,6 +35,17 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
+_WORDS = {
+    Tensor: "a torch.Tensor",
+    bool: "True or False",
+    nn.Module: "a torch.nn.Module",
+    torch.Generator: "a torch.Generator",
+    type(None): "None",
+}
+_HINTS = {
+    "Generator": "; torch.Generator().manual_seed(0) makes one",
+    "Interpreter": "; wrap a Captum method in CaptumInterpreter",
+}
 _ROUNDING = 1e-5  # (x - mean) / std and back may miss [0, 1] by this much
 
 
@@ -116,7 +127,9 @@ Bits: TypeAlias = Annotated[int, Range(1, 8, integer=True)]
 Images: TypeAlias = Annotated[
     Tensor, Array(4, unit=True, hint="; scale images to [0, 1], and normalise inside the model")
 ]
-Maps: TypeAlias = Annotated[Tensor, Array(4, unit=True)]
+Maps: TypeAlias = Annotated[
+    Tensor, Array(4, unit=True, hint="; 1 means important: scale maps to [0, 1]")
+]
 Classes: TypeAlias = Annotated[Tensor, Array(1, floating=False)]
 Logits: TypeAlias = Annotated[Tensor, Array(2)]
 
@@ -160,8 +173,10 @@ def expect(value: Any, hint: Any, name: str) -> None:
             raise ValueError(f"expected {name} to be one of {list(args)}, got {value!r}")
     elif origin in (tuple, Sequence):
         _expect_sequence(value, origin, args, name)
+    elif origin is Mapping:
+        _expect_mapping(value, args, name)
     elif origin is Callable or getattr(hint, "_is_protocol", False):
-        _expect_function(value, args[-1] if args else object, name)
+        _expect_function(value, args[-1] if args else None, name)
     elif inspect.isclass(hint) and hint is not Any:  # a class, too, since Python 3.11
         _expect_instance(value, hint, name)
 
@@ -188,6 +203,14 @@ def _expect_sequence(value: Any, kind: Any, args: tuple[Any, ...], name: str) ->
         expect(each, args[number] if fixed else args[0], f"{name}[{number}]")
 
 
+def _expect_mapping(value: Any, args: tuple[Any, ...], name: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected {name} to be a dictionary, got {type(value).__name__}")
+    for key, each in value.items():
+        expect(key, args[0], f"each key of {name}")
+        expect(each, args[1], f"{name}[{key!r}]")
+
+
 def _expect_function(value: Any, returned: Any, name: str) -> None:
     """Raise unless a value can be called; a class can only where it makes what is returned."""
     if inspect.isclass(value):
@@ -201,10 +224,15 @@ def _expect_function(value: Any, returned: Any, name: str) -> None:
 
 
 def _expect_instance(value: Any, kind: type, name: str) -> None:
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        names = {nn.Module: "a torch.nn.Module", Tensor: "a torch.Tensor", bool: "True or False"}
-        wanted = names.get(kind, "None" if kind is type(None) else f"a {kind.__name__}")
-        raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    wanted = _WORDS.get(kind, f"{article} {kind.__name__}")
+    got, hint = type(value).__name__, _HINTS.get(kind.__name__, "")
+    if inspect.isclass(value):
+        got = f"the class {value.__name__}"
+        hint = f"; pass {value.__name__}(...)" if issubclass(value, kind) else hint
+    raise TypeError(f"expected {name} to be {wanted}, got {got}{hint}")
 
 
 def expect_logits(output: Any, batch: int) -> Tensor:

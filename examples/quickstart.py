@@ -24,8 +24,7 @@ from torchattacks import PGD
 from captum_adv2 import ADV2, evaluate
 from captum_adv2.evaluation import visualize
 from captum_adv2.interpreters import CAM, MASK, GradCAM, Gradient, Interpreter
-from captum_adv2.study.embedded.models import load_densenet, load_resnet
-from captum_adv2.study.embedded.shapes import CLASSES, make_shapes
+from captum_adv2.study.embedded import CLASSES, load_densenet, load_resnet, make_shapes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,19 +59,11 @@ def embedded(count: int) -> list[Subject]:
     ]
 
 
-class Normalize(nn.Module):
-    """ImageNet's normalisation, as a part of the model, so that images stay in [0, 1]."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise images ``(B, 3, H, W)`` in [0, 1]."""
-        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-        return (images - mean) / std
-
-
 def imagenet(architecture: str, folder: Path, count: int) -> list[Subject]:
     """Return torchvision's pretrained model on the pictures of a folder, centre-cropped to 224."""
-    from torchvision import models, transforms
+    from torchvision import models
     from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import v2
 
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if not files:
@@ -85,10 +76,10 @@ def imagenet(architecture: str, folder: Path, count: int) -> list[Subject]:
             f"the weights of {architecture} could not be downloaded ({error}); they need internet "
             "once, or a copy in torch.hub.get_dir(). Without --weights the example needs neither."
         ) from error
-    crop = transforms.Compose([transforms.Resize(256, antialias=True), transforms.CenterCrop(224)])
+    crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     pictures = [crop(decode_image(str(file), ImageReadMode.RGB)) for file in files[:count]]
     images = torch.stack(pictures).float() / 255
-    model = nn.Sequential(Normalize(), net).eval()
+    model = nn.Sequential(v2.Normalize(MEAN, STD), net).eval()  # images stay in [0, 1]
     return [Subject(architecture, model, images, tuple(weights.meta["categories"]), INTERPRETERS)]
 
 
@@ -128,7 +119,7 @@ def attack(subject: Subject, args: argparse.Namespace) -> Figure:
 
 @torch.no_grad()
 def captions(subject: Subject, shown: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
-    """Return what the model says of the images of the first interpreter: class and confidence."""
+    """Return class and confidence of the images of the first interpreter."""
     pictures = next(iter(shown.values()))[0]
     confidence, label = subject.model(pictures).softmax(dim=1).max(dim=1)
     return [

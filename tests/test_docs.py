@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
-import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -16,13 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-import captum_adv2.attacks
-import captum_adv2.defenses
-import captum_adv2.evaluation
-import captum_adv2.interpreters
-from captum_adv2 import testing
-from captum_adv2.evaluation import study
-
 ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 
@@ -31,7 +22,7 @@ UNTESTED = re.compile(r"<!-- no test -->\s*\Z")
 LINK = re.compile(
     r"\]\(\s*<?([^)\s>]+)|^\[[^\]]+\]:\s*(\S+)|(?:src|href)=\"([^\"]+)\"", re.MULTILINE
 )
-FOLDERS = "captum_adv2|docs|examples|tests|interpreters|attacks|defenses|evaluation"
+FOLDERS = "captum_adv2|docs|examples|tests|interpreters|attacks|defenses|evaluation|study"
 FILE = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 FIGURE = re.compile(r"[\w.-]+/[\w./-]+\.(?:png|jpe?g|svg|gif|webp)")
 DOTTED = re.compile(r"`(captum_adv2(?:\.\w+)+)`")
@@ -119,41 +110,6 @@ def test_lines_are_short(name: str) -> None:
     assert long == []
 
 
-# The signatures of docs/design.md
-
-NAMESPACE: dict[str, Any] = {
-    **vars(captum_adv2.attacks),
-    **vars(captum_adv2.interpreters),
-    **vars(captum_adv2.defenses),
-    **vars(captum_adv2.evaluation),
-    **vars(captum_adv2),
-    "study": study,
-    "testing": testing,
-}
-
-
-def signatures() -> list[str]:
-    """Return the entries of the block of signatures; an indented line goes on with its entry."""
-    (block,) = (source for _, source in blocks(read("docs/design.md"), "text") if "ADV2(" in source)
-    return re.sub(r"\n\s+", " ", block).strip().splitlines()
-
-
-def parameters(function: Any) -> list[tuple[str, Any, Any]]:
-    found = inspect.signature(function).parameters.values()
-    return [(p.name, p.kind, p.default) for p in found if p.name != "self"]
-
-
-@pytest.mark.parametrize("entry", signatures())
-def test_signatures_are_the_codes(entry: str) -> None:
-    named, _, rest = entry.partition("(")
-    own: dict[str, Any] = {}
-    source = f"def entry({rest}: ..."
-    ast.parse(source)
-    exec(source, NAMESPACE.copy(), own)
-    value = eval(named, NAMESPACE)
-    assert parameters(own["entry"]) == parameters(value)
-
-
 # The tests themselves
 
 
@@ -170,8 +126,8 @@ def test_the_reader_of_blocks() -> None:
 
 
 def test_the_reader_of_names() -> None:
-    assert resolves("captum_adv2.attacks.steps.Problem.gradient")
-    assert resolves("captum_adv2.types.Candidate.progress")
-    assert not resolves("captum_adv2.attacks.steps.Trouble")
+    assert resolves("captum_adv2.attacks.loop.Problem.gradient")
+    assert resolves("captum_adv2.attacks.terms.Candidate.progress")
+    assert not resolves("captum_adv2.attacks.loop.Trouble")
     assert FIGURE.findall("see figures/a.png and b.png") == ["figures/a.png"]
     assert LINK.findall("[a](b.md#c) ![d](e/f.png)") == [("b.md#c", "", ""), ("e/f.png", "", "")]

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The package as a whole: imports run one way and cost little, names are documented."""
+"""The package as a whole: imports run one way and cost little, faces are small and documented."""
 
 from __future__ import annotations
 
 import ast
 import doctest
+import graphlib
 import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -25,30 +27,21 @@ MODULES = (
     "captum_adv2",
     *sorted(info.name for info in pkgutil.walk_packages([str(PACKAGE)], "captum_adv2.")),
 )
-# Each wing stands only on those before it; testing knows interpreters only.
-WINGS = (
-    "types",
-    "checks",
-    "optim",
-    "storage",
-    "interpreters",
-    "attacks",
-    "defenses",
-    "evaluation",
-    "",
-)
+ROOTS = {"spec", "seeds", "optim", "storage"}
+# What each wing may import, besides itself.
 SEES = {
-    "types": {"types"},
-    "checks": {"checks", "types"},
-    "optim": {"optim", "types", "checks"},
-    "storage": {"storage"},
-    "interpreters": {"interpreters", "storage", "optim", "types", "checks"},
-    "attacks": {"attacks", "interpreters", "storage", "optim", "types", "checks"},
-    "defenses": {"defenses", "attacks", "interpreters", "storage", "optim", "types", "checks"},
-    "evaluation": set(WINGS) - {""},
-    "__main__": {"__main__", "evaluation"},
-    "testing": {"testing", "interpreters", "optim", "types", "checks"},
-    "": {*WINGS, "testing"},
+    "spec": set(),
+    "seeds": set(),
+    "optim": {"spec"},
+    "storage": {"spec"},
+    "interpreters": ROOTS,
+    "attacks": ROOTS | {"interpreters"},
+    "defenses": ROOTS | {"interpreters", "attacks"},
+    "evaluation": ROOTS | {"interpreters", "attacks", "defenses"},
+    "study": ROOTS | {"interpreters", "attacks", "defenses", "evaluation"},
+    "testing": ROOTS | {"interpreters"},
+    "": ROOTS | {"attacks", "evaluation", "testing"},
+    "__main__": {"study"},
 }
 PROBE = """
 import json, sys
@@ -64,38 +57,33 @@ def wing(module: str) -> str:
     return (module.split(".") + [""])[1]
 
 
-def statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node but those under ``if TYPE_CHECKING``."""
-    if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test):
-        return
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        yield from statements(child)
+def source(module: str) -> ast.Module:
+    path = importlib.util.find_spec(module).origin
+    return ast.parse(Path(path).read_text(encoding="utf-8"))
 
 
 def imports(module: str) -> Iterator[str]:
-    """Yield the dotted names of what a module imports, wherever it does."""
-    source = Path(importlib.import_module(module).__spec__.origin).read_text(encoding="utf-8")
-    for node in statements(ast.parse(source)):
+    """Yield the dotted names of our modules that a module imports, anywhere in it."""
+    for node in ast.walk(source(module)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module} has a relative import"
-            # `from captum_adv2 import checks` imports captum_adv2.checks.
-            whole = node.module == "captum_adv2"
-            yield from (f"captum_adv2.{a.name}" if whole else node.module for a in node.names)
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (whole & set(MODULES)) or ({node.module} & set(MODULES))
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module: str) -> None:
-    ours = {wing(name) for name in imports(module) if name.startswith("captum_adv2")}
-    assert ours <= SEES[wing(module)], f"{module} imports {ours - SEES[wing(module)]}"
+    own = wing(module)
+    seen = {wing(name) for name in imports(module)} - {own}
+    assert seen <= SEES[own], f"{module} imports {seen - SEES[own]}"
 
 
-def test_the_import_probe_sees_imports() -> None:
-    assert "captum_adv2.interpreters.base" in set(imports("captum_adv2.evaluation.evaluate"))
-    assert "matplotlib" in set(imports("captum_adv2.evaluation.visualize"))
-    assert not any("interpreters" in name for name in imports("captum_adv2.types"))
+def test_there_is_no_circle_of_modules() -> None:
+    graph = {module: set(imports(module)) - {module} for module in MODULES}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert "captum_adv2.attacks.loop" in graph["captum_adv2.attacks.base"]
 
 
 @pytest.fixture(scope="module")
@@ -109,61 +97,72 @@ def loaded() -> tuple[set[str], set[str]]:
     return set(before), set(after)
 
 
-@pytest.mark.parametrize("name", ["matplotlib", "captum", "kornia", "hypothesis"])
-def test_import_leaves_heavy_libraries_out(loaded: tuple[set[str], set[str]], name: str) -> None:
-    assert name not in loaded[1]
-
-
-def test_import_costs_nothing_beyond_its_dependencies(loaded: tuple[set[str], set[str]]) -> None:
+def test_import_loads_nothing_beyond_its_dependencies(loaded: tuple[set[str], set[str]]) -> None:
     before, after = loaded
-    assert "captum_adv2" in after - before
     assert after - before - sys.stdlib_module_names == {"captum_adv2"}
+    assert not {"matplotlib", "captum", "kornia", "hypothesis", "pandas", "jinja2"} & after
 
 
-def test_typed_marker() -> None:
-    assert (PACKAGE / "py.typed").is_file()
+def faces() -> dict[str, list[str]]:
+    loaded = {name: importlib.import_module(name) for name in MODULES}
+    return {
+        name: list(module.__all__) for name, module in loaded.items() if "__all__" in vars(module)
+    }
 
 
-@pytest.mark.parametrize("module", MODULES)
+def test_names_are_listed_by_packages_alone() -> None:
+    packages = {m for m in MODULES if importlib.util.find_spec(m).submodule_search_locations}
+    assert set(faces()) <= packages
+
+
+def test_faces_are_small() -> None:
+    names = [
+        name for module, names in faces().items() if "embedded" not in module for name in names
+    ]
+    assert len(set(names)) <= 55
+
+
+@pytest.mark.parametrize("module", sorted(faces()))
 def test_public_names_exist_and_are_documented(module: str) -> None:
-    loaded = importlib.import_module(module)
-    assert (loaded.__doc__ or "").strip()
-    assert len(loaded.__all__) == len(set(loaded.__all__))
-    for name in loaded.__all__:
-        value = getattr(loaded, name)  # fails where it does not exist
+    face = importlib.import_module(module)
+    assert len(face.__all__) == len(set(face.__all__))
+    for name in face.__all__:
+        value = getattr(face, name)  # fails where it does not exist
         if inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value):
-            doc = value.__doc__ or ""
-            # A NamedTuple without a docstring gets its signature for one.
-            assert doc.strip(), f"{module}.{name} has no docstring"
+            doc = (value.__doc__ or "").strip()
+            # A NamedTuple or dataclass without a docstring gets its signature for one.
+            assert doc, f"{module}.{name} has no docstring"
             assert not doc.startswith(f"{name}("), f"{module}.{name} has no docstring"
 
 
-@pytest.mark.parametrize("name", captum_adv2.__all__)
-def test_root_names_are_those_of_their_wings(name: str) -> None:
-    assert getattr(captum_adv2, name).__module__.startswith("captum_adv2.")
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_are_short_and_documented(module: str) -> None:
+    tree = source(module)
+    assert ast.get_docstring(tree)
+    text = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= 45, f"{module}.{node.name} has {lines} lines"
 
 
-def test_version_is_a_release() -> None:
+def test_typed_marker_and_version() -> None:
+    assert (PACKAGE / "py.typed").is_file()
     assert all(part.isdigit() for part in captum_adv2.__version__.split("."))
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_doctests(module: str) -> None:
+    names = {"torch": torch, "nn": nn}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        failed, _ = doctest.testmod(
-            sys.modules[importlib.import_module(module).__name__],
-            extraglobs={"torch": torch, "nn": nn},
-        )
+        failed, _ = doctest.testmod(importlib.import_module(module), extraglobs=names)
     assert not failed
 
 
 def test_there_are_doctests() -> None:
     finder = doctest.DocTestFinder()
-    examples = [
-        test
-        for module in MODULES
-        for test in finder.find(importlib.import_module(module))
-        if test.examples
-    ]
-    assert len(examples) > 10
+    tests = (test for module in MODULES for test in finder.find(importlib.import_module(module)))
+    assert sum(bool(test.examples) for test in tests) > 10

@@ -4,20 +4,21 @@ r"""ADV2 and StADV2: one image that fools a classifier and the interpreter coupl
 .. math:: \min_x \; \ell_{prd}(f(x), c_t) + \lambda \, \ell_{int}(g(x; f), m_t)
           \quad \text{s.t.} \; \|x - x_0\|_\infty \le \epsilon \qquad (3)
 
-Both are `torchattacks.attack.Attack`: they have torchattacks' modes, normalisation and ``save``,
-and work inside ``MultiAttack``. They differ in the framework alone: pixels that change (Eq. 3), or
-pixels that move (Eq. 21).
+Both are attacks of torchattacks: they have its modes, normalisation and ``save``, and work inside
+``MultiAttack``. They differ in the attack framework only: `ADV2` changes pixels (Eq. 3), `StADV2`
+moves them (Eq. 21).
 
-Differs from the official code: every quantity is per image, so a batch equals its images; the step
-decays and has momentum; the iterate returned is each image's best, judged on the reported map of
-its 8-bit rounding. ``ADV2.from_preset`` gives the paper's and the official settings.
+Differs from the official code: every quantity is per image, so that attacking a batch equals
+attacking its images one by one; the step decays and has momentum; the result is each image's best
+iterate, judged on the reported map after 8-bit rounding. ``ADV2.from_preset`` gives the paper's and
+the official settings.
 """
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from captum_adv2.attacks.base import DualAttack
+from captum_adv2.attacks.dual import DualAttack
 from captum_adv2.attacks.frameworks import Flow, Framework, LinfBall
 from captum_adv2.attacks.loop import Step
 from captum_adv2.attacks.steps import AdamDescent, SignDescent
@@ -27,53 +28,56 @@ from captum_adv2.spec import Count, NonNegative, Positive
 
 @dataclass(eq=False, repr=False)
 class ADV2(DualAttack):
-    r"""ADV2 on pixels: fools the classifier and its interpreter within an L-infinity ball.
+    r"""ADV2 on pixels: fool the classifier and its interpreter within an L-infinity ball.
 
     [https://www.usenix.org/conference/usenixsecurity20/presentation/zhang-xinyang]
 
     Distance Measure : Linf
 
-    In torchattacks' targeted modes the class is the target; in its default mode the warm start runs
-    untargeted and the class it lands on becomes the target of the rest. By default the map aimed at
-    is the clean image's own.
+    In torchattacks' default mode the warm start is untargeted, and the class it reaches is the
+    target class from then on. By default the target map is the clean image's own map.
 
     Args:
-        model: Model to attack; images in [0, 1] to logits (or see ``set_normalization_used``).
-        interpreter: Interpreter to fool, built on ``model``; or what builds one from a model, such
-            as the class ``CAM``, which then follows ``set_model``. Default: ``Gradient(model)``.
+        model: Model to attack; from images in [0, 1] (or see ``set_normalization_used``) to logits.
+        interpreter: Interpreter to fool, built on ``model``; or a class or function that builds one
+            from a model, such as ``CAM``, and does so again in ``set_model``. Default:
+            ``Gradient(model)``.
         eps: Maximum perturbation.
         alpha: Step size.
         steps: Number of gradient evaluations, the warm start's included.
         random_start: Start at a random point of the ball.
-        warmup: Regular attack steps at the start, with plain constant sign steps of ``alpha``
-            whatever ``step`` is; default: a twentieth of ``steps``.
-        target_map: What the map should look like; see `TargetMap`.
+        warmup: Number of warm start steps: constant sign steps of ``alpha`` on the prediction,
+            whatever ``step`` is. Default: a twentieth of ``steps``.
+        target_map: Chooses the target maps; see `TargetMap`.
         prediction: Prediction loss; the default smooths labels by rho from 0.05 to 0.01.
         interpretation: Interpretation loss, with its weight; default: `MapDistance`, without its
             ``shape`` part where maps are not min-max scaled.
-        terms: Further terms of the loss, each a function of a `Candidate` returning ``(B,)``.
-            They count for the best iterate too.
-        step: Step rule.
-        surrogate: What to differentiate in place of the interpreter; default: its own choice.
-        keep: ``"best"`` returns each image's best iterate: least distance of the surrogate's map
-            among iterates of the target class with enough confidence, or the last iterate, where
-            that is better on the reported map after 8-bit rounding. ``"final"`` returns the last.
-        confidence: Probability of the target class that is enough. An image that never gets there
-            is returned all the same, at its most confident.
-        stop: Map distance (L1) at which an image is finished: once it is classified as the target
-            with enough confidence and its map is this near, it is taken out of the batch. The
-            others get what they would have got. Default: all images take all steps.
-        generator: Source of the random start, and of random targets; default: a fixed seed for the
-            former, torchattacks' own (global) one for the latter.
+        terms: Further terms of the loss, each a function from a `Candidate` to ``(B,)``; the choice
+            of the best iterate counts them too.
+        step: Step rule after the warm start.
+        surrogate: What to differentiate in place of the interpreter; default: the interpreter's.
+        keep: ``"best"`` returns each image's best iterate: the one with the least distance of the
+            surrogate's map among those of the target class with enough confidence; or the last
+            iterate where that is better on the reported map after 8-bit rounding. ``"final"``
+            returns the last iterate.
+        confidence: Probability of the target class that is enough. An image that never reaches it
+            is returned at its most confident.
+        stop: Map distance (L1) at which an image is finished: it is taken out of the batch once it
+            is classified as the target class with enough confidence and its map is this near. The
+            results of the other images are unaffected. Default: every image takes all steps.
+        generator: Source of the random start and of random target classes. Default: a fixed seed
+            for the former, torch's global generator (as in torchattacks) for the latter.
         callback: Called with a `Progress` at each gradient evaluation.
         verbose: Show a progress bar.
 
     Shape:
         - images: ``(N, C, H, W)``, floating, in [0, 1].
-        - labels: ``(N,)``, integer; ``None`` means the model's own predictions.
-        - target_maps (keyword of the call): ``(N, 1, h, w)`` in [0, 1], for this batch.
+        - labels: ``(N,)``, integer; default: the model's predictions.
+        - target_maps (keyword of the call): ``(N, 1, h, w)`` in [0, 1]; default: ``target_map``'s.
         - output: ``(N, C, H, W)``.
 
+    >>> import torch
+    >>> from torch import nn
     >>> from captum_adv2.interpreters import CAM
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     ...                       nn.Linear(4, 3))
@@ -99,16 +103,17 @@ class ADV2(DualAttack):
 
 @dataclass(eq=False, repr=False)
 class StADV2(DualAttack):
-    r"""ADV2 by spatial transformation: pixels are displaced, smoothly, by fractions of a pixel.
+    r"""ADV2 by spatial transformation: pixels are displaced smoothly, by fractions of a pixel.
 
     .. math:: \min_r \; \ell_{prd}(f(x + r), c_t) + \lambda \, \ell_{int}(g(x + r; f), m_t)
               + \tau \, \ell_{flow}(r) \qquad (21)
 
     where x + r is the image sampled at places displaced by the flow r. With ``warmup=steps`` there
-    is no map term, and what remains is stAdv, the regular attack of Xiao et al.
+    is no map term: the attack is stAdv, the regular attack of Xiao et al.
 
-    Differs from the official code: the four nearest neighbours in the flow loss, as in the original
-    stAdv (there the four diagonal ones); the flow starts at zero; the learning rate decays.
+    Differs from the official code: the flow loss compares the four nearest neighbours, as the
+    original stAdv does (there the four diagonal ones); the flow starts at zero; the learning rate
+    decays.
 
     Distance Measure : total variation of the flow
 

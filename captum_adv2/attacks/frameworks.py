@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 r"""Attack frameworks: what an attacker may change, and by how much.
 
-A framework owns a *variable* that the attack optimises, turns it into an image, and keeps it legal.
-`LinfBall` perturbs pixels: the variable is the image itself, and a move is projected onto
-:math:`\{x : \|x - x_0\|_\infty \le \epsilon\} \cap [0, 1]` (Π of Eq. 1). `Flow` moves pixels: the
-variable says by how much each is displaced, and the image is sampled bilinearly there (§A4).
+A framework defines the *variable* that an attack optimises, turns it into an image, and keeps it
+within bounds. `LinfBall` perturbs pixels: the variable is the image itself, and a move is projected
+onto :math:`\{x : \|x - x_0\|_\infty \le \epsilon\} \cap [0, 1]` (Π of Eq. 1). `Flow` displaces
+pixels: the variable is each pixel's displacement, and the image is sampled bilinearly there (§A4).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Framework(ABC):
         """Return the allowed variable nearest to ``variable + direction``, without a graph."""
 
     def penalty(self, variable: Tensor) -> Tensor:
-        """Return the price ``(B,)`` of a variable, added to the loss; by default nothing."""
+        """Return what is added to the loss ``(B,)`` for a variable; by default zeros."""
         return variable.new_zeros(len(variable))
 
 
@@ -69,12 +69,12 @@ class LinfBall(Framework):
         return self.move(clean, (2 * unit.to(clean) - 1) * self.eps, clean)
 
     def image(self, variable: Tensor, clean: Tensor) -> Tensor:
-        """Return the variable: it is the image."""
+        """Return the variable itself."""
         return variable
 
     def move(self, variable: Tensor, direction: Tensor, clean: Tensor) -> Tensor:
         """Add a direction and project onto the ball and onto [0, 1]."""
-        moved = variable.detach() + direction  # new memory: the rest works in place
+        moved = variable.detach() + direction  # a new tensor: the rest works in place
         return moved.sub_(clean).clamp_(-self.eps, self.eps).add_(clean).clamp_(0, 1)
 
 
@@ -82,13 +82,13 @@ class LinfBall(Framework):
 @checked
 @dataclass(frozen=True)
 class Flow(Framework):
-    """Spatial transformation: each pixel looks up its value at a place nearby (§A4).
+    """Spatial transformation: each pixel takes its value from a nearby position (§A4).
 
-    The variable is the flow ``(B, 2, H, W)`` in pixels, along x and y. Places outside the image
+    The variable is the flow ``(B, 2, H, W)`` in pixels, along x and y. Positions outside the image
     have the value of its border.
 
     Args:
-        weight: tau of Eq. 21, of the flow loss.
+        weight: Weight of the flow loss, tau of Eq. 21.
         bound: Largest displacement along either axis, in pixels; default: none.
 
     Reference: Xiao et al., Spatially Transformed Adversarial Examples, ICLR 2018.
@@ -102,14 +102,14 @@ class Flow(Framework):
         return torch.zeros_like(clean[:, :1]).repeat(1, 2, 1, 1)
 
     def image(self, variable: Tensor, clean: Tensor) -> Tensor:
-        """Return the images sampled at each pixel's place plus its flow."""
-        from kornia.geometry.transform import remap  # here, for it takes long to import
+        """Return the images sampled at each pixel's position plus its flow."""
+        from kornia.geometry.transform import remap  # here: importing kornia takes seconds
 
-        wide = torch.promote_types(clean.dtype, torch.float32)  # places need the digits
+        wide = torch.promote_types(clean.dtype, torch.float32)  # half precision is too coarse
         height, width = clean.shape[-2:]
         rows = torch.arange(height, dtype=wide, device=clean.device)[:, None]
         columns = torch.arange(width, dtype=wide, device=clean.device)
-        # At places that are NaN PyTorch's backward pass may end the process: such pixels stay.
+        # PyTorch's backward pass may crash at positions that are NaN: such pixels do not move.
         across, down = variable.to(wide).nan_to_num().unbind(dim=1)
         moved: Tensor = remap(
             clean.to(wide), columns + across, rows + down, padding_mode="border", align_corners=True
@@ -127,10 +127,10 @@ class Flow(Framework):
 
 
 def flow_loss(flow: Tensor) -> Tensor:
-    """Return how much neighbours' displacements differ (l_flow of Eq. 21), ``(B,)``.
+    """Return how much the flows of neighbouring pixels differ (l_flow of Eq. 21), ``(B,)``.
 
-    The sum over pixels, and over the four neighbours of each, of the length of the difference of
-    their flows ``(B, 2, H, W)``.
+    The sum over pixels, and over the four neighbours of each, of the L2 norm of the difference of
+    their flows; ``flow`` is ``(B, 2, H, W)``.
 
     >>> flow_loss(torch.tensor([[[[0.0, 3.0]], [[0.0, 4.0]]]])).tolist()
     [10.0]
@@ -138,7 +138,7 @@ def flow_loss(flow: Tensor) -> Tensor:
     down, across = (
         safe_sqrt(flow.diff(dim=dim).square().sum(dim=1)).sum(dim=(1, 2)) for dim in (2, 3)
     )
-    total: Tensor = 2 * (down + across)  # each pair of neighbours is met from either side
+    total: Tensor = 2 * (down + across)  # each pair counts for both of its pixels
     return total
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The one loop of every attack (§3.1, 3.6): steps on a problem, keeping each image's best iterate.
+"""The loop of every attack (§3.1, 3.6): steps on a problem, and the best iterate of each image.
 
 A `Problem` is the attacker's loss on a batch of images, as a function of what a framework lets the
 attacker change. The warm start is a problem on the prediction alone, the rest of the attack one on
-prediction and map (Eq. 3). Nothing here depends on the interpreter, framework or step rule.
+prediction and map (Eq. 3). Nothing here depends on the kind of interpreter, framework or step rule.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_adv2.attacks.frameworks import Framework, quantize
-from captum_adv2.attacks.terms import Candidate, Term
+from captum_adv2.attacks.terms import Candidate, Term, total
 from captum_adv2.interpreters.base import Interpreter, Surrogate
 from captum_adv2.interpreters.gradient import probability
 
@@ -24,15 +24,15 @@ Part: TypeAlias = Literal["all", "prediction", "interpretation"]
 
 
 class Progress(NamedTuple):
-    """What a callback is told at each gradient evaluation; ``callback=records.append`` keeps all.
+    """The state of an attack after a step, for callbacks; ``callback=records.append`` keeps all.
 
     Attributes:
-        step: Number of the evaluation, from 0.
+        step: Number of the step, from 0.
         confidence: Probability of the target class ``(B,)``; in an untargeted warm start, of any
-            class but the label.
+            class but the label. Both measures are of the step's last gradient evaluation.
         distance: L1 distance of the surrogate's map to the target map ``(B,)``; NaN in the warm
             start.
-        rows: Which images of the batch these are ``(B,)``: those that are not finished.
+        rows: Indices ``(B,)`` in the attacked batch of the images that are not finished.
     """
 
     step: int
@@ -45,13 +45,13 @@ Callback: TypeAlias = Callable[[Progress], object]
 
 
 class Batch(NamedTuple):
-    """Images under attack, and what the attacker wants of them.
+    """Images under attack, and the classes and maps to reach.
 
     Attributes:
         clean: Clean images ``(B, C, H, W)``.
-        target: The target classes ``(B,)``; in an untargeted warm start, the labels to leave.
-        target_maps: Maps to reach ``(B, 1, h, w)``; in the warm start, of no meaning.
-        rows: Which images of the whole batch these are ``(B,)``.
+        target: The target classes ``(B,)``; in an untargeted warm start, the labels to avoid.
+        target_maps: Maps to reach ``(B, 1, h, w)``; not used in the warm start.
+        rows: Indices ``(B,)`` of these images in the attacked batch.
     """
 
     clean: Tensor
@@ -61,7 +61,7 @@ class Batch(NamedTuple):
 
 
 class Best(NamedTuple):
-    """Each image's best iterate ``(B, C, H, W)``, and its score ``(B,)``, less being better."""
+    """The best iterate of each image ``(B, C, H, W)``, and its score ``(B,)``; low is good."""
 
     images: Tensor
     score: Tensor
@@ -70,8 +70,8 @@ class Best(NamedTuple):
 class Step(Protocol):
     """A step rule: takes a variable to the next one.
 
-    ``memory`` is the rule's own, ``None`` at the start: a tensor with the batch first, a number, or
-    a tuple of these, so that finished images can be taken out of it.
+    The memory belongs to the rule and is ``None`` at the start. It is made of tensors with the
+    batch first, of numbers, and of tuples of these, so that finished images can be removed from it.
     """
 
     def __call__(self, problem: Problem, variable: Tensor, memory: Any, /) -> tuple[Tensor, Any]:
@@ -83,24 +83,24 @@ class Problem:
     """One phase of an attack, as a step rule sees it: gradients, confidence and legal moves.
 
     Attributes:
-        logits: The model, on images in [0, 1].
-        framework: What is optimised.
+        logits: Images in [0, 1] to the model's logits.
+        framework: What is optimised, and within which bounds.
         alpha: Step size.
         steps: Number of steps of this phase.
         interpreter: The interpreter under attack.
         batch: The images that are not finished.
-        terms: Prediction loss, interpretation loss, further ones.
+        terms: Prediction loss, interpretation loss, further terms.
         surrogate: What is differentiated in place of the interpreter; ``None`` in the warm start,
             whose loss is the prediction loss alone.
         state: The surrogate's state.
-        untargeted: Whether to leave ``batch.target`` instead of reaching it.
+        untargeted: Whether to move away from ``batch.target`` instead of towards it.
         floor: Probability of the target class that is enough.
         stop: Map distance at which an image is finished; ``None``: no image ever is.
         progress: Share of the phase that is done, in [0, 1).
-        confidence: See `Progress`; at the latest gradient evaluation. So is ``distance``.
-        distance: See `Progress`.
-        enough: Whether each image was of the target class with enough confidence ``(B,)``.
-        seen: The images of the latest gradient evaluation of the map ``(B, C, H, W)``.
+        confidence: See `Progress`; NaN before the first gradient evaluation.
+        distance: See `Progress`; NaN where the latest gradient evaluation computed no map.
+        enough: Whether each image was of the target class with enough confidence ``(B,)``, at the
+            latest gradient evaluation that computed a map; ``seen`` are the images there.
         best: The best iterates of the whole batch.
     """
 
@@ -119,10 +119,15 @@ class Problem:
     progress: float = field(default=0.0, init=False)
     confidence: Tensor = field(init=False)
     distance: Tensor = field(init=False)
-    enough: Tensor | None = field(default=None, init=False)
+    enough: Tensor = field(init=False)
     seen: Tensor = field(init=False)
     best: Best | None = field(default=None, init=False)
     _advanced: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.seen = self.batch.clean
+        self.confidence = self.distance = torch.full_like(self.seen[:, 0, 0, 0], torch.nan)
+        self.enough = torch.zeros_like(self.confidence, dtype=torch.bool)
 
     def begin(self, progress: float) -> None:
         """Begin a step."""
@@ -130,11 +135,11 @@ class Problem:
         self._advanced = False
 
     def gradient(self, variable: Tensor, part: Part = "all") -> Tensor:
-        """Return the gradient of each image's loss at its variable: one gradient evaluation."""
+        """Return the gradient of each image's loss, or of a part of it: one gradient evaluation."""
         leaf = variable.detach().requires_grad_()
         images = self.framework.image(leaf, self.batch.clean)
         if self.surrogate is not None and not self._advanced:
-            self._advanced = True  # once a step, also where a step rule takes two gradients
+            self._advanced = True  # once a step, even if the step rule takes two gradients
             self.state = self.surrogate.advance(
                 self.interpreter, images.detach(), self.state, self.progress
             )
@@ -144,9 +149,8 @@ class Problem:
 
     @torch.no_grad()
     def reached(self, variable: Tensor) -> Tensor:
-        """Return the probability of the target class ``(B,)``."""
-        logits = self.logits(self.framework.image(variable, self.batch.clean))
-        return probability(logits, self.batch.target)
+        """Return the confidence ``(B,)`` at a variable; see `Progress`."""
+        return self._confidence(self.logits(self.framework.image(variable, self.batch.clean)))
 
     def move(self, variable: Tensor, direction: Tensor) -> Tensor:
         """Return the allowed variable nearest to ``variable + direction``."""
@@ -154,7 +158,7 @@ class Problem:
 
     @torch.no_grad()
     def better(self, final: Tensor, whole: Batch) -> Tensor:
-        """Return, per image, the last or the best iterate, judged as users see them (8 bits)."""
+        """Return each image's last or best iterate, by its reported map after 8-bit rounding."""
         if self.best is None:
             return final
         scores = []
@@ -165,59 +169,62 @@ class Problem:
             candidate = Candidate(
                 rounded, logits, maps, whole.target, whole.target_maps, 1.0, whole.rows
             )
-            scores.append(self._score(candidate, _total(self.terms[2:], candidate)))
+            scores.append(self._judge(candidate, total(self.terms[2:], candidate))[-1])
         return _choose(scores[0] < scores[1], final, self.best.images)
 
     def take_finished(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Take finished images out of the batch.
+        """Remove finished images from the batch.
 
         Returns:
-            ``None`` where there are none; else the rows of the batch before, the images they ended
-            at, and the indices of those that stay.
+            ``None`` if there are none; otherwise, of the batch before, its rows ``(B,)``, the
+            images ``(B, C, H, W)`` whose maps were judged, and the indices of those that remain.
         """
-        if self.stop is None or self.enough is None:
+        if self.stop is None:
             return None
         unfinished = ~(self.enough & (self.distance <= self.stop))
         if bool(unfinished.all()):
             return None
-        rows, seen, stay = self.batch.rows, self.seen, unfinished.nonzero()[:, 0]
+        rows, seen, remaining = self.batch.rows, self.seen, unfinished.nonzero()[:, 0]
         self.batch, self.state, self.enough, self.confidence, self.distance, self.seen = take(
-            (self.batch, self.state, self.enough, self.confidence, self.distance, seen), stay
+            (self.batch, self.state, self.enough, self.confidence, self.distance, seen), remaining
         )
-        return rows, seen, stay
+        return rows, seen, remaining
 
     def _losses(self, images: Tensor, part: Part) -> Tensor:
-        """Return the loss ``(B,)`` of images; where maps are looked at, note the best of them."""
+        """Return the loss ``(B,)`` of images; where maps are computed, keep the best iterates."""
         if self.surrogate is None or part == "prediction":
             return self._prediction(images)
         maps, logits, penalty = self.surrogate(self.interpreter, images, self.state, self.progress)
         logits = self.logits(images) if logits is None else logits
         candidate = self._candidate(images, logits, maps)
-        further = _total(self.terms[2:], candidate)
-        self._note(candidate, further)
+        further = total(self.terms[2:], candidate)
+        self._keep_best(candidate, further)
         first = 1 if part == "interpretation" else 0
-        losses = _total(self.terms[first:2], candidate) + further
+        losses = total(self.terms[first:2], candidate) + further
         return losses if penalty is None else losses + penalty
 
     def _prediction(self, images: Tensor) -> Tensor:
         """Return the prediction loss ``(B,)``."""
         logits = self.logits(images)
-        confidence = probability(logits.detach(), self.batch.target)
-        self.confidence = 1 - confidence if self.untargeted else confidence
-        self.distance = torch.full_like(confidence, torch.nan)
-        losses = _total(self.terms[:1], self._candidate(images, logits, self.batch.target_maps))
+        self.confidence = self._confidence(logits.detach())
+        self.distance = torch.full_like(self.confidence, torch.nan)
+        losses = total(self.terms[:1], self._candidate(images, logits, self.batch.target_maps))
         return -losses if self.untargeted else losses
+
+    def _confidence(self, logits: Tensor) -> Tensor:
+        confidence = probability(logits, self.batch.target)
+        return 1 - confidence if self.untargeted else confidence
 
     def _candidate(self, images: Tensor, logits: Tensor, maps: Tensor) -> Candidate:
         clean, target, target_maps, rows = self.batch
         return Candidate(images, logits, maps, target, target_maps, self.progress, rows)
 
     @torch.no_grad()
-    def _note(self, candidate: Candidate, further: Tensor) -> None:
-        """Keep the iterates that score lower than each image's best."""
+    def _keep_best(self, candidate: Candidate, further: Tensor) -> None:
+        """Judge an iterate; keep it where it scores lower than the image's best."""
         rows, self.seen = self.batch.rows, candidate.images.detach()
-        score = self._score(candidate, further)
-        if self.best is None:  # no image is finished yet
+        self.confidence, self.distance, self.enough, score = self._judge(candidate, further)
+        if self.best is None:  # the first iterate: no image is finished yet
             self.best = Best(self.seen, score)
             return
         images, least = self.best.images[rows], self.best.score[rows]
@@ -227,19 +234,20 @@ class Problem:
             _put(self.best.score, rows, torch.where(lower, score, least)),
         )
 
-    def _score(self, candidate: Candidate, further: Tensor) -> Tensor:
-        """Return how good an iterate is ``(B,)``, less being better.
+    @torch.no_grad()
+    def _judge(self, candidate: Candidate, further: Tensor) -> tuple[Tensor, ...]:
+        """Return an iterate's confidence, distance, whether it is enough, and score, each ``(B,)``.
 
-        With enough confidence in the target class: the map distance plus the further terms, which
-        are squashed to (-1, 1), so that none outweighs the class. Without: above 2.
+        With enough confidence in the target class, the score is the map distance plus the further
+        terms, squashed to (-1, 1): below 2. Without, it is above 2, whatever the terms.
         """
-        self.confidence = probability(candidate.logits, candidate.target)
-        self.distance = (candidate.maps - candidate.target_maps).abs().mean(dim=(1, 2, 3))
+        confidence = probability(candidate.logits, candidate.target)
+        distance = (candidate.maps - candidate.target_maps).abs().mean(dim=(1, 2, 3))
         reached = candidate.logits.argmax(dim=1) == candidate.target
-        self.enough = reached & (self.confidence >= self.floor)
-        short = 3 - self.confidence + (~reached).to(self.confidence)  # a distance is at most 1
-        good = self.distance + (further / (1 + further.abs())).nan_to_num(nan=1.0)
-        return torch.where(self.enough, good, short)
+        enough = reached & (confidence >= self.floor)
+        short = 3 - confidence + (~reached).to(confidence)
+        good = distance + (further / (1 + further.abs())).nan_to_num(nan=1.0)
+        return confidence, distance, enough, torch.where(enough, good, short)
 
 
 def descend(
@@ -247,58 +255,53 @@ def descend(
     variable: Tensor,
     step: Step,
     numbers: range,
-    tell: Callable[[Progress], None],
+    report: Callable[[Progress], None],
 ) -> tuple[Tensor, Tensor]:
-    """Take the steps of one phase; return the variable and the images ``(B, C, H, W)`` at its end.
+    """Take the steps of one phase; return its last variable and images ``(B, C, H, W)``.
 
-    A finished image ends where its map was last looked at.
+    The last image of one that is finished early is the one whose map was judged.
     """
-    ended, memory = problem.batch.clean, None
+    last, memory = problem.batch.clean, None
     for number in numbers:
         problem.begin((number - numbers.start) / len(numbers))
         variable, memory = step(problem, variable, memory)
-        tell(Progress(number, problem.confidence, problem.distance, problem.batch.rows))
+        report(Progress(number, problem.confidence, problem.distance, problem.batch.rows))
         finished = problem.take_finished()
         if finished is None:
             continue
-        rows, images, stay = finished
-        ended = _put(ended, rows, images)  # those that stay are put again at their end
-        if not len(stay):
-            return variable, ended
-        variable, memory = take((variable, memory), stay)
+        rows, images, remaining = finished
+        last = _put(last, rows, images)  # those that remain are replaced when they end
+        if not len(remaining):
+            return variable, last
+        variable, memory = take((variable, memory), remaining)
     images = problem.framework.image(variable, problem.batch.clean)
-    return variable, _put(ended, problem.batch.rows, images)
+    return variable, _put(last, problem.batch.rows, images)
 
 
 def take(state: Any, index: Tensor) -> Any:
-    """Return the state of some images: tensors with the batch first, numbers, tuples of these."""
+    """Return the part of a state that belongs to some images, by their indices ``(N,)``.
+
+    >>> take((torch.tensor([1.0, 2.0, 3.0]), 7), torch.tensor([0, 2]))
+    (tensor([1., 3.]), 7)
+    """
     if isinstance(state, Tensor):
         return state[index] if state.ndim else state
     if isinstance(state, tuple):
         parts = [take(part, index) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return state
-
-
-def _total(terms: tuple[Term, ...], candidate: Candidate) -> Tensor:
-    """Return the sum ``(B,)`` of terms; check that each is one loss an image."""
-    total = torch.zeros_like(candidate.images[:, 0, 0, 0])
-    for term in terms:
-        losses = term(candidate)
-        if losses.shape != total.shape:
-            raise ValueError(
-                f"expected one loss an image, shape {tuple(total.shape)}, from {term!r}, got "
-                f"{tuple(losses.shape)}; do not reduce over the batch"
-            )
-        total = total + losses
-    return total
+    if state is None or isinstance(state, int | float | str):
+        return state
+    raise TypeError(
+        "expected a state of tensors, numbers and tuples of these, from which finished images can "
+        f"be removed, got {type(state).__name__}; return such a state, or attack with stop=None"
+    )
 
 
 def _choose(first: Tensor, images: Tensor, others: Tensor) -> Tensor:
-    """Return the images where ``first (B,)`` holds, the others elsewhere."""
+    """Return ``images`` where ``first (B,)`` is true, ``others`` elsewhere."""
     return torch.where(first.view(-1, 1, 1, 1), images, others)
 
 
 def _put(whole: Tensor, rows: Tensor, part: Tensor) -> Tensor:
-    """Return a batch with some rows replaced."""
-    return whole.index_put((rows,), part)  # `index_copy` would forget the memory format
+    """Return a batch with some rows replaced, in the same memory format."""
+    return whole.index_put((rows,), part)  # `index_copy` loses the format

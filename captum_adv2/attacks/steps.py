@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 r"""Step rules: how an attack goes from one iterate to the next.
 
-A constant sign step :math:`x - \alpha \, \mathrm{sgn} \nabla \ell` (Eq. 4) has a noise floor:
-near a minimum of the map distance it jumps over it, by alpha in every pixel. Momentum averages the
-jumps out and a step that decays lowers the floor; both cost nothing. The defaults do this; the
-paper's rule is ``SignDescent(momentum=0.0, final=1.0)``.
+A constant sign step :math:`x - \alpha \, \mathrm{sgn} \nabla \ell` (Eq. 4) has a noise floor: it
+jumps over a minimum of the map distance, by alpha in every pixel. Momentum averages the jumps out,
+and a step size that decays lowers the floor; both cost nothing. They are the default; the paper's
+rule is ``SignDescent(momentum=0.0, final=1.0)``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class SignDescent:
     """Sign descent with momentum on the L1-normalised gradient and a cosine decay of the step.
 
     Args:
-        momentum: Share of the accumulated gradient that is kept, in [0, 1]; default 0.9, and
-            1 - 5 / steps in runs so short that they could not average as long.
-        final: Last step as a share of the first, alpha; 1 is a constant step. Default 0.01, and
-            0.8 / steps in runs so short that they would spend their end on steps too small.
+        momentum: Share of the accumulated gradient that is kept, in [0, 1]; default: 0.9, or
+            1 - 5 / steps where that is less, as short runs have fewer steps to average over.
+        final: Last step size as a share of the first, alpha; 1 is a constant step. Default: 0.01,
+            or 0.8 / steps where that is more, as short runs cannot afford many tiny steps.
 
     Reference: momentum as in Dong et al., Boosting Adversarial Attacks with Momentum, CVPR 2018.
     """
@@ -41,11 +41,11 @@ class SignDescent:
         self, problem: Problem, variable: Tensor, memory: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the next variable, and the accumulated gradient."""
-        direction = _unit(problem.gradient(variable), ord=1)
+        direction = _unit(problem.gradient(variable), norm=1)
         momentum = self.momentum
         if momentum is None:
             momentum = min(0.9, max(0.0, 1 - 5 / problem.steps))
-        velocity = direction if memory is None else memory.mul_(momentum).add_(direction)
+        velocity = direction if memory is None else momentum * memory + direction
         alpha = problem.alpha * self._decay(problem)
         return problem.move(variable, -alpha * velocity.sign()), velocity
 
@@ -57,11 +57,11 @@ class SignDescent:
 @checked
 @dataclass(frozen=True)
 class AdamDescent:
-    """Adam with the attack's step size for its learning rate, which may fall along a cosine.
+    """Adam with the attack's step size as its learning rate, which decays along a cosine.
 
     Args:
         betas: Decay of the two moments, in [0, 1).
-        final: Last learning rate as a share of the first; 1 is a constant one.
+        final: Last learning rate as a share of the first; 1 is a constant learning rate.
     """
 
     betas: tuple[Unit, Unit] = (0.9, 0.999)
@@ -89,8 +89,8 @@ class TwoPhase:
     """The paper's rule for MASK (§3.6): a prediction step, then the longest map step that is safe.
 
     The map step is found by bisection, per image: the longest, up to ``longest``, after which the
-    probability of the target class is still ``kappa`` or more. Where the prediction step would lose
-    that, it is not taken; so a confidence once above ``kappa`` stays there. A step takes two
+    probability of the target class is still ``kappa`` or more. A prediction step that would go
+    below ``kappa`` is not taken, so a confidence once above ``kappa`` stays there. A step takes two
     gradients, which ``ADV2(steps=...)`` counts as one.
 
     Args:
@@ -106,7 +106,7 @@ class TwoPhase:
     searches: Count = 12
 
     def __call__(self, problem: Problem, variable: Tensor, memory: None) -> tuple[Tensor, None]:
-        """Return the next variable; there is no memory."""
+        """Return the next variable, and no memory."""
         gradient = problem.gradient(variable, "prediction")
         before = problem.confidence
         ahead = problem.move(variable, -self.stride * _unit(gradient))
@@ -125,12 +125,12 @@ class TwoPhase:
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """Give values ``(B,)`` the rank of a variable."""
+    """Return values ``(B,)`` with as many dimensions as a variable."""
     return values.view(-1, *(1,) * (like.ndim - 1))
 
 
-def _unit(gradient: Tensor, ord: int = 2) -> Tensor:
+def _unit(gradient: Tensor, norm: int = 2) -> Tensor:
     """Scale each image's gradient to length 1, in the L1 or the L2 norm; zero stays zero."""
     axes = tuple(range(1, gradient.ndim))
-    norm = torch.linalg.vector_norm(gradient, ord=ord, dim=axes, keepdim=True)
-    return gradient / torch.where(norm > 0, norm, torch.ones_like(norm))
+    length = torch.linalg.vector_norm(gradient, ord=norm, dim=axes, keepdim=True)
+    return gradient / torch.where(length > 0, length, torch.ones_like(length))

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Target maps: what the attacker wants the interpreter to show.
+"""Target maps: the attribution maps that an attacker wants the interpreter to show.
 
-The image's own map hides the attack (§3.1); a random patch, or the map of an image of another
-class, shows that the map can be anything (§5 Q1). For a map of your own pass a function of your
-own, or ``attack(images, labels, target_maps=maps)``.
+The image's own map hides the attack (§3.1). A random patch, or the map of an image of another
+class, shows that an attacker can choose any map (§5 Q1). For other maps, pass a function as
+``target_map``, or the maps of a batch as ``attack(images, labels, target_maps=maps)``.
 
-What is random is drawn for each image from a seed and the image itself, rounded to 8 bits: an image
-gets the same map in any batch or part of a batch (``MultiAttack`` passes parts), on any device, at
-every call. Another seed gives others. From a ``torch.Generator``, maps are drawn image by image in
-the order of the batch, and anew at each call.
+Random maps are drawn per image, from a seed and the image itself (rounded to 8 bits): an image gets
+the same map at every call, on any device, and in any part of a batch (``MultiAttack`` passes
+parts). With a ``torch.Generator`` instead, maps are drawn in the order of the batch, and differ
+from call to call.
 
-Differs from the official code: there the patch is drawn at 224 pixels and resized, may be cut off
-by the border, and was paired with images by how far their own map is from it; and the other image
-is of the target class itself.
+Differs from the official code: there a patch is drawn at 224 pixels and resized, may be cut off by
+the border, and is assigned to the image whose own map is far from it; and the other image is of the
+target class itself.
 """
 
 from __future__ import annotations
@@ -21,29 +21,34 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from captum_adv2.interpreters.base import Interpreter, eval_mode
-from captum_adv2.spec import Classes, Images, Index, Real, Unit, checked
+from captum_adv2.spec import Classes, Images, Index, NonNegative, Range, checked
 
-_SOFT = 0.1  # range of the official code's values, from 0 up and from 1 down
+Share: TypeAlias = Annotated[float, Range(0, 1, above=True)]
+
+Pair: TypeAlias = tuple[float, float]
+"""Lengths or places along rows and along columns, in pixels or as shares."""
+
+_SOFT = 0.1  # width of the official code's ranges of values, [0, 0.1] and [0.9, 1]
 
 
 class TargetMap(Protocol):
-    """Chooses the maps an attack aims at."""
+    """Chooses the target maps of an attack."""
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor, /
     ) -> Tensor:
-        """Return maps ``(B, 1, h, w)`` for clean images, their own classes and the target's."""
+        """Return maps ``(B, 1, h, w)`` for clean images, their own and their target classes."""
 
 
 @dataclass(frozen=True)
 class Benign:
-    """The clean image's own map, for its own class: the map shows no trace of the attack (§3.1)."""
+    """The clean image's own map, for its own class: no trace of the attack (§3.1)."""
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
@@ -59,21 +64,21 @@ class RandomPatch:
     """A patch of random shape, size, angle and place: 1 inside, 0 outside (§5 Q1).
 
     Convention:
-        Drawn at the interpreter's native resolution: a pixel belongs to the patch if its centre
-        does, and so does the pixel under the patch's centre, so that no patch is empty. A patch
-        lies wholly inside the map; one that would not fit is shrunk. An image gets the same patch
+        A patch is drawn at the interpreter's native resolution and lies inside the map; a rectangle
+        that does not fit is shrunk. A pixel belongs to the patch if its centre does; so does the
+        pixel that holds the patch's centre, so that no patch is empty. An image gets the same patch
         at every resolution.
 
-    The paper leaves sizes and angles open; the defaults are the official code's.
+    The paper does not state sizes and angles; the defaults are the official code's.
 
     Args:
-        shape: ``"rectangle"``, ``"circle"``, or ``"any"``: either, with equal chances.
-        size: Least and largest diameter of a circle, and side of a rectangle (each of the two is
-            drawn), as shares of the map's shorter side, above 0 and at most 1.
+        shape: ``"rectangle"``, ``"circle"``, or ``"any"``: one of the two, with equal chances.
+        size: Least and largest diameter of a circle or side of a rectangle (height and width are
+            drawn independently), as shares of the map's shorter side.
         angle: Largest rotation of a rectangle, either way, in degrees.
-        soft: Values from the official code: uniform in [0.9, 1] inside, in [0, 0.1] outside.
-        seed: Seed of the draws, which depend on the image and on nothing else.
-        generator: Source of the draws in place of the seed, image by image.
+        soft: The official code's values: uniform in [0.9, 1] inside and in [0, 0.1] outside.
+        seed: Seed of the draws; apart from it, a draw depends on the image only.
+        generator: Source of the draws in place of the seed.
 
     >>> from captum_adv2.interpreters import Gradient
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -84,8 +89,8 @@ class RandomPatch:
     """
 
     shape: Literal["rectangle", "circle", "any"] = "any"
-    size: tuple[Unit, Unit] = (60 / 224, 120 / 224)
-    angle: Real = 30.0
+    size: tuple[Share, Share] = (60 / 224, 120 / 224)
+    angle: NonNegative = 30.0
     soft: bool = False
     seed: Index = 0
     generator: torch.Generator | None = field(default=None, repr=False)
@@ -100,31 +105,41 @@ class RandomPatch:
 
     def _draw(self, size: tuple[int, int], source: torch.Generator) -> Tensor:
         """Return one patch ``(1, h, w)``."""
-        # As many numbers for every shape and resolution.
+        # Six numbers, whatever the shape: patches of one seed differ in nothing else.
         kind, first, second, turn, row, column = _uniform((6,), source).tolist()
-        circle = self.shape == "circle" or (self.shape == "any" and kind < 0.5)
         least, largest = (min(size) * share / 2 for share in self.size)
-        half = [least + (largest - least) * draw for draw in (first, second)]
-        angle = math.radians(self.angle * (2 * turn - 1))
-        if circle:
-            reach = [half[0], half[0]]
-        else:
-            cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
-            reach = [half[0] * cos + half[1] * sin, half[1] * cos + half[0] * sin]
-            fit = min(1.0, *(side / 2 / far for side, far in zip(size, reach, strict=True)))
-            half, reach = [fit * h for h in half], [fit * far for far in reach]
-        height, width = size
-        centre = (
-            reach[0] + row * (height - 2 * reach[0]),
-            reach[1] + column * (width - 2 * reach[1]),
-        )
-        if circle:
+        half = (least + (largest - least) * first, least + (largest - least) * second)
+        if self.shape == "circle" or (self.shape == "any" and kind < 0.5):
+            centre = _place(size, (half[0], half[0]), (row, column))
             inside = disc(size, centre, half[0])
         else:
-            inside = rectangle(size, centre, (half[0], half[1]), angle)
+            angle = math.radians(self.angle * (2 * turn - 1))
+            half, reach = _fit(size, half, angle)
+            centre = _place(size, reach, (row, column))
+            inside = rectangle(size, centre, half, angle)
+        height, width = size
         inside[min(int(centre[0]), height - 1), min(int(centre[1]), width - 1)] = True
         noise = _SOFT * _uniform(size, source) if self.soft else 0.0
         return torch.where(inside, 1 - noise, noise)[None]
+
+
+def _fit(size: tuple[int, int], half: Pair, angle: float) -> tuple[Pair, Pair]:
+    """Return half the sides of a rectangle that fits a map, and its reach along rows and columns.
+
+    The reach is the distance from the centre to the border of the rectangle's bounding box.
+    """
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    reach = (half[0] * cos + half[1] * sin, half[1] * cos + half[0] * sin)
+    scale = min(1.0, *(side / 2 / far for side, far in zip(size, reach, strict=True)))
+    return (scale * half[0], scale * half[1]), (scale * reach[0], scale * reach[1])
+
+
+def _place(size: tuple[int, int], reach: Pair, draw: Pair) -> Pair:
+    """Return the centre, in pixels, of a shape of some reach: anywhere that keeps it inside."""
+    row, column = (
+        far + share * (side - 2 * far) for side, far, share in zip(size, reach, draw, strict=True)
+    )
+    return row, column
 
 
 @checked
@@ -132,15 +147,15 @@ class RandomPatch:
 class RandomClass:
     """The map of another image, drawn from a pool, of another class than the target (§5 Q1).
 
-    The image drawn shows its own class, as the interpreter under attack explains it: the attack is
-    classified as one class and explained like another. As in the paper, only the target class is
-    left out, not the attacked image's own.
+    The interpreter under attack explains the drawn image for its own class: the adversarial image
+    is classified as one class and explained like another. As in the paper, images of the target
+    class are excluded, those of the attacked image's class are not.
 
     Args:
-        pool: Images to draw from ``(N, C, H, W)`` in [0, 1], of the shape of those attacked.
-        labels: Their classes ``(N,)``, which their maps explain.
-        seed: Seed of the draws, which depend on image and target class, and on nothing else.
-        generator: Source of the draws in place of the seed, image by image.
+        pool: Images to draw from ``(N, C, H, W)`` in [0, 1], of the attacked images' shape.
+        labels: The classes of the pool ``(N,)``, for which its images are explained.
+        seed: Seed of the draws; apart from it, a draw depends on image and target class only.
+        generator: Source of the draws in place of the seed.
 
     >>> from captum_adv2.interpreters import Gradient
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -158,35 +173,43 @@ class RandomClass:
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
-        """Return the maps ``(B, 1, h, w)`` of the images drawn; see `TargetMap`."""
+        """Return the maps ``(B, 1, h, w)`` of the drawn images; see `TargetMap`."""
+        if len(self.labels) != len(self.pool):
+            raise ValueError(
+                f"expected labels of shape ({len(self.pool)},), one class an image of the pool, "
+                f"got {tuple(self.labels.shape)}"
+            )
         if self.pool.shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"expected images of shape {tuple(self.pool.shape[1:])}, the pool's, got "
                 f"{tuple(images.shape[1:])}; resize the pool"
             )
         drawn = self._draw(images, target.tolist())
-        once = sorted(set(drawn))  # a map may be dear, and a pool small
-        pool = self.pool[once].to(images)
-        classes = self.labels[once].to(images.device).long()
+        distinct = sorted(set(drawn))  # each is explained once: a map may take hundreds of passes
+        pool = self.pool[distinct].to(images)
+        classes = self.labels[distinct].to(images.device).long()
         with eval_mode(interpreter.model), torch.no_grad():
             maps = interpreter.explain(pool, classes).maps
-        return maps[[once.index(number) for number in drawn]]
+        return maps[[distinct.index(number) for number in drawn]]
 
     def _draw(self, images: Tensor, target: list[int]) -> list[int]:
-        """Return the number of an image of the pool for each image."""
-        known = self.labels.tolist()
-        others = {c: [i for i, own in enumerate(known) if own != c] for c in set(target)}
-        for wanted, candidates in others.items():
-            if not candidates:
-                raise ValueError(
-                    f"expected a pool with a class other than the target {wanted}, got "
-                    f"{len(known)} images of class {wanted}; add images of another class"
-                )
+        """Return an index into the pool for each image."""
+        candidates = {wanted: self._candidates(wanted) for wanted in set(target)}
         draws = [float(_uniform((), s)) for s in _sources(images, self.seed, self.generator)]
         return [
-            others[wanted][int(draw * len(others[wanted]))]
+            candidates[wanted][int(draw * len(candidates[wanted]))]
             for wanted, draw in zip(target, draws, strict=True)
         ]
+
+    def _candidates(self, target: int) -> list[int]:
+        """Return the indices of the pool's images that are not of the target class."""
+        found: list[int] = (self.labels.long() != target).nonzero()[:, 0].tolist()
+        if not found:
+            raise ValueError(
+                f"expected a pool with a class other than the target {target}, got "
+                f"{len(self.pool)} images of class {target}; add images of another class"
+            )
+        return found
 
 
 def disc(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Tensor:
@@ -213,7 +236,7 @@ def rectangle(
         size: Height and width of the map.
         centre: Row and column, in pixels; the first pixel's centre is at (0.5, 0.5).
         half: Half of the rectangle's height and width, in pixels, before the rotation.
-        angle: Rotation about its centre, in radians; clockwise, as rows go down.
+        angle: Rotation about the centre, in radians; clockwise, as rows go down.
 
     >>> rectangle((3, 3), (1.5, 1.5), (0.5, 1.5), 0.0).int().tolist()
     [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
@@ -225,7 +248,7 @@ def rectangle(
 
 
 def _offsets(size: tuple[int, int], centre: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Return how far pixels are from a point: rows ``(h, 1)`` and columns ``(1, w)``."""
+    """Return the offsets of pixel centres from a point: rows ``(h, 1)``, columns ``(1, w)``."""
     rows, columns = (
         torch.arange(side, dtype=torch.float64) + 0.5 - middle
         for side, middle in zip(size, centre, strict=True)
@@ -236,7 +259,8 @@ def _offsets(size: tuple[int, int], centre: tuple[float, float]) -> tuple[Tensor
 def _native_size(interpreter: Interpreter, images: Tensor, target: Tensor) -> tuple[int, int]:
     """Return height and width of an interpreter's maps.
 
-    From the surrogate, on one image: MASK's costs two passes, its map several hundred.
+    Taken from the surrogate's map of one image: for MASK it takes two passes, the reported map
+    several hundred.
     """
     image, wanted = images[:1].detach(), target[:1]
     with eval_mode(interpreter.model), torch.no_grad():
@@ -248,15 +272,15 @@ def _native_size(interpreter: Interpreter, images: Tensor, target: Tensor) -> tu
 def _sources(
     images: Tensor, seed: int, generator: torch.Generator | None
 ) -> Iterator[torch.Generator]:
-    """Yield, for each image, what its map is drawn from."""
-    # Eight bits, so that neither dtype nor a normalisation and its inverse make another image.
+    """Yield the random generator of each image."""
+    # Rounded to 8 bits: dtype, and a normalisation and its inverse, do not change the draw.
     for image in (images.detach() * 255).round().byte().cpu():
         if generator is not None:
             yield generator
             continue
         key = f"{seed}:{tuple(image.shape)}:".encode() + image.numpy().tobytes()
-        own = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big", signed=True)
-        yield torch.Generator().manual_seed(own)
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        yield torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
 
 
 def _uniform(size: tuple[int, ...], source: torch.Generator) -> Tensor:

@@ -3,8 +3,8 @@ r"""The terms of the attacker's loss (Eq. 3), per image, and their schedules.
 
 .. math:: \ell_{adv}(x) = \ell_{prd}(f(x), c_t) + \lambda \, \ell_{int}(g(x; f), m_t)
 
-Everything here returns ``(B,)``; losses are summed over the batch only where a gradient is taken,
-so that attacking a batch equals attacking its images one by one.
+Every term returns ``(B,)``. Losses are summed over the batch only where a gradient is taken, so
+that attacking a batch equals attacking its images one by one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from captum_adv2.spec import Index, NonNegative, Real, SoundnessWarning, Unit, checked
 
 Schedule: TypeAlias = Callable[[float], float]
-"""Progress of the attack in [0, 1] to a value."""
+"""Maps the progress of an attack, in [0, 1], to a value."""
 
 
 class Candidate(NamedTuple):
@@ -32,10 +32,10 @@ class Candidate(NamedTuple):
         images: The iterate ``(B, C, H, W)``.
         logits: The model's output on it ``(B, classes)``.
         maps: The surrogate's maps ``(B, J, h, w)``: one channel for each step it looks ahead.
-        target: Class the attacker wants ``(B,)``.
-        target_maps: Maps the attacker wants ``(B, 1, h, w)``.
+        target: The target classes ``(B,)``.
+        target_maps: The target maps ``(B, 1, h, w)``.
         progress: Share of the attack that is done, in [0, 1].
-        rows: Which images of the attacked batch these are ``(B,)``; ``None``: all of them.
+        rows: Indices ``(B,)`` of these images in the attacked batch; ``None``: all of them.
     """
 
     images: Tensor
@@ -54,10 +54,24 @@ class Term(Protocol):
         """Return the loss ``(B,)`` of a candidate."""
 
 
+def total(terms: tuple[Term, ...], candidate: Candidate) -> Tensor:
+    """Return the sum ``(B,)`` of terms; refuse a term that is not one loss for each image."""
+    losses = torch.zeros_like(candidate.images[:, 0, 0, 0])
+    for term in terms:
+        loss = term(candidate)
+        if loss.shape != losses.shape:
+            raise ValueError(
+                f"expected one loss for each image, shape {tuple(losses.shape)}, from {term!r}, "
+                f"got {tuple(loss.shape)}; do not reduce over the batch"
+            )
+        losses = losses + loss
+    return losses
+
+
 @checked
 @dataclass(frozen=True)
 class Linear:
-    """A schedule that goes straight from ``first`` to ``last``.
+    """A schedule that changes linearly from ``first`` to ``last``.
 
     >>> Linear(5.0, 10.0)(0.5)
     7.5
@@ -74,7 +88,11 @@ class Linear:
 @checked
 @dataclass(frozen=True)
 class Stages:
-    """A schedule that holds each value for its share of the attack; ``lengths`` in any unit.
+    """A schedule that holds each value for a share of the attack.
+
+    Args:
+        values: The values, in order.
+        lengths: The length of each stage, in any unit.
 
     >>> [Stages((1.0, 2.0), (300, 100))(progress) for progress in (0.0, 0.7, 0.8)]
     [1.0, 1.0, 2.0]
@@ -85,10 +103,11 @@ class Stages:
 
     def __call__(self, progress: float) -> float:
         """Return the value at ``progress`` in [0, 1]."""
-        end, total = 0.0, sum(self.lengths)
-        for value, length in zip(self.values, self.lengths, strict=True):
+        stages = list(zip(self.values, self.lengths, strict=True))  # a list: strict at once
+        end, whole = 0.0, sum(self.lengths)
+        for value, length in stages:
             end += length
-            if progress < end / total:
+            if progress < end / whole:
                 return value
         return self.values[-1]
 
@@ -104,8 +123,8 @@ class CrossEntropy:
     """Cross entropy to the target class with label smoothing (§3.6): the prediction loss.
 
     The target class gets probability ``1 - rho / 2``, the mean of the paper's uniform draw from
-    (1 - rho, 1); the other classes share the rest. With a seed it is such a draw, one an iteration,
-    shared by the batch. ``rho = 0`` is plain cross entropy.
+    (1 - rho, 1); the other classes share the rest. With a seed it is such a draw: a new one at each
+    step, the same for the whole batch. ``rho = 0`` is plain cross entropy.
 
     Args:
         rho: Amount of smoothing, or its schedule.
@@ -129,7 +148,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class Margin:
-    """The largest other logit less the target's (Carlini & Wagner, S&P 2017)."""
+    """The largest other logit minus the target's (Carlini & Wagner, S&P 2017)."""
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
@@ -139,7 +158,7 @@ class Margin:
 
 
 def _uniform(seed: int, progress: float) -> float:
-    # Without state, so that a run gives the same bytes when it is repeated.
+    # A function of the progress, not a generator with a state: a run can be repeated exactly.
     return random.Random(f"{seed}:{progress}").random()
 
 
@@ -148,8 +167,8 @@ def _uniform(seed: int, progress: float) -> float:
 class MapDistance:
     """Distance of the attribution map to the target map: the interpretation loss.
 
-    Squared L2 distance (Eq. 3) plus a share of the L1 distance, the measure attacks are judged by:
-    its gradient does not fade as the maps come near, and fewer steps are needed.
+    Squared L2 distance (Eq. 3) plus a share of the L1 distance, by which attacks are judged: its
+    gradient does not vanish as the maps come near, and fewer steps are needed.
 
     Args:
         weight: lambda of Eq. 3, or its schedule.
@@ -157,7 +176,8 @@ class MapDistance:
             ``"sum"``, as Eq. 3 has it.
         l1: Weight of the L1 distance, relative to the squared L2 distance; 0 is Eq. 3.
         shape: Share of the distance that is measured after the best affine function of the map.
-            Scaling a map to [0, 1] hangs it on two pixels; this looks past them. 0 is Eq. 3.
+            Min-max scaling depends on two pixels only; this share does not depend on the map's
+            scale and offset. 0 is Eq. 3.
         map_size: Height and width of the maps that the weight was chosen for; an attack on maps of
             another size begins with a `SoundnessWarning`.
     """
@@ -173,7 +193,7 @@ class MapDistance:
         size = tuple(candidate.maps.shape[-2:])
         if candidate.progress == 0 and self.map_size not in (None, size):
             warnings.warn(
-                f"the weight of the map term belongs to maps of size {self.map_size}, these are "
+                f"the weight of the map term was chosen for maps of size {self.map_size}, got "
                 f"{size}: prediction and map are balanced differently",
                 SoundnessWarning,
                 stacklevel=2,
@@ -190,7 +210,7 @@ def _distance(change: Tensor, l1: float) -> Tensor:
 
 
 def _misfit(maps: Tensor, target_maps: Tensor) -> Tensor:
-    """Return what is left of target maps after the best affine function of the maps."""
+    """Return target maps minus the best affine function of the maps, by least squares."""
     ours, theirs = (m - m.mean(dim=(2, 3), keepdim=True) for m in (maps, target_maps))
     power = ours.square().sum(dim=(2, 3), keepdim=True)
     match = (ours * theirs).sum(dim=(2, 3), keepdim=True)

@@ -2,7 +2,7 @@
 """Countermeasures: detectors (§4 Q3), and interpreters that are trained to resist (§5 Q3)."""
 
 from captum_adv2.defenses.aid import Distillation, distill
-from captum_adv2.defenses.detection import Detector, Roc, roc
+from captum_adv2.defenses.detection import Detector
 from captum_adv2.defenses.ensemble import EnsembleDetector
 from captum_adv2.defenses.squeezing import (
     BitDepth,
@@ -19,7 +19,5 @@ __all__ = [
     "FeatureSqueezing",
     "MedianSmoothing",
     "NonLocalMeans",
-    "Roc",
     "distill",
-    "roc",
 ]

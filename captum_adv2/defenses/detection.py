@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Self, final
+from typing import Annotated, NamedTuple, Self, TypeAlias, final
 
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import expect_images, expect_integer, expect_number
+from captum_adv2.spec import Array, Count, Images, Unit, checked
 
-__all__ = ["Detector", "Roc", "roc", "threshold_at"]
+Scores: TypeAlias = Annotated[Tensor, Array(1)]
 
 
 class Roc(NamedTuple):
-    """How a score tells adversarial images from benign ones, over all thresholds.
+    """How well a score separates adversarial images from benign ones, over all thresholds.
 
     Attributes:
         fpr: Share of benign images flagged at each threshold, float64 ``(n,)``, from 0 up to 1.
@@ -29,25 +29,22 @@ class Roc(NamedTuple):
     auc: float
 
 
-def roc(benign: Tensor, adversarial: Tensor) -> Roc:
+@checked
+def roc(benign: Scores, adversarial: Scores) -> Roc:
     """Return the ROC curve of scores, an image being flagged if it scores above a threshold.
 
     Equal scores are one point of the curve, so that their order does not matter.
 
     Args:
-        benign: Scores of benign images ``(m,)``.
-        adversarial: Scores of adversarial images ``(n,)``.
-
-    Raises:
-        TypeError: Not tensors of a floating dtype.
-        ValueError: Not one dimension, empty, or not finite.
+        benign: Finite scores of benign images ``(m,)``.
+        adversarial: Finite scores of adversarial images ``(n,)``.
 
     >>> roc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])).auc
     0.875
     """
-    curves = []
     benign, adversarial = _sorted(benign, "benign"), _sorted(adversarial, "adversarial")
     thresholds = torch.unique(torch.cat([benign, adversarial]))
+    curves = []
     for scores in (benign, adversarial):
         above = len(scores) - torch.searchsorted(scores, thresholds, right=True)
         share = above.double() / len(scores)
@@ -56,21 +53,17 @@ def roc(benign: Tensor, adversarial: Tensor) -> Roc:
     return Roc(fpr, tpr, float(torch.trapezoid(tpr, fpr)))
 
 
-def threshold_at(benign: Tensor, rate: float) -> float:
+@checked
+def threshold_at(benign: Scores, rate: Unit) -> float:
     """Return the lowest score of a benign image that at most a share ``rate`` of them exceed.
 
     Args:
-        benign: Scores of benign images ``(m,)``.
+        benign: Finite scores of benign images ``(m,)``.
         rate: False-positive rate in [0, 1].
-
-    Raises:
-        TypeError: Scores that are not a tensor of a floating dtype, a rate that is no number.
-        ValueError: Scores without one dimension, empty or not finite, a rate outside [0, 1].
 
     >>> threshold_at(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.25)
     3.0
     """
-    rate = expect_number(rate, "rate", low=0.0, high=1.0)
     scores = _sorted(benign, "benign")
     count = len(scores)
     allowed = int(rate * count) + 1
@@ -80,11 +73,10 @@ def threshold_at(benign: Tensor, rate: float) -> float:
 
 
 class Detector(ABC):
-    """Flags images whose score exceeds a threshold, which benign images set.
+    """Flags images whose score exceeds a threshold, which is set on benign images.
 
-    Subclasses fill in `scores`, one for each part of the detector: a part is the squeezer, or the
-    pair of interpreters, that may give an image away. The joint score is the largest. Call
-    ``super().__init__()``. Subclasses are final.
+    A subclass implements `scores`, one score for each part of the detector, such as a squeezer; the
+    joint score is the largest. It calls ``super().__init__()``. Subclasses are final.
     """
 
     def __init__(self) -> None:
@@ -92,31 +84,31 @@ class Detector(ABC):
 
     @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
-        """Return the score of each part on images ``(B, C, H, W)``, ``(B, n)``."""
+        """Return the score of each part on images ``(B, C, H, W)``, ``(B, n)``.
+
+        Unlike the other methods, this does not check its input.
+        """
 
     @final
-    def score(self, images: Tensor) -> Tensor:
+    @checked
+    def score(self, images: Images) -> Tensor:
         """Return the joint score, the largest of the parts', ``(B,)``."""
         return self.scores(images).amax(dim=1)
 
     @final
-    def fit(self, images: Tensor, rate: float = 0.05, batch: int = 32) -> Self:
-        """Set the thresholds by benign images; return the detector.
+    @checked
+    def fit(self, images: Images, rate: Unit = 0.05, batch: Count = 32) -> Self:
+        """Set the thresholds on benign images; return the detector.
 
-        At most a share ``rate`` of these images scores above the joint threshold; and the same
-        holds for the threshold of each part, for use by itself.
+        At most a share ``rate`` of these images scores above the joint threshold; the same holds
+        for the threshold of each part, for use by itself.
 
         Args:
-            images: Benign images ``(N, C, H, W)`` in [0, 1]; with fewer than ``1 / rate`` of them
+            images: Benign images ``(N, C, H, W)`` in [0, 1]. With fewer than ``1 / rate`` of them
                 none may be flagged, and the largest score is the threshold.
             rate: False-positive rate in [0, 1].
-            batch: How many images to score at a time.
-
-        Raises:
-            TypeError: Something of a wrong type.
-            ValueError: A number out of range, bad images, scores that are not finite.
+            batch: Number of images scored at a time.
         """
-        expect_number(rate, "rate", low=0.0, high=1.0)
         scores = self._over(images, batch, "images")
         columns = (scores.amax(dim=1), *scores.unbind(dim=1))
         self._fitted = tuple(threshold_at(column, rate) for column in columns)
@@ -133,46 +125,35 @@ class Detector(ABC):
         return self._expect_fitted()[1:]
 
     @final
-    def detect(self, images: Tensor) -> Tensor:
-        """Return whether the joint score exceeds its threshold, bool ``(B,)``.
-
-        Raises:
-            ValueError: Not fitted, bad images, or scores that are not finite.
-        """
+    @checked
+    def detect(self, images: Images) -> Tensor:
+        """Return whether the joint score exceeds its threshold, bool ``(B,)``."""
         threshold = self.threshold
-        return _expect_finite(self.score(images), "images") > threshold
+        return _expect_finite(self.scores(images), "images").amax(dim=1) > threshold
 
     @final
-    def detect_each(self, images: Tensor) -> Tensor:
-        """Return whether each part's score exceeds the part's own threshold, bool ``(B, n)``.
-
-        Raises:
-            ValueError: Not fitted, bad images, or scores that are not finite.
-        """
+    @checked
+    def detect_each(self, images: Images) -> Tensor:
+        """Return whether each part's score exceeds the part's own threshold, bool ``(B, n)``."""
         thresholds = self.thresholds
         scores = _expect_finite(self.scores(images), "images")
         return scores > scores.new_tensor(thresholds)
 
     @final
-    def roc(self, benign: Tensor, adversarial: Tensor, batch: int = 32) -> Roc:
+    @checked
+    def roc(self, benign: Images, adversarial: Images, batch: Count = 32) -> Roc:
         """Return the ROC curve of the joint score; needs no `fit`.
 
         Args:
             benign: Images ``(N, C, H, W)`` in [0, 1].
             adversarial: Images ``(M, C, H, W)`` in [0, 1].
-            batch: How many images to score at a time.
+            batch: Number of images scored at a time.
         """
-        expect_images(adversarial, "adversarial")
-        scores = [
-            self._over(images, batch, name).amax(dim=1)
-            for images, name in ((benign, "benign"), (adversarial, "adversarial"))
-        ]
-        return roc(*scores)
+        scores = self._over(benign, batch, "benign"), self._over(adversarial, batch, "adversarial")
+        return roc(*(each.amax(dim=1) for each in scores))
 
     def _over(self, images: Tensor, batch: int, name: str) -> Tensor:
         """Return the parts' scores of many images ``(N, n)``."""
-        expect_integer(batch, "batch", low=1)
-        expect_images(images, name)
         scores = [self.scores(chunk) for chunk in torch.split(images, batch)]
         return _expect_finite(torch.cat(scores), name)
 
@@ -195,13 +176,5 @@ def _expect_finite(scores: Tensor, name: str) -> Tensor:
 
 
 def _sorted(scores: Tensor, name: str) -> Tensor:
-    """Return scores ``(n,)`` in ascending order, float64 on the CPU, if they are scores."""
-    if not isinstance(scores, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(scores).__name__}")
-    if not scores.is_floating_point():
-        raise TypeError(f"expected {name} of a floating dtype, got {scores.dtype}")
-    if scores.ndim != 1 or not len(scores):
-        raise ValueError(
-            f"expected {name} to be scores of shape (n,), one an image, got {tuple(scores.shape)}"
-        )
+    """Return finite scores ``(n,)`` in ascending order, float64 on the CPU."""
     return _expect_finite(scores.detach().cpu().double(), name).sort().values

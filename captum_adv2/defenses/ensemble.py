@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Ensemble interpretation as a detector: do several interpreters tell the same story (§5 Q3)?
+"""Ensemble interpretation as a detector: do several interpreters agree on an image (§5 Q3)?
 
-An attack on one interpreter leaves its marks on the maps of others (Table 9). The paper proposes
-the defence and leaves open how to aggregate maps to detect an attack; here it is by the distances
-of the pairs. Benign maps differ too (a gradient's is finer than a CAM), and an attack on an
+An attack on one interpreter leaves traces in the maps of others (Table 9). The paper proposes the
+defence and leaves open how to aggregate maps to detect an attack; here it is by the distances of
+the pairs. Benign maps differ too (a gradient's is finer than a CAM), and an attack on an
 interpreter may well bring its map nearer to the others'. Look at `Detector.roc` before you rely on
-it: it tells regular attacks better than ADV2's.
+this detector: it detects regular attacks better than ADV2's.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import expect_images
 from captum_adv2.defenses.detection import Detector
 from captum_adv2.interpreters.base import eval_mode
 from captum_adv2.interpreters.ensemble import Ensemble
-
-__all__ = ["EnsembleDetector"]
+from captum_adv2.spec import checked
 
 
 @final
@@ -28,14 +26,11 @@ class EnsembleDetector(Detector):
     """Flags images on which an ensemble's members disagree (§5 Q3, Defense 1).
 
     Convention:
-        One score: `Ensemble.disagreement` on the class that the model predicts, which is all that a
+        One score: `Ensemble.disagreement` on the class that the model predicts, the only one a
         defender knows; in [0, 1].
 
     Args:
         ensemble: Interpreters of one model.
-
-    Raises:
-        TypeError: Not an `Ensemble`, or one of interpreters that cannot tell their model.
 
     >>> from torch import nn
     >>> from captum_adv2.interpreters import CAM, Gradient
@@ -47,13 +42,9 @@ class EnsembleDetector(Detector):
     1
     """
 
+    @checked
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
-        if not isinstance(ensemble, Ensemble):
-            raise TypeError(
-                f"expected an Ensemble, got {type(ensemble).__name__}; "
-                "build one: Ensemble([CAM(model), Gradient(model)])"
-            )
         if ensemble.model is None:
             raise TypeError(
                 "expected an ensemble with a model, got one of interpreters of functions; build at "
@@ -66,13 +57,7 @@ class EnsembleDetector(Detector):
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        """Return the members' disagreement on images ``(B, C, H, W)``, ``(B, 1)``.
-
-        Raises:
-            TypeError: Images of a wrong type.
-            ValueError: Images of a wrong shape or range.
-        """
-        expect_images(images)
+        """Return the members' disagreement on images ``(B, C, H, W)``, ``(B, 1)``."""
         with eval_mode(self.ensemble.model):
             predicted = self.ensemble.logits(images).argmax(dim=1)
         return self.ensemble.disagreement(images, predicted)[:, None]

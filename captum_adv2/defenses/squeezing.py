@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-r"""Feature squeezing: an attack is given away by what simplifying the image changes (§4 Q3).
+r"""Feature squeezing: simplifying an image changes the prediction more if it was attacked (§4 Q3).
 
 A *squeezer* :math:`\psi` maps images ``(B, C, H, W)`` in [0, 1] to simpler ones of the same shape,
-dtype and device, each image by itself. The detector compares what the classifier says of both:
+dtype and device, each image by itself. The detector compares the classifier's output on both:
 
 .. math:: s(x) = \max_\psi \| p(x) - p(\psi(x)) \|_1 \in [0, 2]
 
@@ -22,10 +22,10 @@ NDSS 2018, https://arxiv.org/abs/1704.01155
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeAlias, final
+from typing import Annotated, Self, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
@@ -33,21 +33,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_adv2 import storage
-from captum_adv2.checks import (
-    expect_flag,
-    expect_images,
-    expect_integer,
-    expect_logits,
-    expect_model,
-    expect_number,
-)
+from captum_adv2.attacks.adaptive import Squeezer
+from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.defenses.detection import Detector
 from captum_adv2.interpreters.base import eval_mode
+from captum_adv2.spec import Array, Bits, Count, Positive, Range, checked, expect_logits
 
-__all__ = ["BitDepth", "FeatureSqueezing", "MedianSmoothing", "NonLocalMeans", "Squeezer"]
-
-Squeezer: TypeAlias = Callable[[Tensor], Tensor]
-"""Images ``(B, C, H, W)`` in [0, 1] to squeezed images of the same shape, dtype and device."""
+# Squeezers do not look at values: a step of an adaptive attack would have to wait for the GPU.
+Pixels: TypeAlias = Annotated[Tensor, Array(4, hint="; scale images to [0, 1]")]
 
 
 def _wide(images: Tensor) -> Tensor:
@@ -56,20 +49,16 @@ def _wide(images: Tensor) -> Tensor:
 
 
 @final
+@checked
 @dataclass(frozen=True)
 class BitDepth:
     """Bit depth reduction: ``round(x (2^bits - 1)) / (2^bits - 1)``, ties to even.
 
-    Idempotent and monotone. Its gradient is zero, or with ``straight_through`` that of the
-    identity.
+    Idempotent and monotone. Its gradient is zero, or with ``straight_through`` the identity's.
 
     Args:
-        bits: Number of bits that are left, 1 to 8.
-        straight_through: Let gradients through as if nothing were rounded.
-
-    Raises:
-        TypeError: Bits that are not an integer, or a flag that is none.
-        ValueError: Bits out of range.
+        bits: Number of bits kept.
+        straight_through: Pass gradients through the rounding unchanged.
 
     >>> BitDepth(1)(torch.tensor([[[[0.2, 0.6]]]])).flatten().tolist()
     [0.0, 1.0]
@@ -77,19 +66,13 @@ class BitDepth:
     Reference: Xu et al., Feature Squeezing, NDSS 2018, §III-A.
     """
 
-    bits: int
+    bits: Bits
     straight_through: bool = False
 
-    def __post_init__(self) -> None:
-        """Check the range."""
-        expect_integer(self.bits, "bits", low=1, high=8)
-        expect_flag(self.straight_through, "straight_through")
-
-    def __call__(self, images: Tensor) -> Tensor:
+    @checked
+    def __call__(self, images: Pixels) -> Tensor:
         """Return squeezed images ``(B, C, H, W)``."""
-        expect_images(images)
-        levels = 2**self.bits - 1
-        squeezed: Tensor = ((_wide(images) * levels).round() / levels).to(images.dtype)
+        squeezed = quantize(_wide(images), self.bits).to(images.dtype)
         if not self.straight_through:
             return squeezed
         zero = images - images.detach()
@@ -97,6 +80,7 @@ class BitDepth:
 
 
 @final
+@checked
 @dataclass(frozen=True)
 class MedianSmoothing:
     """Local smoothing: the median of a window around each pixel, channel by channel.
@@ -109,28 +93,21 @@ class MedianSmoothing:
     Args:
         window: Side of the window, 2 or 3.
 
-    Raises:
-        TypeError: A window that is not an integer.
-        ValueError: Another window.
-
     >>> MedianSmoothing(3)(torch.eye(3)[None, None]).flatten().tolist()
     [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
 
     Reference: Xu et al., Feature Squeezing, NDSS 2018, §III-B.
     """
 
-    window: int = 3
+    window: Annotated[int, Range(2, 3, integer=True)] = 3
 
-    def __post_init__(self) -> None:
-        """Check the range."""
-        expect_integer(self.window, "window", low=2, high=3)
-
-    def __call__(self, images: Tensor) -> Tensor:
+    @checked
+    def __call__(self, images: Pixels) -> Tensor:
         """Return squeezed images ``(B, C, H, W)``."""
-        x = _wide(expect_images(images))
+        x = _wide(images)
         if self.window == 2:
             return _upper_median(x).to(images.dtype)
-        from kornia.filters import median_blur  # here, for it takes long to import
+        from kornia.filters import median_blur  # late: it takes long to import
 
         return median_blur(x, 3, border_type="replicate").to(images.dtype)
 
@@ -145,11 +122,12 @@ def _upper_median(images: Tensor) -> Tensor:
     return torch.maximum(lows, torch.minimum(torch.maximum(a, b), torch.maximum(c, d)))
 
 
-# A weight below this is none, as in OpenCV.
+# Smaller weights count as zero, as in OpenCV.
 _NEGLIGIBLE = 1e-3
 
 
 @final
+@checked
 @dataclass(frozen=True)
 class NonLocalMeans:
     r"""Non-local smoothing: a mean of pixels, weighted by how alike the patches around them are.
@@ -159,8 +137,8 @@ class NonLocalMeans:
 
     with q in the search window around p, t in the patch, k over channels, and weights below 0.001
     left out. Follows OpenCV's ``fastNlMeansDenoisingColored``, which Xu et al. use: colours go to
-    L*a*b* (of linear RGB: no gamma is undone), whose lightness, on a scale to 255, and whose colour
-    (a, b) are smoothed separately. Grey images are smoothed as they are
+    L*a*b* (of linear RGB: no gamma is undone); lightness, on a scale to 255, and colour (a, b) are
+    smoothed separately. Grey images are smoothed as they are
     (``fastNlMeansDenoising``). Borders are mirrored without repeating the edge.
 
     Differs from OpenCV: nothing is rounded, and all is differentiable. OpenCV rounds L*a*b* to
@@ -168,23 +146,19 @@ class NonLocalMeans:
     11-3-4, the difference in units of 1/255 is
 
     - grey: 0.2 on average, below 0.6 for 99.9 % of the values, at most 0.8: OpenCV's rounding;
-    - colour: 0.74 on average (ours is brighter by 0.3, for OpenCV truncates), below 2.7 for 99 % of
+    - colour: 0.74 on average (ours is brighter by 0.3, as OpenCV truncates), below 2.7 for 99 % of
       the values, at most 5.7.
 
-    Code that hands RGB to OpenCV, which reads BGR, computes ``squeezer(x.flip(1)).flip(1)``: so do
-    Xu et al.'s and the official code.
+    Code that hands RGB to OpenCV, which reads BGR, computes ``squeezer(x.flip(1)).flip(1)``, as
+    Xu et al.'s and the official code do.
 
-    Memory is that of one row of the search window, with gradients too: their graph is computed
-    again when they are taken.
+    Memory is that of one row of the search window, with gradients too: the backward pass computes
+    each row's graph again.
 
     Args:
         search: Side of the search window, odd.
         patch: Side of the patches, odd.
         strength: h, in units of 1/255; larger smooths more.
-
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: An even window, a strength of 0 or below, images of neither 1 nor 3 channels.
 
     >>> NonLocalMeans(search=3)(torch.full((1, 1, 2, 2), 0.5)).flatten().tolist()
     [0.5, 0.5, 0.5, 0.5]
@@ -193,26 +167,21 @@ class NonLocalMeans:
     al., Feature Squeezing, NDSS 2018, §III-B.
     """
 
-    search: int = 11
-    patch: int = 3
-    strength: float = 4.0
+    search: Count = 11
+    patch: Count = 3
+    strength: Positive = 4.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("search", "patch"):
-            side = expect_integer(getattr(self, name), name, low=1)
-            if not side % 2:
-                raise ValueError(
-                    f"expected {name} to be odd, got {side}; a window has a pixel at its centre"
-                )
-        expect_number(self.strength, "strength", low=0.0, above=True)
+        """Refuse windows without a pixel at their centre."""
+        if not (self.search % 2 and self.patch % 2):
+            raise ValueError(f"expected search and patch to be odd, got {self}")
 
-    def __call__(self, images: Tensor) -> Tensor:
+    @checked
+    def __call__(self, images: Pixels) -> Tensor:
         """Return squeezed images ``(B, C, H, W)``."""
-        channels = expect_images(images).shape[1]
+        x, channels = _wide(images), images.shape[1]
         if channels not in (1, 3):
             raise ValueError(f"expected grey or RGB images, 1 or 3 channels, got {channels}")
-        x = _wide(images)
         if channels == 1:
             return (self._smooth(255 * x) / 255).clamp(0, 1).to(images.dtype)
         lab = _to_lab(x)
@@ -220,7 +189,7 @@ class NonLocalMeans:
         return _from_lab(lab).clamp(0, 1).to(images.dtype)
 
     def _smooth(self, x: Tensor) -> Tensor:
-        """Return the weighted means of images of one or more channels that share the weights."""
+        """Return non-local means of images whose channels share the weights."""
         reach = self.search // 2 + self.patch // 2
         rows, columns = (_mirrored(side, reach, x.device) for side in x.shape[-2:])
         padded = x[:, :, rows][..., columns]
@@ -260,7 +229,7 @@ def _windows(x: Tensor, side: int) -> Tensor:
 
 
 def _mirrored(side: int, reach: int, device: torch.device) -> Tensor:
-    """Return which pixel is at -reach ... side + reach - 1 where the edges are mirrors."""
+    """Return the pixels at -reach ... side + reach - 1 of a side mirrored at both ends."""
     period = max(2 * (side - 1), 1)
     index = torch.arange(-reach, side + reach, device=device) % period
     return torch.minimum(index, period - index) if side > 1 else index
@@ -276,7 +245,7 @@ _XYZ = torch.tensor(
     dtype=torch.float64,
 )
 _RGB = _XYZ.inverse()
-_KNEE = (6 / 29) ** 3  # below it the cube root goes on as a straight line
+_KNEE = (6 / 29) ** 3  # below it a straight line takes the place of the cube root
 _SLOPE = (29 / 6) ** 2 / 3
 
 
@@ -289,7 +258,7 @@ def _to_lab(rgb: Tensor) -> Tensor:
 
 
 def _from_lab(lab: Tensor) -> Tensor:
-    """Return what `_to_lab` turned into ``lab``."""
+    """Return the linear RGB of L*a*b* images: the inverse of `_to_lab`."""
     lightness, a, b = lab.unbind(dim=1)
     y = (lightness / 2.55 + 16) / 116
     roots = torch.stack([y + a / 500, y, y - b / 200], dim=1)
@@ -309,12 +278,8 @@ class FeatureSqueezing(Detector):
     and without gradients; softmax is in float32 at least.
 
     Args:
-        model: Classifier returning logits; stays as it is.
-        squeezers: The squeezers; any functions of images will do.
-
-    Raises:
-        TypeError: ``model`` is not a module, ``squeezers`` no iterable of functions.
-        ValueError: No squeezer.
+        model: Classifier returning logits.
+        squeezers: The squeezers; any functions of images.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     >>> detector = FeatureSqueezing(model, [BitDepth(2), MedianSmoothing(2)])
@@ -327,36 +292,29 @@ class FeatureSqueezing(Detector):
     Reference: Xu et al., Feature Squeezing, NDSS 2018.
     """
 
-    def __init__(self, model: nn.Module, squeezers: Iterable[Squeezer]) -> None:
+    @checked
+    def __init__(self, model: nn.Module, squeezers: Sequence[Squeezer]) -> None:
         super().__init__()
-        self.model = expect_model(model)
-        self.squeezers = _expect_squeezers(squeezers)
+        if not squeezers:
+            raise ValueError("expected at least one squeezer, got none")
+        self.model = model
+        self.squeezers = tuple(squeezers)
 
     def __repr__(self) -> str:
         return f"FeatureSqueezing({type(self.model).__name__}, {list(self.squeezers)})"
 
+    @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        """Return each squeezer's score of images ``(B, C, H, W)``, in [0, 2], ``(B, n)``.
-
-        Raises:
-            TypeError: Images that are not a tensor of a floating dtype.
-            ValueError: Images of a wrong shape or range; a squeezer that changes shape or dtype.
-        """
-        expect_images(images)
-        with torch.no_grad(), eval_mode(self.model):
-            views = [images, *(_squeezed(squeezer, images) for squeezer in self.squeezers)]
+        """Return each squeezer's score of images ``(B, C, H, W)``, in [0, 2], ``(B, n)``."""
+        views = [images, *(_squeezed(squeezer, images) for squeezer in self.squeezers)]
+        with eval_mode(self.model):
             logits = expect_logits(self.model(torch.cat(views)), len(views) * len(images))
-            original, *squeezed = _wide(logits).softmax(dim=1).chunk(len(views))
-            scores = [(p - original).abs().sum(dim=1) for p in squeezed]
-            return torch.stack(scores, dim=1).clamp(max=2)
+        original, *squeezed = _wide(logits).softmax(dim=1).chunk(len(views))
+        scores = [(p - original).abs().sum(dim=1) for p in squeezed]
+        return torch.stack(scores, dim=1).clamp(max=2)
 
     def save(self, path: str | Path) -> None:
-        """Write the thresholds to a file, for `load`; the model is not part of it.
-
-        Raises:
-            TypeError: A path that is none.
-            ValueError: Not fitted, or a path that names no file.
-        """
+        """Write the thresholds to a file, for `load`; the model is not part of it."""
         record = {
             "squeezers": [repr(squeezer) for squeezer in self.squeezers],
             "threshold": self.threshold,
@@ -365,11 +323,11 @@ class FeatureSqueezing(Detector):
         storage.save(record, path, _KIND)
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module, squeezers: Iterable[Squeezer]) -> Self:
+    def load(cls, path: str | Path, model: nn.Module, squeezers: Sequence[Squeezer]) -> Self:
         """Return a fitted detector with the thresholds in a file.
 
         Args:
-            path: What `save` wrote.
+            path: A file written by `save`.
             model: The classifier that the thresholds were fitted on.
             squeezers: The same squeezers, in the same order: their ``repr`` is compared.
 
@@ -389,37 +347,11 @@ class FeatureSqueezing(Detector):
         return detector
 
 
-def _expect_squeezers(squeezers: Any) -> tuple[Squeezer, ...]:
-    if not isinstance(squeezers, Iterable):
-        raise TypeError(
-            f"expected squeezers to be a list of functions, got {type(squeezers).__name__}; "
-            "put a single one into a list"
-        )
-    members = tuple(squeezers)
-    if not members:
-        raise ValueError("expected at least one squeezer, got none")
-    for member in members:
-        if not callable(member) or isinstance(member, type):
-            raise TypeError(
-                f"expected squeezers to be functions of images, got {member!r}; "
-                "pass an instance, for example BitDepth(3)"
-            )
-    return members
-
-
 def _squeezed(squeezer: Squeezer, images: Tensor) -> Tensor:
     squeezed = squeezer(images)
-    if not isinstance(squeezed, Tensor) or (squeezed.shape, squeezed.dtype) != (
-        images.shape,
-        images.dtype,
-    ):
-        got = (
-            f"{tuple(squeezed.shape)}, {squeezed.dtype}"
-            if isinstance(squeezed, Tensor)
-            else type(squeezed).__name__
-        )
+    if (squeezed.shape, squeezed.dtype) != (images.shape, images.dtype):
         raise ValueError(
             f"expected {squeezer!r} to return images of shape {tuple(images.shape)}, "
-            f"{images.dtype}, got {got}"
+            f"{images.dtype}, got {tuple(squeezed.shape)}, {squeezed.dtype}"
         )
     return squeezed

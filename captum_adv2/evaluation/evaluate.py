@@ -8,25 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.checks import (
-    expect_flag,
-    expect_images,
-    expect_labels,
-    expect_logits,
-    expect_model,
-    expect_pair,
-)
+from captum_adv2.attacks import frameworks
 from captum_adv2.evaluation import metrics
-from captum_adv2.interpreters.base import Interpreter, eval_mode, expect_interpreter
-
-__all__ = ["Report", "evaluate"]
+from captum_adv2.interpreters.base import Interpreter, eval_mode
+from captum_adv2.spec import Classes, Images, Maps, checked, expect_classes, expect_logits
 
 
 class Report(NamedTuple):
-    """What an attack achieved, image by image; every tensor is ``(B,)`` unless it says otherwise.
+    """The result of an attack, image by image; tensors are ``(B,)`` unless stated otherwise.
 
     Attributes:
-        success: Whether the image is classified as its target.
+        success: Whether the image is classified as its target; never where logits are NaN.
         confidence: Probability of the target class.
         l1: L1 distance of adversarial and benign map, in [0, 1].
         l2: L2 distance, in [0, 1].
@@ -48,7 +40,8 @@ class Report(NamedTuple):
     def summary(self) -> dict[str, float]:
         """Return means: ``asr`` and ``confidence`` over all images, distances over successes.
 
-        ``images`` and ``successes`` say how many these are; a mean over none is NaN.
+        ``images`` and ``successes`` count the images; a mean over none is NaN. ``linf`` is the
+        largest of all images.
         """
         means = {name: getattr(self, name)[self.success] for name in ("l1", "l2", "iou")}
         return {
@@ -69,15 +62,18 @@ class Report(NamedTuple):
         )
 
 
+@checked
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     interpreter: Interpreter,
-    images: Tensor,
-    adversarial: Tensor,
-    target: Tensor,
-    labels: Tensor | None = None,
+    images: Images,
+    adversarial: Images,
+    target: Classes,
+    labels: Classes | None = None,
     quantize: bool = True,
+    *,
+    benign_maps: Maps | None = None,
 ) -> Report:
     """Measure an attack on prediction and interpretation.
 
@@ -87,19 +83,17 @@ def evaluate(
 
     Args:
         model: The classifier.
-        interpreter: The interpreter; also one the attack did not aim at.
+        interpreter: The interpreter; not necessarily the one attacked.
         images: Clean images ``(B, C, H, W)`` in [0, 1].
         adversarial: Adversarial images, of the same shape.
         target: The attacker's class ``(B,)``.
         labels: Class of the benign map ``(B,)``; default: the model's prediction on ``images``.
         quantize: Round adversarial images to multiples of 1/255.
+        benign_maps: The benign maps, from an earlier report on the same images and labels, which
+            saves computing them again; default: computed.
 
     Returns:
         A `Report`; ``print(report)`` and ``report.summary()`` give the means.
-
-    Raises:
-        TypeError: An argument of a wrong type.
-        ValueError: An argument of a wrong shape or range.
 
     >>> from captum_adv2.interpreters import Gradient
     >>> model, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(2, 1, 4, 4)
@@ -107,31 +101,22 @@ def evaluate(
     >>> report.l1.shape, sorted(report.summary())[:3]
     (torch.Size([2]), ['asr', 'confidence', 'images'])
     """
-    expect_model(model)
-    expect_interpreter(interpreter)
-    expect_flag(quantize, "quantize")
-    target = expect_pair(images, target)
-    if labels is not None:
-        expect_labels(labels, len(images))
-    expect_images(adversarial, "adversarial")
     if adversarial.shape != images.shape:
         raise ValueError(
             f"expected adversarial of shape {tuple(images.shape)}, got {tuple(adversarial.shape)}"
         )
-    judged = (adversarial * 255).round() / 255 if quantize else adversarial
-    judged = judged.clamp(0, 1)
+    judged = (frameworks.quantize(adversarial) if quantize else adversarial).clamp(0, 1)
     with eval_mode(model):
         logits = expect_logits(model(judged), len(judged))
-        if labels is None:
-            labels = model(images).argmax(dim=1)
-    target = expect_labels(target, len(images), logits.shape[1], "target").to(logits.device)
-    benign, shown = interpreter(images, labels), interpreter(judged, target)
+        own = model(images).argmax(dim=1) if labels is None else labels
+    success, confidence = metrics.success(logits, target), metrics.confidence(logits, target)
+    expect_classes(own, logits, "labels")
+    benign = interpreter(images, own) if benign_maps is None else benign_maps
+    shown = interpreter(judged, target)
     return Report(
-        success=metrics.success(logits, target),
-        confidence=metrics.confidence(logits, target),
-        l1=metrics.l1(shown, benign),
-        l2=metrics.l2(shown, benign),
-        iou=metrics.iou(shown, benign),
+        success,
+        confidence,
+        *metrics.distances(shown, benign),
         linf=(adversarial - images).abs().amax(dim=(1, 2, 3)),
         benign_maps=benign,
         adversarial_maps=shown,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-r"""How much two sets of maps differ, and whether an attack on the prediction succeeded (§4).
+r"""Distances of attribution maps, and success of an attack on the prediction (§4).
 
 Every measure is per image, ``(B,)``, at the maps' native resolution: L1 is
 :math:`\|m - m_0\|_1 / (h w)`, L2 is :math:`\|m - m_0\|_2 / \sqrt{h w}`. The paper does not say how
@@ -9,46 +9,65 @@ it binarises maps for IoU; here a pixel belongs to the object where its value ex
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captum_adv2.checks import (
-    expect_integer,
-    expect_labels,
-    expect_logits,
-    expect_maps,
-    expect_number,
-)
 from captum_adv2.interpreters.gradient import probability
+from captum_adv2.spec import Classes, Count, Logits, Maps, Unit, checked, expect_classes
 
-__all__ = ["confidence", "interval", "iou", "l1", "l2", "success"]
+
+class Distances(NamedTuple):
+    """The measures of two batches of maps, each ``(B,)`` in [0, 1]."""
+
+    l1: Tensor
+    l2: Tensor
+    iou: Tensor
 
 
-def l1(maps: Tensor, reference: Tensor) -> Tensor:
+@checked
+def distances(maps: Maps, reference: Maps, threshold: Unit = 0.5) -> Distances:
+    """Return `l1`, `l2` and `iou` of maps ``(B, 1, h, w)``."""
+    if maps.shape != reference.shape:
+        raise ValueError(
+            f"expected reference of shape {tuple(maps.shape)}, got {tuple(reference.shape)}"
+        )
+    pixels = (1, 2, 3)
+    change = maps - reference
+    ours, theirs = maps > threshold, reference > threshold
+    both, either = (ours & theirs).sum(dim=pixels), (ours | theirs).sum(dim=pixels)
+    return Distances(
+        l1=change.abs().mean(dim=pixels),
+        l2=change.square().mean(dim=pixels).sqrt(),
+        iou=torch.where(either > 0, both / either.clamp(min=1), 1.0),
+    )
+
+
+def l1(maps: Maps, reference: Maps) -> Tensor:
     """Return the mean absolute difference of maps ``(B, 1, h, w)``, in [0, 1], ``(B,)``.
 
     >>> l1(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)).tolist()
     [0.5]
     """
-    return _difference(maps, reference).abs().mean(dim=(1, 2, 3))
+    return distances(maps, reference).l1
 
 
-def l2(maps: Tensor, reference: Tensor) -> Tensor:
+def l2(maps: Maps, reference: Maps) -> Tensor:
     """Return the root mean square difference of maps ``(B, 1, h, w)``, in [0, 1], ``(B,)``.
 
     >>> l2(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)).tolist()
     [0.5]
     """
-    return _difference(maps, reference).square().mean(dim=(1, 2, 3)).sqrt()
+    return distances(maps, reference).l2
 
 
-def iou(maps: Tensor, reference: Tensor, threshold: float = 0.5) -> Tensor:
+def iou(maps: Maps, reference: Maps, threshold: Unit = 0.5) -> Tensor:
     """Return the intersection over union of the pixels above a threshold, in [0, 1], ``(B,)``.
 
-    Two maps without any such pixel are alike: 1.
+    Two maps without any such pixel have an IoU of 1.
 
     Args:
         maps: ``(B, 1, h, w)`` in [0, 1].
@@ -58,72 +77,54 @@ def iou(maps: Tensor, reference: Tensor, threshold: float = 0.5) -> Tensor:
     >>> iou(torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[1.0, 0.0]]]])).tolist()
     [0.5]
     """
-    expect_number(threshold, "threshold", low=0.0, high=1.0)
-    _difference(maps, reference)
-    ours, theirs = maps > threshold, reference > threshold
-    both = (ours & theirs).sum(dim=(1, 2, 3))
-    either = (ours | theirs).sum(dim=(1, 2, 3))
-    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+    return distances(maps, reference, threshold).iou
 
 
-def success(logits: Tensor, target: Tensor) -> Tensor:
+@checked
+def success(logits: Logits, target: Classes) -> Tensor:
     """Return whether each image is classified as its target, bool ``(B,)``.
 
-    >>> success(torch.tensor([[0.0, 1.0]]), torch.tensor([1])).tolist()
-    [True]
+    An image whose logits have NaN or infinity in them has no class; -infinity rules a class out.
+
+    >>> success(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), torch.tensor([1, 1])).tolist()
+    [True, False]
     """
-    logits = expect_logits(logits, len(logits))
-    target = expect_labels(target, len(logits), logits.shape[1], name="target")
-    return logits.argmax(dim=1) == target.to(logits.device)
+    expect_classes(target, logits, "target")
+    reached = logits.argmax(dim=1) == target.to(logits.device)
+    return reached & (logits < torch.inf).all(dim=1)
 
 
-def confidence(logits: Tensor, target: Tensor) -> Tensor:
+@checked
+def confidence(logits: Logits, target: Classes) -> Tensor:
     """Return the probability of each image's target class, in [0, 1], ``(B,)``.
 
     >>> confidence(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).tolist()
     [0.5]
     """
-    logits = expect_logits(logits, len(logits))
-    target = expect_labels(target, len(logits), logits.shape[1], name="target")
-    return probability(logits, target.to(logits.device))
+    expect_classes(target, logits, "target")
+    return probability(logits, target.to(logits.device).long())
 
 
+@checked
 def interval(
-    values: Tensor | npt.NDArray[Any], level: float = 0.95, draws: int = 2000
+    values: Tensor | npt.NDArray[Any], level: Unit = 0.95, draws: Count = 2000
 ) -> tuple[float, float]:
-    """Return the bootstrap interval of a mean (percentiles), from a seed of its own.
+    """Return the bootstrap interval of a mean (percentiles), from a fixed seed.
 
     Args:
-        values: ``(n,)``, of any dtype; NaN twice where there are none.
+        values: ``(n,)``, of any dtype; the interval of no values is NaN.
         level: Share of the resampled means that are inside, in [0, 1].
-        draws: How many times to resample.
-
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: A number out of range, or values without one dimension.
+        draws: Number of resamples.
 
     >>> interval(torch.tensor([0.5, 0.5, 0.5])), interval(torch.empty(0))
     ((0.5, 0.5), (nan, nan))
     """
-    level = expect_number(level, "level", low=0.0, high=1.0)
-    draws = expect_integer(draws, "draws", low=1)
-    try:
-        values = torch.as_tensor(values).detach().cpu()
-    except RuntimeError:  # whatever torch has no dtype for
-        raise TypeError(f"expected values to be numbers, got {type(values).__name__}") from None
-    if values.ndim != 1:
-        raise ValueError(f"expected values of shape (n,), got {tuple(values.shape)}")
-    if not len(values):
+    sample = torch.as_tensor(values).detach().double().cpu().numpy()
+    if sample.ndim != 1:
+        raise ValueError(f"expected values of shape (n,), got {sample.shape}")
+    if not len(sample):
         return math.nan, math.nan
-    if values.dtype not in (torch.float32, torch.float64):  # the only ones with quantiles
-        values = values.double()
-    generator = torch.Generator().manual_seed(0)
-    index = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values[index].mean(dim=1)
-    return means.quantile((1 - level) / 2).item(), means.quantile((1 + level) / 2).item()
-
-
-def _difference(maps: Tensor, reference: Tensor) -> Tensor:
-    """Return ``maps - reference`` of two checked batches of maps."""
-    shape = tuple(expect_maps(maps, None, "the attack", "maps").shape)
-    return maps - expect_maps(reference, shape, "the attack", "reference")
+    # Unlike scipy.stats.bootstrap, this takes a single value and equal ones.
+    means = np.random.default_rng(0).choice(sample, (draws, len(sample))).mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

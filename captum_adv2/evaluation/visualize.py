@@ -1,29 +1,32 @@
 # SPDX-License-Identifier: MIT
 """Pictures of attacks, as in Figure 4: images beside their attribution maps.
 
-Everything works from tensors and returns a matplotlib figure; matplotlib is imported when a figure
-is drawn, and no global state of it is touched (figures are not registered with pyplot).
+Every function takes tensors; figures are matplotlib's. Matplotlib is imported when something is
+drawn, and its global state stays as it is (figures are not registered with pyplot).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from captum_adv2.attacks.loop import Progress
-from captum_adv2.checks import expect_images, expect_maps, expect_number
+from captum_adv2.spec import Images, Maps, Positive, Unit, checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+else:
+    Figure = Any  # `checked` reads the annotations
 
-__all__ = ["curves", "grid", "overlay"]
+Shown: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
 
 
-def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
+@checked
+def overlay(images: Images, maps: Maps, alpha: Unit = 0.5) -> Tensor:
     """Blend heat maps (jet: red = important) over grey images.
 
     Args:
@@ -34,20 +37,16 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     Returns:
         ``(B, 3, H, W)`` in [0, 1], on the CPU.
 
-    Raises:
-        TypeError: Images or maps of a wrong type.
-        ValueError: Images or maps of a wrong shape or range.
-
     >>> overlay(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4)).shape
     torch.Size([2, 3, 8, 8])
     """
     from matplotlib import colormaps
 
-    expect_images(images)
-    size = expect_maps(maps, None, "an interpreter", "maps").shape[2:]
-    expect_maps(maps, (len(images), 1, *size), "an interpreter", "maps")
-    expect_number(alpha, "alpha", low=0.0, high=1.0)
-    grey = images.detach().float().cpu().mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    if maps.shape[:2] != (len(images), 1):
+        raise ValueError(
+            f"expected maps of shape ({len(images)}, 1, h, w), got {tuple(maps.shape)}"
+        )
+    grey = images.detach().float().cpu().mean(dim=1, keepdim=True)
     sized = F.interpolate(
         maps.detach().float().cpu(), images.shape[-2:], mode="bilinear", align_corners=False
     )
@@ -56,10 +55,11 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     return ((1 - alpha) * grey + alpha * heat).clamp(0, 1)
 
 
+@checked
 def grid(
-    rows: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    rows: Mapping[str, Shown],
     captions: Mapping[str, Sequence[str]] | None = None,
-    size: float = 1.3,
+    size: Positive = 1.3,
 ) -> Figure:
     """Draw Figure 4: a row of images and of each interpreter's overlays for every kind of input.
 
@@ -73,20 +73,14 @@ def grid(
     Returns:
         A figure with ``len(rows)`` rows and ``B * (1 + interpreters)`` columns.
 
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: No row, a size that is not positive, images or maps of a wrong shape or range.
-
     >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
     >>> len(grid({"benign": shown, "ADV2": shown}).axes)
     8
     """
     from matplotlib.figure import Figure
 
-    _expect_rows(rows)
-    expect_number(size, "size", low=0.0, above=True)
-    if not isinstance(captions, Mapping | None):
-        raise TypeError(f"expected captions to be a mapping, got {type(captions).__name__}")
+    if not (rows and all(rows.values())):
+        raise ValueError("expected at least one row, and a picture in each, got none")
     pictures = {name: _pictures(shown) for name, shown in rows.items()}
     sizes = {name: len(block) for name, block in pictures.items()}
     blocks = max(sizes.values())
@@ -103,30 +97,18 @@ def grid(
     return figure
 
 
-def curves(records: Sequence[Progress], size: tuple[float, float] = (7.0, 2.6)) -> Figure:
-    """Draw how confidence and map distance went, step by step: mean and range over the images.
+@checked
+def curves(records: Sequence[Progress], size: tuple[Positive, Positive] = (7.0, 2.6)) -> Figure:
+    """Draw confidence and map distance, step by step: mean and range over the images.
 
-    An image that has left, being finished, counts on with its last values.
+    A finished image counts on with its last values.
 
     Args:
-        records: What a callback was told: ``ADV2(..., callback=records.append)``.
+        records: The records of a callback: ``ADV2(..., callback=records.append)``.
         size: Width and height in inches.
-
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: No record, or a size that is not positive.
     """
     from matplotlib.figure import Figure
 
-    if not isinstance(records, Sequence) or not all(isinstance(r, Progress) for r in records):
-        raise TypeError(
-            f"expected a list of Progress, got {type(records).__name__}; pass "
-            "callback=records.append to the attack"
-        )
-    if not isinstance(size, Sequence) or len(size) != 2:
-        raise TypeError(f"expected size to be width and height, got {size!r}")
-    for side in size:
-        expect_number(side, "size", low=0.0, above=True)
     if not records:
         raise ValueError("expected at least one record, got none; pass callback=records.append")
     figure = Figure(figsize=size, layout="constrained")
@@ -141,20 +123,8 @@ def curves(records: Sequence[Progress], size: tuple[float, float] = (7.0, 2.6)) 
     return figure
 
 
-def _expect_rows(rows: Any) -> None:
-    """Check that rows are a mapping of mappings to pairs, none of them empty."""
-    for shown in (rows, *(rows.values() if isinstance(rows, Mapping) else ())):
-        if not isinstance(shown, Mapping):
-            raise TypeError(f"expected rows to be mappings by name, got {type(shown).__name__}")
-        if not shown:
-            raise ValueError("expected at least one row, got none; and a picture in each")
-    for pair in (pair for shown in rows.values() for pair in shown.values()):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise TypeError(f"expected pairs of images and maps, got {type(pair).__name__}")
-
-
 def _tracks(records: Sequence[Progress], name: str) -> Tensor:
-    """Return a number of each image of the first record, ``(steps, B)``; held once it has left."""
+    """Return a number of each image of the first record, ``(steps, B)``: the last one known."""
     first = records[0].rows.cpu()
     held = torch.empty(1 + int(max(record.rows.max() for record in records)))
     lines = []
@@ -164,7 +134,7 @@ def _tracks(records: Sequence[Progress], name: str) -> Tensor:
     return torch.stack(lines)
 
 
-def _pictures(shown: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[str, Tensor]]:
+def _pictures(shown: Shown) -> list[tuple[str, Tensor]]:
     """Return titled pictures ``(3, H, W)``: each image, then its overlays."""
     overlays = {name: overlay(images, maps) for name, (images, maps) in shown.items()}
     images = next(iter(shown.values()))[0].detach().float().cpu()

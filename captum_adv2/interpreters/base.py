@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The two contracts: `Interpreter` (images and classes to maps) and `Surrogate` (what to attack).
 
-An interpreter is a function of images that can be differentiated. Where the map users see has no
-useful derivative, its `Surrogate` gives an attacker something that has: GRAD's smooths ReLU, MASK's
-looks ahead along its own optimisation. A surrogate has settings and no memory: what it has to know
-of a batch is a state that the attack keeps and hands to it.
+An interpreter is a differentiable function of images. Where the reported map has no useful
+derivative, the interpreter's `Surrogate` is differentiated instead: GRAD's smooths ReLU, MASK's
+looks ahead along its own optimisation. A surrogate has settings and no memory: what it remembers of
+a batch is a state, which the attack keeps and passes in.
 
-One model is for one thread at a time: an interpreter puts its model into eval mode, and may put
-hooks on it, for the length of a call.
+One model is for one thread at a time: during a call, an interpreter puts its model into eval mode
+and may register hooks on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, final
 
@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from captum_adv2.interpreters.relu import Derivative, smooth_relu
 from captum_adv2.spec import Classes, Images, checked, expect_logits
 
-# Spreads below this count as none: their derivative, about 1 / spread**2, would overflow float32.
+# Spreads below this count as 0: their derivative, about 1 / spread**2, would overflow float32.
 _FLAT = 1e-18
 
 
 class Explanation(NamedTuple):
-    """What an interpreter says of a batch, and what the model said in the same forward pass.
+    """Attribution maps of a batch, and the model's output in the same forward pass.
 
     Attributes:
         maps: Attribution maps ``(B, 1, h, w)`` in [0, 1].
-        logits: The model's output ``(B, classes)`` on the very images explained, or ``None``
-            where the interpreter has no forward pass of them to share.
-        penalty: What else an attack on this interpreter should make small, ``(B,)``, or ``None``.
+        logits: The model's output ``(B, classes)`` on exactly these images, or ``None`` where the
+            interpreter has no forward pass of them to share.
+        penalty: A further loss ``(B,)`` of an attack on this interpreter, or ``None``.
     """
 
     maps: Tensor
@@ -47,8 +47,8 @@ class Explanation(NamedTuple):
 class Surrogate(ABC):
     """What an attacker differentiates in place of an interpreter; it has settings and no memory.
 
-    A state is a tensor with the batch first, a number, or a tuple of these, so that images which
-    are finished can be taken out of it.
+    Its state is a tensor with the batch first, a number, or a tuple of these, so that finished
+    images can be taken out of it. ``interpreter`` is the interpreter under attack, throughout.
     """
 
     def init(self, interpreter: Any, images: Tensor, target: Tensor) -> Any:
@@ -56,12 +56,12 @@ class Surrogate(ABC):
         return target
 
     def advance(self, interpreter: Any, images: Tensor, state: Any, progress: float) -> Any:
-        """Return the state to explain the next iterate with; called once an iteration.
+        """Return the state for this iterate; called once an iteration, before the explanation.
 
         Args:
             interpreter: The interpreter under attack.
             images: The iterate ``(B, C, H, W)``, without a graph.
-            state: The state so far.
+            state: The state of the last iteration.
             progress: Share of the attack that is done, in [0, 1).
         """
         return state
@@ -82,11 +82,10 @@ class Exact(Surrogate):
     """The interpreter itself."""
 
     def __call__(
-        self, interpreter: Any, images: Tensor, state: Tensor, progress: float
+        self, interpreter: Interpreter, images: Tensor, state: Tensor, progress: float
     ) -> Explanation:
         """Explain images for their classes."""
-        explanation: Explanation = interpreter.explain(images, state)
-        return explanation
+        return interpreter.explain(images, state)
 
 
 @final
@@ -97,19 +96,18 @@ class Smoothed(Surrogate):
     derivative: Derivative
 
     def __call__(
-        self, interpreter: Any, images: Tensor, state: Tensor, progress: float
+        self, interpreter: Interpreter, images: Tensor, state: Tensor, progress: float
     ) -> Explanation:
         """Explain images for their classes."""
         with smooth_relu(self.derivative):
-            explanation: Explanation = interpreter.explain(images, state)
-        return explanation
+            return interpreter.explain(images, state)
 
 
 class Interpreter(ABC):
     """Turns images and classes into attribution maps, differentiably.
 
     A subclass implements `explain`, and sets `surrogate` where an attacker should differentiate
-    something else than the map. Subclasses are final: vary behaviour by wrapping.
+    something other than the map. Subclasses are final: vary behaviour by wrapping.
 
     Convention:
         Images in [0, 1]; maps ``(B, 1, h, w)`` in [0, 1], 1 = important, at native resolution.
@@ -163,14 +161,15 @@ class Interpreter(ABC):
                 f"expected target of shape ({len(images)},), one class an image, got "
                 f"{tuple(target.shape)}"
             )
+        target = target.to(images.device, torch.long)
         with eval_mode(self.model), _outputs_checked(self.model, target):
-            return self.explain(images, target.to(images.device).long()).maps
+            return self.explain(images, target).maps
 
     def after(self, preprocess: Callable[[Tensor], Tensor]) -> Self:
         """Return a copy that explains the model on ``preprocess(images)`` as a function of images.
 
-        ``torchattacks`` normalises outside the model (``set_normalization_used``); the function
-        attacked, and so the one explained, is then the two together.
+        ``torchattacks`` can normalise outside the model (``set_normalization_used``); what is
+        attacked, and so explained, is then the composition of the two.
         """
         clone = copy.copy(self)
         clone._preprocess = preprocess
@@ -183,13 +182,13 @@ class Interpreter(ABC):
         return logits
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Return what the model sees of images: themselves, or what `after` was given makes."""
+        """Return the model's input for images: the images, or what `after`'s function returns."""
         return images if self._preprocess is None else self._preprocess(images)
 
 
 @contextmanager
 def eval_mode(model: nn.Module | None, switch: bool = True) -> Iterator[None]:
-    """Put a model into eval mode; put each of its modules back as it was, whatever happens."""
+    """Put a model into eval mode, if ``switch``; restore the mode of each module on leaving."""
     modes = [] if model is None else [(module, module.training) for module in model.modules()]
     try:
         if model is not None and switch:
@@ -202,33 +201,32 @@ def eval_mode(model: nn.Module | None, switch: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _outputs_checked(model: nn.Module | None, target: Tensor) -> Iterator[None]:
-    """Refuse outputs that are no logits, and classes that the model does not have.
+    """Refuse outputs that are not logits, and classes that the model does not have.
 
-    By a hook, since the number of classes is known only once the model has run, and an index out of
-    range must not reach a GPU, where it ends the process's use of it.
+    This takes a hook: the number of classes is known only once the model has run, and an index out
+    of range must not reach a GPU, which the process could not use any more.
     """
     low, high = torch.stack(target.aminmax()).tolist()
 
     def check(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        classes = expect_logits(output, len(inputs[0])).shape[1]
+        batch = len(inputs[0] if inputs else output)  # none where called by keyword
+        classes = expect_logits(output, batch).shape[1]
         if low < 0 or high >= classes:
             raise ValueError(
                 f"expected target in [0, {classes - 1}], the model's classes, got values in "
                 f"[{low}, {high}]"
             )
 
-    with ExitStack() as stack:
-        if model is not None:
-            stack.callback(model.register_forward_hook(check).remove)
+    with nullcontext() if model is None else model.register_forward_hook(check):
         yield
 
 
 @contextmanager
 def differentiable_input(images: Tensor) -> Iterator[tuple[Tensor, bool]]:
-    """Yield images to take an inner gradient at, and whether the caller will differentiate that.
+    """Yield images to take an inner gradient at, and whether to keep the gradient's own graph.
 
-    A caller under ``torch.no_grad()``, or whose images need no gradient, gets a leaf of its own
-    and no graph of the gradient: half the memory.
+    Under ``torch.no_grad()``, or where the images require no gradient, these are a new leaf and no
+    graph is kept, which halves the memory.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
@@ -258,7 +256,7 @@ def min_max(maps: Tensor) -> Tensor:
 
 
 def background(baseline: float | Tensor, images: Tensor) -> Tensor:
-    """Return a baseline as wide as the images."""
+    """Return a baseline, a grey value or an image, expanded to the shape of images."""
     return torch.as_tensor(baseline, dtype=images.dtype, device=images.device).expand_as(images)
 
 

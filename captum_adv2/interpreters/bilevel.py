@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
-r"""What an attacker differentiates in MASK's place: a bilevel problem with MASK as the follower.
+r"""The surrogates of MASK: a bilevel problem with the attacker as leader and MASK as follower.
 
-MASK's map is the end of a gradient descent and has no derivative to speak of, so an attack on it is
-a bilevel problem (Eq. 10): the attacker leads, a `Follower` moves in answer. Two surrogates:
+MASK's map is the result of gradient descent and has no usable derivative, so an attack on it is a
+bilevel problem (Eq. 10): the attacker changes the image, and a `Follower`, a solution of MASK that
+is kept along the attack, adapts to it. Two surrogates differentiate the follower:
 
 - `Unrolled`, the paper's (Alg. 1, §3.6): look a few Adam steps ahead and differentiate them.
-- `FiniteDifference`, the default: first order, no unrolling. By Prop. 2 the map moves along
-  :math:`-\nabla_{xm} \ell_{map} H^{-1} (m - m_t)`. The mixed derivative is a difference of two
-  first-order gradients, at masks moved either way, and Adam's second moment stands in for H.
+- `FiniteDifference`, the default: first order, without unrolling. By Prop. 2 the map moves along
+  :math:`-\nabla_{xm} \ell_{map} H^{-1} (m - m_t)`. The mixed derivative is approximated by the
+  difference of two first-order gradients, at masks moved to either side, and H by Adam's second
+  moment.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 
 
 class Scene(NamedTuple):
-    """What one solution looks at: images and what replaces them, ``(B, C, H, W)``; the class."""
+    """The data of one solution: images and their replacement ``(B, C, H, W)``, classes ``(B,)``."""
 
     images: Tensor
     deleted: Tensor
@@ -34,51 +36,52 @@ class Scene(NamedTuple):
 
 
 class Follower(NamedTuple):
-    """The state of a solution: mask ``(B, 1, h, w)``, 1 = kept; Adam's; steps since the start."""
+    """The state of a solution: mask ``(B, 1, h, w)``, 1 = kept; Adam's state; steps taken."""
 
     kept: Tensor
     moments: AdamState
     step: int
 
 
-class Chase(NamedTuple):
-    """The state of a surrogate: the follower, the classes, the turn, a slope ``(B, 1, 1, 1)``."""
+class Pursuit(NamedTuple):
+    """A follower along an attack, the classes ``(B,)`` it explains, and the iterations so far."""
 
     follower: Follower
     target: Tensor
-    turn: int
-    slope: Tensor
+    iteration: int
 
 
 @final
 @checked
 @dataclass(frozen=True)
 class FiniteDifference(Surrogate):
-    r"""The attack's default view of MASK: first order, and along the way MASK takes from scratch.
+    r"""The default surrogate of MASK: first order, with a follower that restarts like MASK.
 
-    The follower restarts every ``cycle`` iterations, as MASK itself starts, and takes ``n_step``
-    steps of Adam an iteration. It thus passes again and again by the masks through which MASK will
-    come, instead of settling far from them. A loss on the map with gradient g pulls the image along
+    The follower restarts every ``cycle`` iterations from MASK's initial mask, and takes ``n_step``
+    steps of Adam an iteration. So it passes repeatedly through the masks that MASK itself will pass
+    through, instead of converging to others. For a loss with gradient g on the map 1 - m, the
+    gradient on the image is
 
-    .. math:: -\nabla_x \, [\ell_{map}(m + s d; x) - \ell_{map}(m - s d; x)],
-              \qquad d = -g / \sqrt{v}
+    .. math:: \nabla_x \, [\ell_{map}(m + s d; x) - \ell_{map}(m - s d; x)],
+              \qquad d = g / (\sqrt{v} + \text{damping})
 
     a finite difference of the mixed derivative of Prop. 2, where Adam's second moment v stands for
-    the Hessian. Its length is set to ``gain`` times that of g (L1) times that of the gradient of
-    the class's log-odds (L1), so that map and prediction keep their balance on any model.
+    the Hessian, and s makes ``reach`` the largest change of the mask. Its L1 norm is set to
+    ``gain`` times the L1 norm of g, times the L1 norm of the gradient of the class's log-odds, so
+    that map and prediction keep their balance on any model.
 
-    Each iteration costs 2 n_step + 6.4 F: the follower, two masked images, the prediction, and
-    the gradient of the log-odds every fifth time.
+    An iteration costs 2 n_step + 6.4 F: the follower's steps, two masked images, the prediction,
+    and the gradient of the log-odds every fifth time.
 
     Args:
         n_step: Steps of the follower an iteration.
         cycle: Iterations after which the follower restarts.
-        pace: Factor on the follower's learning rate: a cycle passes by
-            ``n_step * cycle * pace`` of MASK's steps.
-        reach: Largest change of the mask in the difference, in (0, 1]; with 1 it is about the
-            difference between MASK's objective here and at the target map (the value gap).
-        damping: Added to the root of v, above 0; a large one makes d plain, -g.
-        gain: How far the map term weighs, at given weight.
+        pace: Factor on the follower's learning rate: a cycle covers ``n_step * cycle * pace`` of
+            MASK's steps.
+        reach: Largest change of the mask in the difference; with 1 the difference is close to that
+            between MASK's objective at the mask and at the target map (the value gap).
+        damping: Added to the root of v; a large one makes d proportional to g.
+        gain: Weight of the map against the prediction, at a given weight of the map loss.
 
     Reference: for first-order bilevel optimisation, Liu et al., BOME, NeurIPS 2022.
     """
@@ -90,65 +93,68 @@ class FiniteDifference(Surrogate):
     damping: Positive = 1e-6
     gain: NonNegative = 0.01
 
-    def init(self, mask: Any, images: Tensor, target: Tensor) -> Chase:
-        """Begin where MASK itself begins."""
-        return Chase(mask.begin(images.detach()), target, 0, _slope(mask, images, target))
+    def init(self, mask: Any, images: Tensor, target: Tensor) -> tuple[Pursuit, Tensor]:
+        """Begin with MASK's initial mask; return also the slope of the log-odds."""
+        return Pursuit(mask.begin(images.detach()), target, 0), _slope(mask, images, target)
 
-    def advance(self, mask: Any, images: Tensor, state: Chase, progress: float) -> Chase:
-        """Restart at the end of a cycle; take some steps."""
-        follower, target, turn, slope = state
-        if turn % 5 == 0:
+    def advance(
+        self, mask: Any, images: Tensor, state: tuple[Pursuit, Tensor], progress: float
+    ) -> tuple[Pursuit, Tensor]:
+        """Restart the follower at the end of a cycle; take its steps."""
+        (follower, target, iteration), slope = state
+        if iteration % 5 == 0:
             slope = _slope(mask, images, target)
-        if turn % self.cycle == 0:
+        if iteration % self.cycle == 0:
             follower = mask.begin(images)
         follower = _followed(mask, images, follower, target, self.n_step, self.pace)
-        return Chase(follower, target, turn + 1, slope)
+        return Pursuit(follower, target, iteration + 1), slope
 
-    def __call__(self, mask: Any, images: Tensor, state: Chase, progress: float) -> Explanation:
+    def __call__(
+        self, mask: Any, images: Tensor, state: tuple[Pursuit, Tensor], progress: float
+    ) -> Explanation:
         """Return the follower's maps, with a gradient made by finite differences."""
-        maps = 1 - state.follower.kept
-        slope = state.slope
+        pursuit, slope = state
 
         def pull(images: Tensor, gradient: Tensor) -> Tensor:
-            return self._pull(mask, images, gradient, slope, state)
+            return self._pull(mask, images, gradient, slope, pursuit)
 
+        maps = 1 - pursuit.follower.kept
         return Explanation(_Pull.apply(images, maps, pull), mask.logits(images))
 
     def _pull(
-        self, mask: Any, images: Tensor, gradient: Tensor, slope: Tensor, state: Chase
+        self, mask: Any, images: Tensor, gradient: Tensor, slope: Tensor, pursuit: Pursuit
     ) -> Tensor:
-        """Return the images' gradient ``(B, C, H, W)`` for a gradient of the maps."""
-        kept, (_, second, _), step = state.follower
+        """Return the gradient on the images ``(B, C, H, W)`` for a gradient on the maps."""
+        kept, (_, second, _), step = pursuit.follower
         direction = gradient / (safe_sqrt(second) + self.damping)
         largest = direction.abs().amax(dim=(1, 2, 3), keepdim=True)
         change = self.reach * _ratio(direction, largest)
         masks = torch.cat([kept + change, kept - change]).clamp(0, 1)
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            scene = mask.scene(leaf, state.target)
+            scene = mask.scene(leaf, pursuit.target)
             both = Scene(*(torch.cat([part, part]) for part in scene))
             ahead, back = mask.objective(both, masks, step).chunk(2)
             (pull,) = torch.autograd.grad((ahead - back).sum(), leaf)
-        scale = self.gain * _l1(gradient) * slope
-        return scale * _ratio(pull, _l1(pull))
+        return self.gain * _l1(gradient) * slope * _ratio(pull, _l1(pull))
 
 
 @final
 @checked
 @dataclass(frozen=True)
 class Unrolled(Surrogate):
-    """The paper's view of MASK (Alg. 1, §3.6): differentiate some Adam steps ahead.
+    """The paper's surrogate of MASK (Alg. 1, §3.6): differentiate a few Adam steps.
 
-    Each iteration the follower takes ``n_step`` steps and looks as many ahead; its maps there are
-    what the loss sees (the sum of §3.6), with a graph through Adam. Every ``n_reset`` iterations
-    the follower is replaced by MASK's own solution, and Adam set back: not to zero moments, from
-    which a step is a sign without a derivative, but to smaller ones.
+    Each iteration the follower takes ``n_step`` steps and looks as many ahead; the loss is summed
+    over its maps there (§3.6), which carry a graph through Adam. Every ``n_reset`` iterations the
+    follower is replaced by MASK's own solution, and Adam's moments are made smaller. They are not
+    set to zero, because a step from zero moments is a sign, which has no derivative.
 
     Args:
         n_step: Steps taken, and steps looked ahead, an iteration.
         n_reset: Iterations between resets.
-        solved: Begin at MASK's solution (Alg. 1), or, as the official code does, where it starts.
-        shrink: Factor on the gradients in Adam's moments at a reset, above 0.
+        solved: Begin at MASK's solution (Alg. 1), not at its initial mask (the official code).
+        shrink: Factor on the gradients in Adam's moments at a reset.
         count: Adam's step count after a reset.
     """
 
@@ -158,22 +164,22 @@ class Unrolled(Surrogate):
     shrink: Positive = 0.5
     count: Index = 100
 
-    def init(self, mask: Any, images: Tensor, target: Tensor) -> Chase:
-        """Begin where MASK itself begins."""
-        return Chase(mask.begin(images.detach()), target, 0, images.new_zeros(len(images)))
+    def init(self, mask: Any, images: Tensor, target: Tensor) -> Pursuit:
+        """Begin with MASK's initial mask."""
+        return Pursuit(mask.begin(images.detach()), target, 0)
 
-    def advance(self, mask: Any, images: Tensor, state: Chase, progress: float) -> Chase:
-        """Replace the follower by MASK's solution, on the turns for that; take some steps."""
-        follower, target, turn, slope = state
-        if turn % self.n_reset == 0 and (turn or self.solved):
+    def advance(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Pursuit:
+        """Replace the follower by MASK's solution where a reset is due; take its steps."""
+        follower, target, iteration = state
+        if iteration % self.n_reset == 0 and (iteration or self.solved):
             solution = mask.solve(images, target)
-            moments = follower.moments if turn else solution.moments
+            moments = follower.moments if iteration else solution.moments
             moments = mask.adam.rescale(moments, self.shrink, self.count)
-            follower = Follower(solution.kept, moments, solution.step)
+            follower = solution._replace(moments=moments)
         follower = _followed(mask, images, follower, target, self.n_step)
-        return Chase(follower, target, turn + 1, slope)
+        return Pursuit(follower, target, iteration + 1)
 
-    def __call__(self, mask: Any, images: Tensor, state: Chase, progress: float) -> Explanation:
+    def __call__(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Explanation:
         """Return the maps of the next steps ``(B, n_step, h, w)``, with a graph through Adam."""
         logits = mask.logits(images)
         follower, maps = state.follower, []
@@ -190,7 +196,7 @@ class Unrolled(Surrogate):
 
 
 class _Pull(torch.autograd.Function):
-    """Passes maps through; going back, asks a function for the images' gradient."""
+    """Passes maps through; in the backward pass, a function gives the images' gradient."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, maps: Tensor, pull: Any) -> Tensor:
@@ -208,15 +214,15 @@ class _Pull(torch.autograd.Function):
 def _followed(
     mask: Any, images: Tensor, follower: Follower, target: Tensor, steps: int, pace: float = 1.0
 ) -> Follower:
-    """Return a follower after some steps of MASK's descent on images."""
+    """Return a follower after some of MASK's steps on images."""
     scene = mask.scene(images.detach(), target)
     for _ in range(steps):
-        follower, _losses = mask.descend(scene, follower, pace)
+        follower = mask.descend(scene, follower, pace)
     return follower
 
 
 def _slope(mask: Any, images: Tensor, target: Tensor) -> Tensor:
-    """Return the length of the gradient of the class's log-odds, ``(B, 1, 1, 1)``."""
+    """Return the L1 norm of the gradient of the class's log-odds, ``(B, 1, 1, 1)``."""
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
         odds = log_odds(mask.logits(leaf), target)
@@ -224,9 +230,10 @@ def _slope(mask: Any, images: Tensor, target: Tensor) -> Tensor:
 
 
 def _l1(values: Tensor) -> Tensor:
+    """Return the L1 norm of each entry of a batch, ``(B, 1, 1, 1)``."""
     return values.abs().sum(dim=(1, 2, 3), keepdim=True)
 
 
 def _ratio(values: Tensor, size: Tensor) -> Tensor:
-    """Divide, where the divisor is not 0."""
+    """Return values divided by a size; unchanged where the size is 0."""
     return values / torch.where(size > 0, size, 1.0)

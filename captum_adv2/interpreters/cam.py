@@ -8,12 +8,13 @@ gradient of the logit, :math:`w_{k,c} = \mathrm{mean}_{ij} \, \partial z_c / \pa
 (Eq. 14), so that any head will do, and keeps the positive part (Eq. 15).
 
 Features, map and logits come from one forward pass. The features are the input of the last pooling
-that the forward pass runs, wherever the model writes it (a module, ``F.adaptive_avg_pool2d``,
-``mean``); where several poolings follow each other, as in VGG, the input of the first of them. So
-DenseNet's functional ReLU is included, with no table of architectures. ``layer`` overrides this.
+that the forward pass runs, however it is written (a module, ``F.adaptive_avg_pool2d``, ``mean``);
+where several poolings follow each other, as in VGG, the input of the first of them. So DenseNet's
+functional ReLU is included, without a table of architectures. ``layer`` overrides this.
 
-Differs from the official code: Grad-CAM's weights are differentiated too (there they are constants;
-for pooled linear heads they are), and the gradient comes from the pass that made the features.
+The official code differs: its Grad-CAM weights are constants, which is exact for pooled linear
+heads only. Here they are differentiated too, and their gradient comes from the pass that made the
+features.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ _POOLINGS = frozenset(
 
 
 class _PoolingInput(TorchFunctionMode):
-    """Sees every function the forward pass calls; keeps the input of the last run of poolings."""
+    """Keeps the input of the last poolings, one after the other, that a forward pass runs."""
 
     features: Tensor | None = None
+    _pooled: Any = None
 
     def __torch_function__(
         self,
@@ -63,7 +65,7 @@ class _PoolingInput(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if func in _POOLINGS and args and args[0].ndim == 4:
-            if args[0] is not getattr(self, "_pooled", None):
+            if args[0] is not self._pooled:
                 self.features = args[0]
             self._pooled = out
         return out
@@ -71,6 +73,8 @@ class _PoolingInput(TorchFunctionMode):
 
 class _FeatureMap(Interpreter):
     """What CAM and Grad-CAM share: features and logits of one forward pass."""
+
+    model: nn.Module
 
     def __init__(self, model: nn.Module, layer: nn.Module | str | None) -> None:
         super().__init__(model)
@@ -114,11 +118,6 @@ def _expect_linear_head(model: nn.Module, head: nn.Module | None) -> nn.Linear |
     )
 
 
-def _in_training(model: nn.Module | None) -> bool:
-    """Return whether dropout may act between features and logits."""
-    return model is not None and model.training
-
-
 def _weighted(features: Tensor, weights: Tensor) -> Tensor:
     """Return sum_k w_k a_k (Eq. 7) as ``(B, 1, h, w)``, from ``(B, K, h, w)`` and ``(B, K)``."""
     return torch.einsum("bkhw,bk->bhw", features, weights)[:, None]
@@ -126,15 +125,15 @@ def _weighted(features: Tensor, weights: Tensor) -> Tensor:
 
 @final
 class CAM(_FeatureMap):
-    """Class activation mapping: networks that end in average pooling and a linear layer (Eq. 7).
+    """CAM, for networks that end in average pooling and a linear layer (Eq. 7).
 
     Convention:
         Min-max scaled per image, at the features' resolution (7x7 for ResNet-50 at 224).
 
     Features and head are found in torchvision's resnet, densenet, squeezenet, mobilenet_v2,
     efficientnet and the like, also inside a wrapper that normalises. The head is the model's last
-    linear layer or 1x1 convolution. That it explains the logits (Eq. 6) is checked at the first
-    call, unless you name the layer.
+    linear layer or 1x1 convolution. The first call checks that features and head give the logits
+    (Eq. 6), unless you name the layer.
 
     Args:
         model: Classifier returning logits.
@@ -163,7 +162,8 @@ class CAM(_FeatureMap):
                 f"expected features of {weight.shape[1]} channels, the head's inputs, for CAM, got "
                 f"{features.shape[1]}; pass the layer that is pooled, or use GradCAM"
             )
-        if not (self._verified or _in_training(self.model)):
+        # In train mode, dropout may act between features and logits.
+        if not (self._verified or self.model.training):
             self._verify(features[:1].detach(), logits[:1].detach())
         return Explanation(min_max(_weighted(features, weight[target])), logits)
 
@@ -193,8 +193,8 @@ class GradCAM(_FeatureMap):
         Min-max scaled per image, at the features' resolution; a map without a positive part is 0.
 
     Works with any head. On average pooling and a linear head it is the positive part of CAM, at the
-    cost of CAM. Features are found as for `CAM`: the input of the last pooling (or, for a
-    convolutional head, its input).
+    same cost. Features are found as for `CAM`: the input of the last pooling, or of a convolutional
+    head.
 
     Args:
         model: Classifier returning logits.

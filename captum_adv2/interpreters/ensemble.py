@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-r"""Several interpreters as one, and how far they disagree (§5 Q3, Defense 1).
+r"""An ensemble of interpreters, and the disagreement of its members (§5 Q3, Defense 1).
 
-Interpreters look at different aspects of a network, and an attack on one rarely carries over to the
-others (Table 9). The ensemble's map is their weighted mean,
+Interpreters look at different aspects of a network, and an attack on one rarely transfers to the
+others (Table 9). The ensemble's map is the weighted mean of theirs,
 
 .. math:: g(x) = \sum_k w_k \, g_k(x), \qquad \sum_k w_k = 1,
 
-at one resolution; where they disagree, an image may have been made to fool some of them. An
-attacker who knows attacks the ensemble: it is an interpreter like any other, whose surrogate is its
-members', advanced together.
+at one resolution. Disagreement is evidence of an image made to fool some of them. An attacker who
+knows of the defense attacks the ensemble, which is an interpreter like any other; its surrogate
+combines those of its members.
 """
 
 from __future__ import annotations
@@ -29,19 +29,23 @@ from captum_adv2.spec import Count, NonNegative, checked
 @final
 @dataclass(frozen=True)
 class Together(Surrogate):
-    """The surrogates of an ensemble's members; the state is a tuple of theirs."""
+    """The surrogates of an ensemble's members; the state is a tuple of their states."""
 
-    def init(self, ensemble: Any, images: Tensor, target: Tensor) -> Any:
+    def init(self, ensemble: Any, images: Tensor, target: Tensor) -> tuple[Any, ...]:
         """Return the members' states to start from."""
         return tuple(g.surrogate.init(g, images, target) for g in ensemble.interpreters)
 
-    def advance(self, ensemble: Any, images: Tensor, state: Any, progress: float) -> Any:
+    def advance(
+        self, ensemble: Any, images: Tensor, state: tuple[Any, ...], progress: float
+    ) -> tuple[Any, ...]:
         """Advance each member's state."""
         members = zip(ensemble.interpreters, state, strict=True)
         return tuple(g.surrogate.advance(g, images, own, progress) for g, own in members)
 
-    def __call__(self, ensemble: Any, images: Tensor, state: Any, progress: float) -> Explanation:
-        """Return the joint explanation; penalties add up."""
+    def __call__(
+        self, ensemble: Any, images: Tensor, state: tuple[Any, ...], progress: float
+    ) -> Explanation:
+        """Return the joint explanation of the members."""
         members = zip(ensemble.interpreters, state, strict=True)
         parts = [g.surrogate(g, images, own, progress) for g, own in members]
         joint: Explanation = ensemble.join(parts)
@@ -50,25 +54,25 @@ class Together(Surrogate):
 
 @final
 class Ensemble(Interpreter):
-    """The weighted mean of several interpreters' maps: a holistic view (§5 Q3, Defense 1).
+    """The weighted mean of several interpreters' maps (§5 Q3, Defense 1).
 
     Convention:
         Members' maps as they are (some min-max scaled, some raw), resized to the finest member's
         resolution (bilinear; to a lower ``size``, averaged over areas), and averaged: in [0, 1],
         not scaled again.
 
-    Logits are the first member's that has them, so the model runs as often as the members run it.
-    An attack sees the mean. One that is also to pass for agreement adds `disagreement`, which is
-    differentiable where the members' maps are, as a term of its loss.
+    Logits are those of the first member that shares its own, so the model runs only as often as
+    the members run it. An attack sees the mean; to make the members agree as well, add
+    `disagreement`, which is differentiable where the members' maps are, to the terms of its loss.
 
     Args:
         interpreters: Two or more, built on the same model.
-        weights: Of each member, at least 0, in any unit; default: equal.
+        weights: Weight of each member, in any unit; default: equal.
         size: Height and width of the map, or one number for both; default: the finest member's.
 
     Attributes:
         interpreters: The members.
-        weights: Their weights, which add up to 1.
+        weights: Their weights, which sum to 1.
 
     >>> from captum_adv2.interpreters import CAM, Gradient
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -112,38 +116,31 @@ class Ensemble(Interpreter):
     def maps(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """Return each member's maps ``(B, 1, h, w)``, at its own resolution.
 
-        Args:
-            images: ``(B, C, H, W)``, floating, in [0, 1].
-            target: Class to explain, one an image, ``(B,)`` integer.
+        Images are ``(B, C, H, W)`` in [0, 1], target classes ``(B,)``.
         """
         return tuple(member(images, target) for member in self.interpreters)
 
     def disagreement(self, images: Tensor, target: Tensor) -> Tensor:
-        """Return how far the members' maps are apart, in [0, 1], ``(B,)``.
+        """Return the disagreement of the members' maps, in [0, 1], ``(B,)``.
 
-        The mean, over the pairs of members, of the L1 distance of their maps, each min-max scaled
-        and then resized as for the ensemble's map. Weights do not count.
-
-        Args:
-            images: ``(B, C, H, W)``, floating, in [0, 1].
-            target: Class to explain, one an image, ``(B,)`` integer.
+        It is the mean, over the pairs of members, of the L1 distance of their maps, each min-max
+        scaled and then resized as for the ensemble's map. Weights have no influence.
         """
-        # In this order: resized, a constant map would have rounding errors to be scaled up.
-        alike = self._resized([min_max(maps) for maps in self.maps(images, target)])
-        apart = [(a - b).abs().mean(dim=(1, 2, 3)) for a, b in combinations(alike, 2)]
-        return torch.stack(apart).mean(dim=0)
+        # Scaled first: min-max would blow up the rounding errors of a resized constant map.
+        scaled = self._resized([min_max(maps) for maps in self.maps(images, target)])
+        distances = [(a - b).abs().mean(dim=(1, 2, 3)) for a, b in combinations(scaled, 2)]
+        return torch.stack(distances).mean(dim=0)
 
     def join(self, explanations: Sequence[Explanation]) -> Explanation:
-        """Return one explanation from the members': the mean map, shared logits, all penalties.
+        """Return one explanation of the members': the mean map, shared logits, summed penalties.
 
-        Where members look ahead, the others, and those that see less far, stay at their last map.
+        If members look ahead by different numbers of steps, those that end early keep their last
+        map.
         """
         maps = self._resized([explanation.maps for explanation in explanations])
-        steps = torch.arange(max(m.shape[1] for m in maps))
-        weighted = [
-            weight * m[:, steps.clamp(max=m.shape[1] - 1)]
-            for weight, m in zip(self.weights, maps, strict=True)
-        ]
+        steps = max(m.shape[1] for m in maps)
+        alike = [torch.cat([m, *[m[:, -1:]] * (steps - m.shape[1])], dim=1) for m in maps]
+        weighted = [weight * m for weight, m in zip(self.weights, alike, strict=True)]
         logits = [e.logits for e in explanations if e.logits is not None]
         penalties = [e.penalty for e in explanations if e.penalty is not None]
         return Explanation(
@@ -161,34 +158,32 @@ class Ensemble(Interpreter):
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Return maps at a size: bilinear on the way up, averaged over areas on the way down."""
-    # Not interpolate's antialiasing: on a CPU it goes wrong at width 1 (seen in PyTorch 2.15).
+    # Not by interpolate's antialiasing, which is wrong on a CPU at width 1 (PyTorch 2.15).
     height, width = (min(sides) for sides in zip(maps.shape[2:], size, strict=True))
     if (height, width) != maps.shape[2:]:
         maps = F.adaptive_avg_pool2d(maps, (height, width))
     if (height, width) != size:
-        maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        maps = F.interpolate(maps, size, mode="bilinear")
     return maps
 
 
 def _common_model(members: tuple[Interpreter, ...]) -> nn.Module | None:
-    """Return the model that members explain; one that cannot tell its model goes with any."""
+    """Return the model that members explain; members of an unknown model fit any."""
     known = [member.model for member in members if member.model is not None]
     for model in known:
         if model is not known[0]:
             raise ValueError(
-                "expected interpreters of the same model, got ones built on a "
-                f"{type(known[0]).__name__} and on another {type(model).__name__}; build all on "
-                "the same object"
+                f"expected interpreters of the same model, got a {type(known[0]).__name__} and "
+                f"another {type(model).__name__}; build all on the same object"
             )
     return known[0] if known else None
 
 
 def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
-    """Return weights that add up to 1."""
+    """Return weights that sum to 1."""
     given = (1.0,) * members if weights is None else tuple(weights)
     if len(given) != members or sum(given) <= 0:
         raise ValueError(
-            f"expected {members} weights, one for each interpreter, with a positive sum, got "
-            f"{given}"
+            f"expected {members} weights, one an interpreter, with a positive sum, got {given}"
         )
     return tuple(weight / sum(given) for weight in given)

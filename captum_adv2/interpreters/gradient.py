@@ -4,17 +4,17 @@ r"""Back-propagation-guided interpreters: GRAD, SmoothGrad, integrated gradients
 GRAD is the gradient of the probability of a class, :math:`m = |\partial f_c(x) / \partial x|`
 (Eq. 5), largest over colour channels, average-pooled, scaled to [0, 1] per image.
 
-Probabilities saturate: where the model is sure, and that is where an attack drives it, float32
-softmax and log-softmax lose their gradient. With the log-odds
+Probabilities saturate: at high confidence, where an attack drives the model, softmax and
+log-softmax lose their gradient in float32. With the log-odds
 :math:`u_c = z_c - \log \sum_{k \ne c} e^{z_k}` we have :math:`f_c = 1 / (1 + e^{-u_c})` and
-:math:`\partial f_c = f_c (1 - f_c) \, \partial u_c`: a positive factor an image, which scaling to
+:math:`\partial f_c = f_c (1 - f_c) \, \partial u_c`: a positive factor per image, which scaling to
 [0, 1] removes. So GRAD takes the gradient of the log-odds, and is exact at any confidence.
 
-The surrogates smooth the derivative of ReLU by h(z) (see `relu`) and share one forward pass, one
-differentiable backward pass and one double backward pass with the prediction.
+The surrogates smooth the derivative of ReLU by h(z) (see `relu`). Map and prediction share one
+forward pass, one differentiable backward pass and one double backward pass.
 
-Differs from the official code: there the gradient of log-softmax, a second copy of the network for
-h(z), a floor of 1e-8 under the division that acts on the scale of a batch mean.
+The official code differs: it takes the gradient of log-softmax, builds a second copy of the network
+for h(z), and floors the divisor of the scaling at 1e-8, for gradients of a mean over the batch.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def probability(logits: Tensor, target: Tensor) -> Tensor:
 
     The gradient is exact to rounding where |log-odds| is at most 80.
     """
-    # PyTorch takes sigmoid's derivative as s (1 - s), which rounds to 0 as s rounds to 1; so the
-    # sigmoid that is small is the one to take.
+    # PyTorch computes sigmoid's derivative as s (1 - s), which is 0 once s rounds to 1: so take
+    # the sigmoid of the two that is small.
     u = log_odds(logits, target)
     return torch.where(u > 0, 1 - torch.sigmoid(-u), torch.sigmoid(u))
 
@@ -70,7 +70,7 @@ def pool_maps(maps: Tensor, pool: int | None) -> Tensor:
 
 
 class _InputGradient(Interpreter):
-    """What GRAD and its relatives share: |attribution|, max over channels, pooled, scaled."""
+    """What input gradients share: |attribution|, max over channels, pooled, min-max scaled."""
 
     model: nn.Module
     pool: int | None
@@ -135,8 +135,8 @@ class Gradient(_InputGradient):
 class SmoothGrad(_InputGradient):
     """SmoothGrad: the gradient of the class probability, averaged over noisy copies of the image.
 
-    The noise is drawn anew from ``seed`` at each call and shared by the images of a batch: the map
-    is a function of the image, and a batch gives the maps of its images.
+    Each call draws the same noise from ``seed``, and the images of a batch share it: a map depends
+    on its image alone.
 
     Args:
         model: Classifier returning logits.
@@ -161,7 +161,7 @@ class SmoothGrad(_InputGradient):
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn((self.samples, 1, *x.shape[1:]), generator=generator)
         copies = x + self.std * noise.to(x)  # (samples, B, C, H, W)
-        # The clean images ride along last, for the logits.
+        # The clean images come last in the same batch, for the logits.
         logits = self.logits(torch.cat([copies.flatten(0, 1), x]))
         noisy, clean = logits[: -len(x)], logits[-len(x) :]
         score = probability(noisy, target.repeat(self.samples)).sum() / self.samples

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
 r"""MASK, the perturbation-guided interpreter.
 
-MASK looks for the least part of an image whose deletion takes the class away (Eq. 9, 16):
+MASK searches for the smallest part of an image whose deletion removes the class (Eq. 9, 16):
 
 .. math:: \min_{0 \le m \le 1} f_c(\phi(x; m)) + \lambda_1 \, r_{tv}(m) + \lambda_2 \|1 - m\|_1,
           \qquad \phi(x; m) = m \, x + (1 - m) \, \tilde x
 
-with m = 1 where x is *kept* and :math:`\tilde x` a blurred or noisy image. The reported map is
-1 - m: what had to go. It is found by gradient descent and has no derivative to speak of; what an
-attacker differentiates in its place is in `bilevel`.
+with m = 1 where x is *kept* and :math:`\tilde x` a blurred image or noise. The reported map is
+1 - m, the deleted part. It is the result of gradient descent and has no usable derivative; an
+attacker differentiates a surrogate of it, see `bilevel`.
 
-Differs from the official code: everything is per image; total variation is Fong & Vedaldi's (there
-one of its two parts is transposed); the mask is not blurred after upsampling.
+Differs from the official code: everything is per image; total variation is Fong & Vedaldi's (the
+official code transposes one of its two parts); the mask is not blurred after upsampling.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 @checked
 @dataclass(frozen=True)
 class Blur:
-    """Replace what is deleted by a Gaussian blur of the image.
+    """Replace deleted pixels by a Gaussian blur of the image.
 
     Args:
         sigma: Standard deviation in pixels; default: a 32nd of the longer side, 7 at 224.
@@ -46,7 +46,7 @@ class Blur:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return blurred images ``(B, C, H, W)``."""
-        from kornia.filters import gaussian_blur2d  # here, for it takes long to import
+        from kornia.filters import gaussian_blur2d  # here: the import takes long
 
         sides = images.shape[-2:]
         sigma = max(sides) / 32 if self.sigma is None else self.sigma
@@ -57,11 +57,11 @@ class Blur:
 @checked
 @dataclass(frozen=True)
 class Noise:
-    """Replace what is deleted by Gaussian noise around the image's mean colour.
+    """Replace deleted pixels by Gaussian noise around the image's mean colour.
 
     Args:
-        std: Standard deviation of the noise, in units of the image's own.
-        seed: Seed of the noise, which all images share.
+        std: Standard deviation of the noise, in units of the image's standard deviation.
+        seed: Seed of the noise, which is the same for all images.
     """
 
     std: NonNegative = 1.0
@@ -79,25 +79,26 @@ class Noise:
 @checked
 @dataclass(eq=False, repr=False)
 class MASK(Interpreter):
-    """MASK: the least part of an image whose deletion takes the class away (Eq. 9, 16).
+    """MASK: the smallest part of an image whose deletion removes the class (Eq. 9, 16).
 
     Convention:
         Map = 1 - kept, raw in [0, 1], at ``size`` x ``size``; found by Adam from ``start``.
 
-    The map carries no graph; `surrogate` is what to differentiate. Jitter is the same sequence of
-    offsets for every image, from ``seed``, so a batch gives the maps of its images.
+    The map carries no graph; differentiate the surrogate instead. Jitter is the same sequence of
+    offsets for every image, so a batch gives the maps of its images.
 
     Args:
         model: Classifier returning logits.
         size: Height and width of the mask, upsampled bilinearly to the image's.
-        iterations: Steps of Adam; a call costs as many forward and backward passes.
-        perturb: What replaces deleted pixels, images to images: `Blur`, `Noise` or your own.
+        iterations: Steps of Adam; each costs one forward and one backward pass.
+        perturb: Gives the pixels that replace deleted ones: `Blur`, `Noise`, or another function
+            of images ``(B, C, H, W)``.
         tv: Weight of total variation, lambda_1 (a sum over the mask).
-        sparsity: Weight of the L1 norm of what is deleted, lambda_2 (a sum over the mask).
+        sparsity: Weight of the L1 norm of the map, lambda_2 (a sum over the mask).
         beta: Exponent of total variation.
         jitter: Largest shift of the image against the mask, in pixels (tau of Eq. 16).
         lr: Learning rate of Adam.
-        start: Value of the mask to start from, in [0, 1].
+        start: Initial value of the mask.
         seed: Seed of the jitter.
         verbose: Show a progress bar.
 
@@ -111,6 +112,8 @@ class MASK(Interpreter):
     """
 
     scaled = False
+    surrogate = FiniteDifference()
+
     model: nn.Module
     size: Count = 28
     iterations: Count = 300
@@ -125,8 +128,6 @@ class MASK(Interpreter):
     seed: Index = 0
     verbose: bool = False
 
-    surrogate = FiniteDifference()
-
     def __post_init__(self) -> None:
         """Make the optimiser."""
         super().__init__(self.model)
@@ -134,15 +135,18 @@ class MASK(Interpreter):
 
     @classmethod
     def small(cls, model: nn.Module, **overrides: Any) -> Self:
-        """Return MASK with settings for images of 32 or 64 pixels; keyword arguments win.
+        """Return MASK with settings for images of 32 or 64 pixels.
 
-        Found on small networks: no map is empty. (From a mask of one half, a confident network has
-        no gradient to follow.)
+        With these no map was empty on small networks. From a mask of one half, a confident network
+        has no gradient to follow.
+
+        Args:
+            model: Classifier returning logits.
+            **overrides: Keyword arguments of `MASK`; they take precedence.
         """
         settings: dict[str, Any] = {
             "size": 16,
             "perturb": Blur(8.0),
-            "tv": 1e-2,
             "sparsity": 5e-4,
             "jitter": 1,
             "lr": 0.03,
@@ -151,70 +155,61 @@ class MASK(Interpreter):
         return cls(model, **(settings | overrides))
 
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
-        """See `Interpreter.explain`; without a graph, whatever ``images`` require."""
+        """See `Interpreter.explain`; the map carries no graph."""
         return Explanation(1 - self.solve(images, target).kept, None)
 
     def solve(self, images: Tensor, target: Tensor) -> Follower:
-        """Return the state ``iterations`` steps from the start, for classes ``(B,)`` of images."""
-        with differentiable_input(images) as (x, _):
-            scene = self.scene(x.detach(), target)
+        """Return the state after ``iterations`` steps, for classes ``(B,)`` of images."""
+        with differentiable_input(images):  # refuses inference mode
+            scene = self.scene(images.detach(), target)
         follower = self.begin(images)
         for _ in tqdm(range(self.iterations), "MASK", unit="step", disable=not self.verbose):
-            follower, _losses = self.descend(scene, follower)
+            follower = self.descend(scene, follower)
         return follower
 
     def begin(self, images: Tensor) -> Follower:
-        """Return the state of a solution that has not begun."""
+        """Return the state before the first step."""
         kept = images.new_full((len(images), 1, self.size, self.size), self.start)
         return Follower(kept, self.adam.init(kept), 0)
 
     def scene(self, images: Tensor, target: Tensor) -> Scene:
-        """Return images and what replaces them, a little larger if there is jitter."""
+        """Return images and their replacement, enlarged by as many pixels as jitter may shift."""
         pair = torch.cat([images, self.perturb(images)])
         if self.jitter:
             larger = [side + self.jitter for side in images.shape[-2:]]
-            pair = F.interpolate(pair, larger, mode="bilinear", align_corners=False)
+            pair = F.interpolate(pair, larger, mode="bilinear")
         whole, deleted = pair.chunk(2)
         return Scene(whole, deleted, target)
 
     def objective(self, scene: Scene, kept: Tensor, step: int) -> Tensor:
-        """Return MASK's own loss ``(B,)`` of masks (Eq. 16), at the jitter of a step."""
+        """Return MASK's loss ``(B,)`` of masks (Eq. 16), at the jitter of a step."""
         top, left = self._offset(step)
         height, width = (side - self.jitter for side in scene.images.shape[-2:])
         crop = (..., slice(top, top + height), slice(left, left + width))
-        share = F.interpolate(kept, (height, width), mode="bilinear").to(scene.images.dtype)
+        share = F.interpolate(kept, (height, width), mode="bilinear")
         seen = torch.lerp(scene.deleted[crop], scene.images[crop], share)
         confidence = probability(self.logits(seen), scene.target)
         return confidence + self._penalty(kept)
 
-    def descend(
-        self, scene: Scene, follower: Follower, pace: float = 1.0
-    ) -> tuple[Follower, Tensor]:
-        """Take one step of Adam, without a graph; return also the objective ``(B,)`` before it.
-
-        Args:
-            scene: What is looked at.
-            follower: The state before the step.
-            pace: Factor on the learning rate.
-        """
+    def descend(self, scene: Scene, follower: Follower, pace: float = 1.0) -> Follower:
+        """Take one step of Adam, without a graph, at ``pace`` times the learning rate."""
         with torch.enable_grad():
             leaf = follower.kept.detach().requires_grad_()
             losses = self.objective(scene, leaf, follower.step)
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-        return self.move(follower, gradient, pace), losses.detach()
+        return self.move(follower, gradient, pace)
 
     def move(self, follower: Follower, gradient: Tensor, pace: float = 1.0) -> Follower:
-        """Take Adam's step along a gradient; differentiable where the gradient is."""
+        """Take Adam's step for a gradient; differentiable if the gradient is."""
         step, moments = self.adam.update(gradient, follower.moments)
         return Follower((follower.kept - pace * step).clamp(0, 1), moments, follower.step + 1)
 
     def _offset(self, step: int) -> tuple[int, int]:
-        if not self.jitter:
-            return 0, 0
+        """Return the jitter of a step, down and to the right, in pixels."""
         draw = random.Random(f"{self.seed}:{step}")
         return draw.randint(0, self.jitter), draw.randint(0, self.jitter)
 
     def _penalty(self, kept: Tensor) -> Tensor:
-        """Return total variation and L1 norm of what is deleted, weighted, ``(B,)``."""
+        """Return the weighted total variation and L1 norm of the deleted part, ``(B,)``."""
         rough = sum(kept.diff(dim=dim).abs().pow(self.beta).sum(dim=(1, 2, 3)) for dim in (2, 3))
         return self.tv * rough + self.sparsity * (1 - kept).abs().sum(dim=(1, 2, 3))

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: MIT
 r"""ReLUs whose derivative is smooth, so that a map made of gradients can be differentiated.
 
-A network of ReLUs is piecewise linear: the gradient of its logits does not change with the image,
-almost everywhere, and an attacker of GRAD gets a zero or useless second derivative. The paper
+A network of ReLUs is piecewise linear: almost everywhere, the gradient of its logits does not
+change with the image, and an attack on GRAD gets a zero or useless second derivative. The paper
 (§3.2) smooths the derivative :math:`r(z) = 1_{z > 0}` of ReLU by
 
 .. math:: h(z) = \begin{cases} 1 + z / \sqrt{z^2 + \tau} & z < 0 \\
                                z / \sqrt{z^2 + \tau} & z \ge 0 \end{cases}
 
-The forward pass stays the exact ReLU, so prediction and map share it. As printed, h jumps from 1
-to 0 at z = 0; what the attack uses is :math:`h'(z) = \tau / (z^2 + \tau)^{3/2} > 0`.
+The forward pass remains the exact ReLU, so prediction and map share it. As printed, h jumps from 1
+to 0 at z = 0; the attack uses :math:`h'(z) = \tau / (z^2 + \tau)^{3/2} > 0`.
 
-`smooth_relu` is a context in which every ReLU of the running thread has a derivative of your
-choice: ``nn.ReLU``, in-place ones, functional ``relu``, ``ReLU6``, ``hardtanh`` and ``clamp``.
-The model is not changed. The official code builds a second copy of the network instead.
-Smooth activations (GELU, SiLU, softplus) need nothing; ``Hardswish`` keeps its own derivative.
+`smooth_relu` is a context in which every ReLU has a derivative of your choice: ``nn.ReLU``,
+in-place ReLUs, functional ``relu``, ``ReLU6``, ``hardtanh`` and ``clamp``. The model is not
+changed; the official code builds a second copy of the network instead. Smooth activations (GELU,
+SiLU, softplus) need nothing; ``Hardswish`` keeps its own derivative.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 Derivative: TypeAlias = Callable[[Tensor], Tensor]
-"""Pre-activation z to the derivative of ReLU there, elementwise."""
+"""A function of pre-activations z that returns the derivative of ReLU there, elementwise."""
 
 
 def step(z: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def step(z: Tensor) -> Tensor:
 
 
 def h(z: Tensor, tau: float = 1e-4) -> Tensor:
-    """Return the smooth derivative of §3.2, which tends to r(z) for z != 0 as ``tau`` goes to 0.
+    """Return the smooth derivative of §3.2, which tends to r(z), for z != 0, as ``tau`` tends to 0.
 
     >>> z = torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
     >>> h(z, tau=16.0).round(decimals=6).tolist()
@@ -60,7 +60,7 @@ def sigma(z: Tensor) -> Tensor:
 
 
 class _H:
-    """h with its tau bound; a class, so that interpreters pickle, copy and print."""
+    """`h` at a given tau; a class, so that interpreters can be pickled, copied and printed."""
 
     def __init__(self, tau: float) -> None:
         self.tau = tau
@@ -73,10 +73,10 @@ class _H:
 
 
 def as_derivative(smoothing: float | Derivative | None) -> Derivative:
-    """Return the derivative that a ``smoothing`` argument means.
+    """Return the derivative that a ``smoothing`` argument stands for.
 
     Args:
-        smoothing: A number is the tau of h(z); ``None`` is plain ReLU, r(z); a callable is itself.
+        smoothing: The tau of h(z); or a derivative; or ``None``, for ReLU's own, r(z).
     """
     if smoothing is None:
         return step
@@ -86,7 +86,7 @@ def as_derivative(smoothing: float | Derivative | None) -> Derivative:
 
 
 class _Clamp(torch.autograd.Function):
-    """Clamp to [low, high] going forward; its derivative is the caller's, and differentiable."""
+    """Clamps to [low, high]; its derivative is the given one, itself differentiable."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, low: float, high: float, derivative: Derivative) -> Tensor:
@@ -122,7 +122,7 @@ def _clamp(kwargs: dict[str, Any], low: Any = None, high: Any = None) -> tuple[A
     return kwargs.get("min", low), math.inf if high is None else high
 
 
-# Functions that are a ReLU, by name, and how to read the bounds that each clamps to.
+# Functions that act as a ReLU, by name, each with a function from its arguments to its bounds.
 _BOUNDS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "relu": _relu,
     "relu6": _relu6,
@@ -134,9 +134,9 @@ _BOUNDS: dict[str, Callable[..., tuple[Any, Any]]] = {
 
 
 class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named like torch.no_grad)
-    """Give every ReLU run inside the context another derivative; the values stay exact.
+    """Give every ReLU that runs inside the context another derivative; the values stay exact.
 
-    Backward passes may run after the context is left. Other threads are not affected.
+    Backward passes may run after the context is left.
 
     Args:
         derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z.
@@ -166,10 +166,10 @@ class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named l
         if bounds is None or not isinstance(z, Tensor) or not z.is_floating_point():
             return func(*args, **kwargs)
         low, high = bounds(kwargs, *args[1:])
-        # Bounds that are tensors, or a clamp from above alone, are not ReLUs.
+        # A clamp to tensors, or from above alone, is not a ReLU.
         if isinstance(low, Tensor) or isinstance(high, Tensor) or low is None:
             return func(*args, **kwargs)
         if not (name.endswith("_") or kwargs.get("inplace")):
             return _Clamp.apply(z, low, high, self.derivative)
-        # The Function keeps z for its backward, so it works on a copy, and z takes the result.
+        # _Clamp saves its input for the backward pass: it gets a copy, and z takes the result.
         return z.copy_(_Clamp.apply(z.clone(), low, high, self.derivative))

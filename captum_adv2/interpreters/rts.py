@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-r"""RTS: the model-guided interpreter (§3.4), a network trained to say what matters in an image.
+r"""RTS: the model-guided interpreter (§3.4), a network trained to predict attribution maps.
 
-The masking model is an encoder, a class selector and a U-Net decoder. The encoder's feature maps
-are read off its forward pass at several scales, fine to coarse. The selector has a vector e_c for
-each class, and lets through the coarsest features s where they agree with it:
+The masking model is an encoder, a class selector and a U-Net decoder. Feature maps of the encoder
+are taken from its forward pass at several scales. The selector has a vector e_c for each class, and
+multiplies the coarsest features s by a gate, which opens where they agree with the class:
 
 .. math:: s \, \sigma(\langle s, e_c \rangle - \mathrm{confidence})
 
-The decoder brings what is left back up, joined at each scale by the encoder's features there, and
-ends in two channels a, b, which give the map :math:`|a| / (|a| + |b|)`. `train_masking_model`
+The decoder upsamples the result step by step, at each scale together with the encoder's features,
+and ends in two channels a, b, which give the map :math:`|a| / (|a| + |b|)`. `train_masking_model`
 trains selector and decoder (Eq. 8, 22).
 
-Where the encoder is the classifier itself, one forward pass gives both map and prediction.
+If the encoder is the classifier itself, one forward pass gives both map and prediction.
 
 Differs from the original code: any encoder whose modules give feature maps, of any sizes (bilinear
 upsampling in place of pixel shuffle); group normalisation in place of batch normalisation, so that
@@ -20,7 +20,7 @@ a map never depends on the other images of a batch; the division is guarded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,11 +37,11 @@ from captum_adv2.interpreters.tap import find_module, tapped
 from captum_adv2.spec import Count, NonNegative, Real, checked, expect_logits
 
 _SCALES = 4
-_GUARD = 1e-6  # far below any output of the decoder: a map of 1 becomes 1 - 1e-6 at the least
+_GUARD = 1e-6  # far below any output of the decoder: it lowers a map of 1 by 1e-6 at most
 
 
 class _Stage(nn.Module):
-    """Brings features up to the next finer scale and joins them with the encoder's there."""
+    """Upsamples features to the next finer scale and joins them with the encoder's there."""
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -51,14 +51,13 @@ class _Stage(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """Map ``(B, inputs, h, w)`` and ``(B, skip, H, W)`` to ``(B, outputs, H, W)``."""
-        size = fine.shape[-2:]
-        up = F.interpolate(self.reduce(coarse), size, mode="bilinear", align_corners=False)
+        up = F.interpolate(self.reduce(coarse), fine.shape[-2:], mode="bilinear")
         out: Tensor = self.norm(self.join(torch.cat([up, fine], dim=1))).relu()
         return out
 
 
 class _Decoder(nn.Module):
-    """A U-Net's way up, from features, coarse to fine, to a map at the finest scale."""
+    """The upsampling half of a U-Net: features, coarse to fine, to a map at the finest scale."""
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
@@ -82,10 +81,10 @@ class _Decoder(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """What the encoder says of images: feature maps, coarse to fine, and its own output."""
+    """The encoder's feature maps of a batch, coarse to fine, and its output."""
 
     features: tuple[Tensor, ...]
-    output: Tensor
+    output: Any
 
 
 @final
@@ -95,17 +94,14 @@ class MaskingModel(nn.Module):
     The encoder is neither trained nor saved; it may be the classifier itself.
 
     Args:
-        encoder: Module whose forward pass has feature maps in it; sees what the classifier sees.
+        encoder: Module that computes feature maps from the images the classifier sees.
         classes: Number of classes to select from; default: the encoder's number of outputs.
         layers: Modules of the encoder, or their dotted names, whose outputs to use, coarse to fine;
             default: the last module at each of the four coarsest resolutions below the image's.
         width: Channels of the finest stage; each coarser one has twice as many. Default: a quarter
             of the encoder's at that scale, at least 16.
-        confidence: How much features must agree with a class to be let through.
-        image_shape: Channels, height and width of images the encoder works on.
-
-    Attributes:
-        stride: Least height and width of images.
+        confidence: Agreement of features with a class at which the gate is half open.
+        image_shape: Channels, height and width of an image that the encoder accepts.
 
     Shape:
         - images: ``(B, C, H, W)`` in [0, 1]; target: ``(B,)``.
@@ -134,30 +130,28 @@ class MaskingModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.image_shape = tuple(image_shape)
-        if len(self.image_shape) != 3:
-            raise ValueError(f"expected image_shape (C, H, W), got {self.image_shape}")
         self.confidence = confidence
-        found, outputs = _survey(encoder, self.image_shape, layers)
-        self.layers = tuple(found)
-        channels = [shape[1] for shape in found.values()]
-        coarsest, *_, finest = found.values()
-        self.stride = -(-self.image_shape[1] // coarsest[2])
-        self.classes = outputs if classes is None else classes
-        if self.classes < 2:
+        like = next(encoder.parameters(), torch.zeros(()))
+        image = like.new_full((1, *image_shape), 0.5)
+        self.layers = _coarsest(encoder, image) if layers is None else _names(encoder, layers)
+        with torch.no_grad():
+            features, output = self.encode(image)
+        channels = [feature.shape[1] for feature in features if feature.ndim == 4]
+        if len(channels) < max(2, len(self.layers)):
             raise ValueError(
-                f"expected classes at least 2, got {self.classes}; pass classes= where the encoder "
-                "returns something else than logits"
+                "expected layers with feature maps, at two scales or more, on images of shape "
+                f"{self.image_shape}, got {self.layers}; pass layers= or image_shape="
             )
-        self.width = max(16, finest[1] // 4) if width is None else width
+        self.classes = _classes(output) if classes is None else classes
+        self.width = max(16, channels[-1] // 4) if width is None else width
         self.selector = nn.Embedding(self.classes, channels[0])
         nn.init.normal_(self.selector.weight, std=channels[0] ** -0.5)
         self.decoder = _Decoder(channels, self.width)
-        like = _like(encoder)
-        self.selector.to(like)
+        self.selector.to(like)  # after the draws, which are the same on every device
         self.decoder.to(like)
 
     def extra_repr(self) -> str:
-        """Return what tells one masking model from another."""
+        """Return the settings that distinguish masking models."""
         return f"classes={self.classes}, layers={self.layers}, width={self.width}"
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
@@ -165,22 +159,17 @@ class MaskingModel(nn.Module):
         return self.decode(self.encode(images), target)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of selector and decoder; the encoder's is its owner's."""
+        """Set the mode of selector and decoder; the encoder keeps its own."""
         self.training = mode
         for part in (self.selector, self.decoder):
             part.train(mode)
         return self
 
     def encode(self, images: Tensor) -> Encoded:
-        """Run the encoder, in eval mode whatever its own, on images ``(B, C, H, W)``."""
-        if min(images.shape[-2:]) < self.stride:
-            raise ValueError(
-                f"expected images of at least {self.stride} x {self.stride} pixels, the encoder's "
-                f"stride, got {tuple(images.shape)}"
-            )
+        """Run the encoder, in eval mode, on images ``(B, C, H, W)``."""
         with ExitStack() as stack, eval_mode(self.encoder):
             taps = [
-                stack.enter_context(tapped(find_module(self.encoder, name), "output"))
+                stack.enter_context(tapped(self.encoder.get_submodule(name), "output"))
                 for name in self.layers
             ]
             output = self.encoder(images)
@@ -192,14 +181,15 @@ class MaskingModel(nn.Module):
         return self._agreement(encoded, target).mean(dim=(1, 2, 3))
 
     def decode(self, encoded: Encoded, target: Tensor) -> Tensor:
-        """Return the maps ``(B, 1, h, w)`` of classes from what the encoder says."""
+        """Return the maps ``(B, 1, h, w)`` of classes ``(B,)``."""
         gate = torch.sigmoid(self._agreement(encoded, target) - self.confidence)
         coarsest, *finer = encoded.features
         maps: Tensor = self.decoder([coarsest * gate, *finer])
         return maps
 
-    def expect_own(self, logits: Tensor) -> Tensor:
-        """Return a classifier's logits ``(B, classes)`` if its classes are those selected from."""
+    def expect_logits(self, output: Any, batch: int) -> Tensor:
+        """Return a classifier's output if it is logits of the masking model's classes."""
+        logits = expect_logits(output, batch)
         if logits.shape[1] != self.classes:
             raise ValueError(
                 f"expected a masking model for the classifier's {logits.shape[1]} classes, got one "
@@ -208,22 +198,20 @@ class MaskingModel(nn.Module):
         return logits
 
     def trained(self) -> dict[str, Tensor]:
-        """Return what training changes and a file keeps: selector and decoder, by name."""
+        """Return the weights of selector and decoder by name."""
         state = self.state_dict()
         return {name: value for name, value in state.items() if not name.startswith("encoder.")}
 
     def restore(self, trained: dict[str, Tensor]) -> None:
-        """Put back what `trained` gave; all of it or nothing."""
-        expected = {name: tuple(value.shape) for name, value in self.trained().items()}
-        found = {name: tuple(value.shape) for name, value in trained.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise ValueError(
-                    f"expected a checkpoint of this architecture, {name} {expected.get(name)}, got "
-                    f"{found.get(name)}; build the masking model on the encoder and with the "
-                    "layers and width it was trained with"
-                )
-        for name, value in self.trained().items():
+        """Set the weights that `trained` returned; a mismatch changes none of them."""
+        own = self.trained()
+        ours, theirs = ({(name, *value.shape) for name, value in w.items()} for w in (own, trained))
+        if ours != theirs:
+            raise ValueError(
+                "expected a checkpoint of this architecture, got one that differs in "
+                f"{min(ours ^ theirs)}; use the encoder, layers and width of the training"
+            )
+        for name, value in own.items():
             value.copy_(trained[name])
 
     def save(self, path: str | Path) -> None:
@@ -239,86 +227,69 @@ class MaskingModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, encoder: nn.Module) -> Self:
-        """Read a masking model that `save` wrote, on an encoder such as it was trained with."""
+        """Read a masking model that `save` wrote; the encoder must be like the one it had."""
         record = storage.load(path, "masking model")
-        with torch.random.fork_rng(devices=[]):  # weights are drawn, and not kept
+        with torch.random.fork_rng(devices=[]):  # the weights drawn are overwritten
             masking_model = cls(encoder, **record["settings"])
         masking_model.restore(record["trained"])
         return masking_model.eval()
 
     def _agreement(self, encoded: Encoded, target: Tensor) -> Tensor:
-        """Return how much the coarsest features agree with a class, ``(B, 1, h, w)``."""
+        """Return the product of the coarsest features and a class's vector, ``(B, 1, h, w)``."""
         wanted: Tensor = self.selector(target)[:, :, None, None]
         return (encoded.features[0] * wanted).sum(dim=1, keepdim=True)
 
 
-def _like(encoder: nn.Module) -> Tensor:
-    """Return a tensor of the encoder's dtype and device."""
-    return next(encoder.parameters(), torch.zeros(()))
-
-
-def _survey(
-    encoder: nn.Module, image_shape: Sequence[int], layers: Sequence[nn.Module | str] | None
-) -> tuple[dict[str, torch.Size], int]:
-    """Run the encoder once; return shapes by name of layer, coarse to fine, and its outputs."""
-    seen: dict[str, torch.Size] = {}
-
-    def note(name: str) -> Callable[[Any, Any, Any], None]:
-        def look(module: Any, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                seen.pop(name, None)  # modules that run twice count where they run last
-                seen[name] = output.shape
-
-        return look
-
-    like = _like(encoder)
-    image = torch.full((1, *image_shape), 0.5, dtype=like.dtype, device=like.device)
+def _names(encoder: nn.Module, layers: Sequence[nn.Module | str]) -> tuple[str, ...]:
+    """Return the dotted names of modules."""
     names = {module: name for name, module in encoder.named_modules()}
-    wanted = None if layers is None else [names[find_module(encoder, each)] for each in layers]
+    return tuple(names[find_module(encoder, layer)] for layer in layers)
+
+
+def _coarsest(encoder: nn.Module, image: Tensor) -> tuple[str, ...]:
+    """Return the name of the last module at each of the coarsest resolutions, coarse to fine."""
+    names = {module: name for name, module in encoder.named_modules() if name}
+    sizes: dict[str, torch.Size] = {}
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            sizes.pop(names[module], None)  # a module that runs twice counts where it runs last
+            sizes[names[module]] = output.shape[2:]
+
     with ExitStack() as stack, eval_mode(encoder), torch.no_grad():
-        for module, name in names.items():
-            stack.enter_context(module.register_forward_hook(note(name)))
-        try:
-            output = encoder(image)
-        except RuntimeError as error:
-            raise ValueError(
-                f"expected an encoder for images of shape {tuple(image_shape)}, got one that fails "
-                f"on them: {error}; pass image_shape="
-            ) from error
-    if wanted is None:
-        last = {
-            shape[2:]: name
-            for name, shape in seen.items()
-            if name and shape[2:].numel() > 1 and shape[2] < image_shape[1]
-        }
-        wanted = [last[size] for size in sorted(last, key=lambda size: size.numel())[:_SCALES]]
-    if len(wanted) < 2 or not set(wanted) <= set(seen):
-        raise ValueError(
-            f"expected an encoder with feature maps at two scales or more on images of shape "
-            f"{tuple(image_shape)}, got {[name for name in wanted if name in seen]}; pass layers=, "
-            "coarse to fine, or image_shape="
-        )
-    outputs = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 0
-    return {name: seen[name] for name in wanted}, outputs
+        for module in names:
+            stack.enter_context(module.register_forward_hook(note))
+        encoder(image)
+    last = {size: name for name, size in sizes.items() if 1 < size.numel() < image[0, 0].numel()}
+    return tuple(last[size] for size in sorted(last, key=torch.Size.numel)[:_SCALES])
+
+
+def _classes(output: Any) -> int:
+    """Return the number of classes of logits."""
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise ValueError("expected classes, because the encoder does not return logits, got None")
+    return output.shape[1]
 
 
 @final
 @checked
 @dataclass(frozen=True)
 class EncoderGuided(Surrogate):
-    """The attack's view of RTS: its map, and the encoder's own loss (§3.4).
+    """The surrogate of RTS: its map, and a loss on the encoder (§3.4).
 
-    A penalty keeps the encoder, too, at the attacker's class: the cross entropy of its output,
-    as in the official code. An encoder whose outputs are not the classes has none.
+    The loss, the penalty of the explanation, is the cross entropy of the encoder's own output and
+    the attacker's class, as in the official code. It applies if the encoder returns logits of the
+    masking model's classes.
 
     Args:
-        weight: Weight of that loss (lambda_2 of Table 11, 12); 0 leaves it out.
+        weight: Weight of that loss (lambda_2 of Table 11, 12); 0 omits it.
     """
 
     weight: NonNegative = 0.1
 
     def __call__(self, rts: Any, images: Tensor, state: Tensor, progress: float) -> Explanation:
-        """Return the map, and the encoder's loss as its penalty."""
+        """Return the map, and the encoder's loss as the penalty."""
+        explanation: Explanation
         explanation, output = rts.look(images, state)
         wanted = (len(images), rts.masking_model.classes)
         if not self.weight or getattr(output, "shape", None) != wanted:
@@ -329,16 +300,16 @@ class EncoderGuided(Surrogate):
 
 @final
 class RTS(Interpreter):
-    """RTS: the map that a masking model gives, in one forward pass (§3.4).
+    """RTS: the map of a masking model, in one forward pass (§3.4).
 
     Convention:
         Map = |a| / (|a| + |b|), raw in [0, 1], at the finest of the masking model's scales.
 
-    Where the masking model's encoder is the classifier itself, they share one forward pass.
+    If the masking model's encoder is the classifier itself, they share one forward pass.
 
     Args:
         model: Classifier returning logits.
-        masking_model: What gives the maps; trained by `train_masking_model`.
+        masking_model: Returns the maps; trained by `train_masking_model`.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1),
     ...                       nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
@@ -357,27 +328,19 @@ class RTS(Interpreter):
         super().__init__(model)
         self.masking_model = masking_model
         self._shared = masking_model.encoder is model
-        self._verified = False  # whether classifier and masking model have as many classes
+        self._verified = False  # that the classifier has the masking model's classes
 
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
         """See `Interpreter.explain`."""
         return self.look(images, target)[0]
 
-    def look(self, images: Tensor, target: Tensor) -> tuple[Explanation, Tensor]:
-        """Return the explanation, and what the encoder itself puts out, ``(B, classes)``."""
+    def look(self, images: Tensor, target: Tensor) -> tuple[Explanation, Any]:
+        """Return the explanation and the encoder's own output."""
         masking_model = self.masking_model
         if not (self._shared or self._verified):
             with eval_mode(self.model), torch.no_grad():
-                masking_model.expect_own(self.logits(images[:1].detach()))
+                masking_model.expect_logits(self.logits(images[:1].detach()), 1)
             self._verified = True
         encoded = masking_model.encode(self.prepare(images))
-        logits = None
-        if self._shared:
-            logits = masking_model.expect_own(expect_logits(encoded.output, len(images)))
+        logits = masking_model.expect_logits(encoded.output, len(images)) if self._shared else None
         return Explanation(masking_model.decode(encoded, target), logits), encoded.output
-
-
-def expect_masking_model(value):  # temporary
-    if not isinstance(value, MaskingModel):
-        raise TypeError(f"expected a MaskingModel, got {type(value).__name__}")
-    return value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading feature maps off a forward pass, without a change to the model."""
+"""Feature maps of a forward pass, read without changing the model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 class Tap:
-    """What went into or came out of a module when it last ran; ``None`` where it did not."""
+    """The input or output of a module when it last ran; ``None`` where it has not run."""
 
     features: Tensor | None = None
 
 
 @contextmanager
 def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]:
-    """Keep what goes into or comes out of a module, by a hook gone when the context is left."""
+    """Keep the input or output of a module, by a hook that is removed on leaving the context."""
     tap = Tap()
 
     def keep_input(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
@@ -28,7 +28,7 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
 
     def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
         tap.features = output if isinstance(output, Tensor) else None
-        # What follows may work in place (DenseNet's last ReLU does): it gets a copy.
+        # The next layer may work in place (DenseNet's last ReLU does): it gets a copy.
         return output.clone() if isinstance(output, Tensor) else None
 
     if side == "input":
@@ -40,11 +40,12 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
 
 
 def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
-    """Return the module of ``model`` that ``layer`` is, or names (a dotted name)."""
+    """Return a module of ``model``, given as the module or by its dotted name."""
     modules = dict(model.named_modules())
     if isinstance(layer, str) and layer not in modules:
         near = ", ".join(difflib.get_close_matches(layer, modules, n=4, cutoff=0.4))
-        raise ValueError(f"expected layer to name a module, got {layer!r}; near names: {near}")
+        hint = f"near names: {near}" if near else "see model.named_modules()"
+        raise ValueError(f"expected layer to name a module, got {layer!r}; {hint}")
     found = modules[layer] if isinstance(layer, str) else layer
     if found not in modules.values():
         raise ValueError("expected layer to be a module of the model; pass its dotted name")

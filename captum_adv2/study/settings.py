@@ -3,133 +3,106 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
-from captum_adv2.checks import expect_integer, expect_number
+from captum_adv2.spec import Count, Index, Positive, Unit, checked
 
-__all__ = ["DETECTORS", "FRAMEWORKS", "PROFILES", "TARGETS", "Settings"]
-
-FRAMEWORKS = ("pgd", "stadv")
-TARGETS = ("benign", "patch", "class")
-DETECTORS = ("squeezing",)
+T = TypeVar("T")
 
 
+def _option(default: T, text: str) -> T:
+    """Return a field; the command line prints its text as the help of an option."""
+    return field(default=default, metadata={"help": text})
+
+
+@checked
 @dataclass(frozen=True)
 class Settings:
-    """What a study does.
+    """What a study does; ``python -m captum_adv2 study --help`` explains each field.
 
-    Args:
-        models: Classifiers of images in [0, 1]: ``embedded:resnet``, ``embedded:densenet``, a name
-            of torchvision's (``resnet50``, or with a file of weights ``resnet50=FILE``), or a
-            function that returns one, ``package.module:function``.
-        images: ``embedded``; a folder with a sub-folder of pictures for each class; a file of
-            tensors (``images`` and ``labels``, by torch.save); or ``isic:FOLDER:TABLE.csv``.
-        size: Side of the images, in pixels, cut from the middle; of folders only.
-        resize: Shorter side that pictures are brought to before; 0: eight sevenths of ``size``.
-        classes: File with the folders' names in the order of the classifier's classes, one a line;
-            empty: they are sorted by name.
-        boxes: Folder of XML files with the objects' boxes, as ImageNet has them; empty for none.
-        interpreters: Of GRAD, CAM, MASK, RTS, GradCAM, IG, SmoothGrad, and RTS-A, which is RTS
-            trained against ADV2; or a function of a model, ``package.module:function``.
-        adaptive: Interpreters whose attacks adapt to the detectors; those among ``interpreters``.
-        masking_model: File of RTS's masking model, whose encoder is the classifier; empty for none.
-        distilled_model: File of RTS-A's, trained by `distill`; empty for none.
-        smoothing: Of GRAD, see `Gradient`.
-        frameworks: Of ``pgd`` and ``stadv``: how attacks change images.
-        targets: Of ``benign``, ``patch`` and ``class``: what attacks on pixels make maps show.
-        detectors: ``squeezing``, or nothing.
-        seeds: Seeds of target classes and target maps; each repeats the study.
-        count: Images a classifier, of those it gets right.
-        held_out: Further images, to set the detectors' thresholds.
-        eps: Largest change of a pixel, in [0, 1].
-        bound: Largest displacement of a pixel by stAdv along an axis, in pixels.
-        steps: Gradient evaluations of attacks on pixels.
-        flow_steps: Gradient evaluations of attacks that move pixels.
-        stop: Map distance at which an image is finished, see `ADV2`; 0: it takes all steps.
-        threshold: What a map must exceed to count for IoU and boxes, in [0, 1].
-        chunk: Images attacked together; also what is lost at most if a process dies.
-        shown: Images in pictures.
-
-    Raises:
-        TypeError: Something of a wrong type.
-        ValueError: A number out of range, or an unknown name.
+    >>> Settings(models=("embedded:resnet",), interpreters=("CAM", "RTS"), count=20).steps
+    100
     """
 
-    models: tuple[str, ...] = ("embedded:resnet", "embedded:densenet")
-    images: str = "embedded"
-    size: int = 224
-    resize: int = 0
-    classes: str = ""
-    boxes: str = ""
-    interpreters: tuple[str, ...] = ("GRAD", "CAM", "MASK", "RTS", "GradCAM", "RTS-A")
-    adaptive: tuple[str, ...] = ("RTS", "MASK")
-    masking_model: str = ""
-    distilled_model: str = ""
-    smoothing: float = 1e-2
-    frameworks: tuple[str, ...] = FRAMEWORKS
-    targets: tuple[str, ...] = TARGETS
-    detectors: tuple[str, ...] = DETECTORS
-    seeds: tuple[int, ...] = (0,)
-    count: int = 100
-    held_out: int = 100
-    eps: float = 8 / 255
-    bound: float = 2.0
-    steps: int = 100
-    flow_steps: int = 200
-    stop: float = 0.0
-    threshold: float = 0.5
-    chunk: int = 10
-    shown: int = 3
+    models: tuple[str, ...] = _option(
+        ("embedded:resnet", "embedded:densenet"),
+        "classifiers of images in [0, 1]: embedded:resnet, embedded:densenet, a name of "
+        "torchvision's (resnet50, or with a file of weights resnet50=FILE), or a function that "
+        "returns one, package.module:function; what follows a = is its argument",
+    )
+    images: str = _option(
+        "embedded",
+        "embedded; a folder with a sub-folder of pictures for each class; a file of tensors "
+        "(images and labels, by torch.save); or a function of a transform of pictures that "
+        "returns them, package.module:function, see captum_adv2.study.data.Source",
+    )
+    size: Count = _option(224, "side of the images in pixels, cut from the middle; of files only")
+    resize: Index = _option(
+        0, "shorter side that pictures are resized to before; 0: eight sevenths of --size"
+    )
+    classes: str = _option(
+        "",
+        "file with the folders' names in the order of the classifier's classes, one a line; by "
+        "default they are sorted by name",
+    )
+    boxes: str = _option("", "folder of XML files with the objects' boxes, as ImageNet has them")
+    interpreters: tuple[str, ...] = _option(
+        ("GRAD", "CAM", "MASK", "RTS", "GradCAM", "RTS-A"),
+        "of GRAD, CAM, MASK, RTS, GradCAM, IG, SmoothGrad, and RTS-A, which is RTS trained against "
+        "ADV2; or a function of a model, package.module:function",
+    )
+    adaptive: tuple[str, ...] = _option(
+        ("RTS", "MASK"),
+        "interpreters whose attacks adapt to the detectors; those among --interpreters",
+    )
+    masking_model: str = _option("", "file of RTS's masking model, whose encoder is the classifier")
+    distilled_model: str = _option("", "file of RTS-A's masking model, trained by distill")
+    smoothing: Positive = _option(1e-2, "tau of GRAD's smoothed ReLU")
+    frameworks: tuple[Literal["pgd", "stadv"], ...] = _option(
+        ("pgd", "stadv"), "of pgd and stadv: how attacks change images"
+    )
+    targets: tuple[Literal["benign", "patch", "class"], ...] = _option(
+        ("benign", "patch", "class"),
+        "of benign, patch and class: what attacks on pixels make maps show",
+    )
+    detectors: tuple[Literal["squeezing"], ...] = _option(("squeezing",), "squeezing, or nothing")
+    seeds: tuple[Index, ...] = _option(
+        (0,), "the study is run once a seed; seeds determine target classes and target maps"
+    )
+    count: Count = _option(100, "images a classifier, of those that it gets right")
+    held_out: Index = _option(100, "further images, which set the detectors' thresholds")
+    eps: Unit = _option(8 / 255, "largest change of a pixel, in [0, 1]")
+    bound: Positive = _option(2.0, "largest displacement of a pixel by stAdv along an axis, pixels")
+    steps: Count = _option(100, "gradient evaluations of attacks on pixels")
+    flow_steps: Count = _option(200, "gradient evaluations of attacks that move pixels")
+    stop: Unit = _option(
+        0.0, "map distance at which ADV2 takes an image out of the batch; 0: it takes all steps"
+    )
+    threshold: Unit = _option(0.5, "value that a map must exceed to count for IoU and boxes")
+    chunk: Count = _option(
+        10, "images attacked together; also the most that is lost if a process dies"
+    )
+    shown: Index = _option(3, "images in pictures")
 
     def __post_init__(self) -> None:
-        """Check types, names and ranges."""
-        for name, value in vars(self).items():
-            default = type(self).__dataclass_fields__[name].default
-            if isinstance(default, str):
-                _expect_text(value, name)
-            elif isinstance(default, tuple):
-                if not isinstance(value, tuple | list):
-                    raise TypeError(f"expected {name} to be a tuple, got {type(value).__name__}")
-                for each in value:
-                    if name == "seeds":
-                        expect_integer(each, name, low=0)
-                    else:
-                        _expect_text(each, f"each of {name}")
-        for name, known in (
-            ("frameworks", FRAMEWORKS),
-            ("targets", TARGETS),
-            ("detectors", DETECTORS),
-        ):
-            unknown = sorted(set(getattr(self, name)) - set(known))
-            if unknown:
-                raise ValueError(
-                    f"expected {name} from {', '.join(known)}, got {', '.join(unknown)}"
-                )
+        """Expect at least one model, interpreter and seed, and none of them twice."""
         for name in ("models", "interpreters", "seeds"):
-            if not getattr(self, name):
+            values: tuple[Any, ...] = getattr(self, name)
+            short = [label(value) if isinstance(value, str) else value for value in values]
+            if not short:
                 raise ValueError(f"expected at least one of {name}, got none")
-        for name in ("count", "size", "steps", "flow_steps", "chunk"):
-            expect_integer(getattr(self, name), name, low=1)
-        for name in ("resize", "held_out", "shown"):
-            expect_integer(getattr(self, name), name, low=0)
-        expect_number(self.smoothing, "smoothing", low=0.0, above=True)
-        expect_number(self.eps, "eps", low=0.0, high=1.0)
-        expect_number(self.stop, "stop", low=0.0, high=1.0)
-        expect_number(self.bound, "bound", low=0.0, above=True)
-        expect_number(self.threshold, "threshold", low=0.0, high=1.0)
-
-    def record(self) -> dict[str, Any]:
-        """Return the settings as what JSON can hold."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+            if len(set(short)) < len(short):  # files and rows go by them
+                raise ValueError(f"expected different {name}, got {', '.join(map(str, values))}")
 
 
-def _expect_text(value: object, name: str) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"expected {name} to be a text, got {type(value).__name__}")
+def label(spec: str) -> str:
+    """Return the short name of a model or interpreter: the part before ``=``, after ``:``.
+
+    >>> label("squeezenet1_0=weights.pt"), label("embedded:resnet"), label("CAM")
+    ('squeezenet1_0', 'resnet', 'CAM')
+    """
+    return spec.partition("=")[0].rpartition(":")[2]
 
 
 PROFILES: dict[str, dict[str, Any]] = {

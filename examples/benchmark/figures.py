@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from captum_adv2.attacks.objectives import at
 from real import Case, load_case, parse
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,9 +29,9 @@ from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.attacks import MapDistance, presets
+from captum_adv2.attacks.terms import Schedule, at
 from captum_adv2.evaluation.metrics import interval
 from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
-from captum_adv2.types import Schedule
 
 EPS = 8 / 255
 
@@ -138,8 +137,8 @@ def official(options: Options) -> None:
         case = options.case(model, count)
         interpreter = build(case.model)
         preset = presets.OFFICIAL[name]
-        steps = options.scaled(preset.steps)
-        warmup = preset.warmup * steps // preset.steps
+        steps = options.scaled(preset["steps"])
+        warmup = preset["warmup"] * steps // preset["steps"]
         print(f"\n## {name}, {model}, {len(case.images)} images, beside the published settings")
         theirs = ADV2.from_preset(
             case.model,
@@ -147,10 +146,10 @@ def official(options: Options) -> None:
             preset,
             steps=steps,
             warmup=warmup,
-            interpretation=per_pixel(preset.interpretation),
+            interpretation=per_pixel(preset["interpretation"]),
             verbose=options.verbose,
         )
-        ours = ADV2(case.model, interpreter, eps=preset.eps, steps=options.scaled(100))
+        ours = ADV2(case.model, interpreter, eps=preset["eps"], steps=options.scaled(100))
         for title, attack in (("published", theirs), ("default", ours)):
             units = f_units(case, attack)
             cost = f"{units * attack.steps:.0f} F ({attack.steps} x {units:.2f})"

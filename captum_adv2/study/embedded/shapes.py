@@ -6,11 +6,10 @@ everything behind it, are drawn independently of the class. (So is its area, exc
 slim outlines are shrunk to fit the picture.) An attribution map that explains the class must
 therefore light up on the object, and the mask says where that is.
 
-The contrast is low on purpose, as in fog. A change of 8/255 in every pixel easily fools networks
-trained on photographs, but networks trained on these pictures at full contrast resist it: there an
-outline is too strong a signal. So every picture is drawn at full contrast, then shrunk to about a
-quarter of it. Objects differ from what is behind them by some 0.1 in their clearest colour channel,
-which a person still sees.
+The contrast is low on purpose. A change of 8/255 in every pixel easily fools networks trained on
+photographs, but networks trained on these pictures at full contrast resist it: there an outline is
+too strong a signal. So every picture is drawn at full contrast, then shrunk to about a quarter of
+it. Objects differ from what is behind them by some 0.1 in their clearest colour channel.
 """
 
 from __future__ import annotations
@@ -18,44 +17,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torchvision.ops import masks_to_boxes
 
-__all__ = ["CLASSES", "Shapes", "make_shapes"]
+from captum_adv2.spec import Count, Index, Range, checked
 
-_Floats = npt.NDArray[np.float32]
-_Bools = npt.NDArray[np.bool_]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Bools: TypeAlias = npt.NDArray[np.bool_]
 
-# Pictures are drawn in blocks with one generator each: memory stays bounded, and a picture depends
-# only on the seed and on its position. The number is a multiple of the number of classes.
-_BLOCK = 50
-_REFERENCE_SIZE = 64
-_SMALLEST_SIZE = 16
-_LARGEST_SEED = 2**63 - 1
-_AREA_RANGE = (0.08, 0.30)
-# A slim outline with a large area would not fit the picture; its radius stops here instead.
-_LARGEST_RADIUS = 0.47
+_BLOCK = 50  # pictures drawn by one generator; a multiple of the number of classes
+_REFERENCE_SIZE = 64  # side of the picture that lengths in pixels are meant for
+_AREA_RANGE = (0.08, 0.30)  # of the object, as a share of the picture
+_LARGEST_RADIUS = 0.47  # a slim outline with a large area would not fit the picture
 _CLUTTER_PIECES = 14
-# No piece of clutter extends farther from its centre, in pixels of the reference size.
-_CLUTTER_REACH = 10.5
-# Chosen such that attacks of 8/255 do as well here as on networks trained on photographs.
-_CONTRAST_RANGE = (0.20, 0.30)
+_CLUTTER_REACH = 10.5  # no piece of clutter extends farther from its centre
+_CONTRAST_RANGE = (0.20, 0.30)  # attacks of 8/255 then do as well as on photographs
 _NOISE = 0.005
-# Four samples per pixel give edges that are smooth enough without slowing the drawing much.
-_SUBPIXELS = (-0.25, 0.25)
+_SUBPIXELS = (-0.25, 0.25)  # four samples a pixel give smooth edges
 
 
 class Shapes(NamedTuple):
     """Pictures with the ground truth that attribution maps are compared with.
 
     Attributes:
-        images: (N, 3, H, W) float32 in [0, 1], each value a multiple of 1/255.
-        labels: (N,) int64, positions in `CLASSES`.
-        masks: (N, 1, H, W) bool, true on the object.
-        boxes: (N, 4) int64, the masks' bounding boxes (x0, y0, x1, y1), x1 and y1 exclusive.
+        images: ``(N, 3, H, W)`` float32 in [0, 1], each value a multiple of 1/255.
+        labels: ``(N,)`` int64, positions in `CLASSES`.
+        masks: ``(N, 1, H, W)`` bool, true on the object.
+        boxes: ``(N, 4)`` int64, the masks' bounding boxes (x0, y0, x1, y1), x1 and y1 exclusive.
     """
 
     images: torch.Tensor
@@ -64,28 +56,16 @@ class Shapes(NamedTuple):
     boxes: torch.Tensor
 
 
-# Outlines: each function says which points (x, y) belong to the object. All of them lie in the
-# unit disc and equal their own mirror images, so flips and turns never change a class.
+# Outlines: which points (x, y) belong to the object. All of them lie in the unit disc and equal
+# their own mirror images, so flips and turns never change a class.
 
 
-def _disc(x: _Floats, y: _Floats) -> _Bools:
-    return x**2 + y**2 <= 1.0
-
-
-def _ring(x: _Floats, y: _Floats) -> _Bools:
+def _ring(x: Floats, y: Floats) -> Bools:
     radius = x**2 + y**2
     return (radius >= 0.3) & (radius <= 1.0)
 
 
-def _square(x: _Floats, y: _Floats) -> _Bools:
-    return np.maximum(np.abs(x), np.abs(y)) <= math.sqrt(0.5)
-
-
-def _triangle(x: _Floats, y: _Floats) -> _Bools:
-    return np.maximum(-y, math.sqrt(0.75) * np.abs(x) + 0.5 * y) <= 0.5
-
-
-def _star(x: _Floats, y: _Floats) -> _Bools:
+def _star(x: Floats, y: Floats) -> Bools:
     # Folding the ten half-sectors onto one leaves a single straight edge to test.
     step = 2.0 * math.pi / 5.0
     angle = np.abs(np.mod(np.arctan2(x, y) + step / 2.0, step) - step / 2.0)
@@ -95,86 +75,56 @@ def _star(x: _Floats, y: _Floats) -> _Bools:
     return (inner_x - 1.0) * across - inner_y * (along - 1.0) >= 0.0
 
 
-def _cross(x: _Floats, y: _Floats) -> _Bools:
+def _cross(x: Floats, y: Floats) -> Bools:
     x, y = np.abs(x), np.abs(y)
     return (np.minimum(x, y) <= 0.32) & (np.maximum(x, y) <= 0.94)
 
 
-def _crescent(x: _Floats, y: _Floats) -> _Bools:
-    return (x**2 + y**2 <= 1.0) & ((x - 0.45) ** 2 + y**2 >= 0.64)
-
-
-def _heart(x: _Floats, y: _Floats) -> _Bools:
+def _heart(x: Floats, y: Floats) -> Bools:
     # The sextic heart curve, shrunk and shifted into the unit disc.
     x, y = 1.3 * x, 1.3 * y + 0.18
     return (x**2 + y**2 - 1.0) ** 3 <= x**2 * y**3
 
 
-def _arrow(x: _Floats, y: _Floats) -> _Bools:
+def _arrow(x: Floats, y: Floats) -> Bools:
     x = np.abs(x)
     head = (y >= 0.05) & (x <= 0.8 * (1.0 - y))
-    shaft = (y >= -0.95) & (y <= 0.05) & (x <= 0.25)
-    return head | shaft
+    return head | ((y >= -0.95) & (y <= 0.05) & (x <= 0.25))
 
 
-def _hourglass(x: _Floats, y: _Floats) -> _Bools:
-    y = np.abs(y)
-    return (y <= 0.8) & (np.abs(x) <= 0.1 + 0.625 * y)
-
-
-_OUTLINES: dict[str, Callable[[_Floats, _Floats], _Bools]] = {
-    "disc": _disc,
+_OUTLINES: dict[str, Callable[[Floats, Floats], Bools]] = {
+    "disc": lambda x, y: x**2 + y**2 <= 1.0,
     "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) <= math.sqrt(0.5),
+    "triangle": lambda x, y: np.maximum(-y, math.sqrt(0.75) * np.abs(x) + 0.5 * y) <= 0.5,
     "star": _star,
     "cross": _cross,
-    "crescent": _crescent,
+    "crescent": lambda x, y: (x**2 + y**2 <= 1.0) & ((x - 0.45) ** 2 + y**2 >= 0.64),
     "heart": _heart,
     "arrow": _arrow,
-    "hourglass": _hourglass,
+    "hourglass": lambda x, y: (np.abs(y) <= 0.8) & (np.abs(x) <= 0.1 + 0.625 * np.abs(y)),
 }
 
 CLASSES: tuple[str, ...] = tuple(_OUTLINES)
 """The ten class names, in label order."""
 
-
-# Textures: each function maps points, in units of the texture's period, to a weight in [0, 1]
-# between the object's two colours.
-
-
-def _stripes(u: _Floats, v: _Floats, rng: np.random.Generator) -> _Floats:
-    return (np.mod(u, 1.0) < 0.5).astype(np.float32)
-
-
-def _checker(u: _Floats, v: _Floats, rng: np.random.Generator) -> _Floats:
-    return ((np.mod(u, 1.0) < 0.5) ^ (np.mod(v, 1.0) < 0.5)).astype(np.float32)
+# Textures: points, in units of the texture's period, to a weight between the object's two colours.
+_TEXTURES: tuple[Callable[[Floats, Floats, np.random.Generator], npt.NDArray[Any]], ...] = (
+    lambda u, v, rng: np.mod(u, 1.0) < 0.5,  # stripes
+    lambda u, v, rng: (np.mod(u, 1.0) < 0.5) ^ (np.mod(v, 1.0) < 0.5),  # checks
+    lambda u, v, rng: np.hypot(np.mod(u, 1.0) - 0.5, np.mod(v, 1.0) - 0.5) < 0.3,  # dots
+    lambda u, v, rng: rng.random(u.shape, dtype=np.float32),  # noise
+    lambda u, v, rng: np.clip(0.5 + 0.12 * u, 0.0, 1.0),  # gradient
+)
 
 
-def _dots(u: _Floats, v: _Floats, rng: np.random.Generator) -> _Floats:
-    distance = np.hypot(np.mod(u, 1.0) - 0.5, np.mod(v, 1.0) - 0.5)
-    return (distance < 0.3).astype(np.float32)
-
-
-def _noise(u: _Floats, v: _Floats, rng: np.random.Generator) -> _Floats:
-    return rng.random(u.shape, dtype=np.float32)
-
-
-def _gradient(u: _Floats, v: _Floats, rng: np.random.Generator) -> _Floats:
-    weights: _Floats = np.clip(0.5 + 0.12 * u, 0.0, 1.0)
-    return weights
-
-
-_TEXTURES = (_stripes, _checker, _dots, _noise, _gradient)
-
-
-def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> _Floats:
-    """Return float32 values between `low` and `high`."""
+def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Floats:
+    """Return float32 values between ``low`` and ``high``."""
     return low + (high - low) * rng.random(shape, dtype=np.float32)
 
 
-def _per_picture(values: _Floats) -> _Floats:
-    """Give one value per picture, (n,), the shape (n, 1, 1) that broadcasts over pixels."""
+def _over_pixels(values: Floats) -> Floats:
+    """Give one value a picture, ``(n,)``, the shape ``(n, 1, 1)``."""
     return values[:, None, None]
 
 
@@ -182,60 +132,48 @@ def _per_picture(values: _Floats) -> _Floats:
 def _unit_area(name: str) -> float:
     """Measure the area of an outline at scale one."""
     line = np.linspace(-1.0, 1.0, 401, dtype=np.float32)
-    x, y = np.meshgrid(line, line)
-    return 4.0 * float(_OUTLINES[name](x, y).mean())
+    return 4.0 * float(_OUTLINES[name](*np.meshgrid(line, line)).mean())
 
 
 def _frame(
-    size: int, centre: _Floats, angle: _Floats, offset: tuple[float, float] = (0.0, 0.0)
-) -> tuple[_Floats, _Floats]:
-    """Return pixel coordinates, in pixels, as seen from moved and turned objects.
+    size: int, centre: Floats, angle: Floats, offset: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Floats, Floats]:
+    """Return pixel coordinates x and y ``(n, size, size)`` as seen from moved and turned objects.
 
     Args:
-        size: side of the picture.
-        centre: (n, 2), x and y of the objects in pixels.
-        angle: (n,), their orientation in radians.
-        offset: position of the sample inside its pixel, as seen from the pixel's middle.
-
-    Returns:
-        x and y, (n, size, size) each.
+        size: Side of the picture.
+        centre: x and y of the objects in pixels, ``(n, 2)``.
+        angle: Their orientation in radians, ``(n,)``.
+        offset: Position of the sample inside its pixel, as seen from the pixel's middle.
     """
     line = np.arange(size, dtype=np.float32) + 0.5
-    x = (line + offset[0])[None, None, :] - _per_picture(centre[:, 0])
-    y = (line + offset[1])[None, :, None] - _per_picture(centre[:, 1])
-    cosine, sine = _per_picture(np.cos(angle)), _per_picture(np.sin(angle))
+    x = (line + offset[0])[None, None, :] - _over_pixels(centre[:, 0])
+    y = (line + offset[1])[None, :, None] - _over_pixels(centre[:, 1])
+    cosine, sine = _over_pixels(np.cos(angle)), _over_pixels(np.sin(angle))
     return cosine * x + sine * y, cosine * y - sine * x
 
 
-def _smooth_noise(rng: np.random.Generator, count: int, size: int, cells: int) -> _Floats:
-    """Return (count, 3, size, size) values in [0, 1], interpolated from a coarse random grid."""
+def _smooth_noise(rng: np.random.Generator, count: int, size: int, cells: int) -> Floats:
+    """Return ``(count, 3, size, size)`` in [0, 1], interpolated from a coarse random grid."""
     position = np.linspace(0.0, cells - 1.0, size, dtype=np.float32)
     nodes = np.arange(cells, dtype=np.float32)
     weights = np.maximum(0.0, 1.0 - np.abs(position[:, None] - nodes[None, :]))
     grid = rng.random((count, 3, cells, cells), dtype=np.float32)
-    smooth: _Floats = weights @ grid @ weights.T
+    smooth: Floats = weights @ grid @ weights.T
     return smooth
 
 
-def _paint(images: _Floats, coverage: _Floats, colours: _Floats) -> None:
-    """Blend colours into pictures in place.
-
-    Args:
-        images: (n, 3, size, size), changed.
-        coverage: (n, size, size) in [0, 1].
-        colours: (n, 3, size, size), or anything that broadcasts to it, in [0, 1].
-    """
+def _paint(images: Floats, coverage: Floats, colours: Floats) -> None:
+    """Blend colours into pictures, in place, by how much of each pixel ``(n, h, w)`` is covered."""
     images += coverage[:, None] * (colours - images)
 
 
-def _clutter_shapes(
-    rng: np.random.Generator, count: int
-) -> tuple[_Bools, _Floats, _Floats, _Floats]:
+def _clutter_shapes(rng: np.random.Generator, count: int) -> tuple[Bools, Floats, Floats, Floats]:
     """Draw the proportions of blobs, lines and patches, which are all rounded boxes.
 
     Returns:
         Whether each piece is a patch, its half width, its half height and the radius by which the
-        box is grown, (count,) each, in pixels of a picture of the reference size.
+        box is grown, ``(count,)`` each, in pixels of a picture of the reference size.
     """
     kind = rng.integers(3, size=count)
     length, thin = _uniform(rng, 3, 9, count), _uniform(rng, 0.5, 1.0, count)
@@ -247,7 +185,7 @@ def _clutter_shapes(
     return kind == 2, half_x, half_y, np.choose(kind, (round_radius, thin, nothing))
 
 
-def _paint_clutter(images: _Floats, rng: np.random.Generator) -> None:
+def _paint_clutter(images: Floats, rng: np.random.Generator) -> None:
     """Paint one piece of clutter on every picture, in place: a blob, a line or a striped patch."""
     count, _, size, _ = images.shape
     unit = np.float32(size / _REFERENCE_SIZE)
@@ -258,47 +196,38 @@ def _paint_clutter(images: _Floats, rng: np.random.Generator) -> None:
     corner = np.clip(np.rint(centre).astype(np.int64) - window // 2, 0, size - window)
     x, y = _frame(window, centre - corner.astype(np.float32), _uniform(rng, 0, math.pi, count))
 
-    out_x = np.abs(x) - _per_picture(half_x * unit)
-    out_y = np.abs(y) - _per_picture(half_y * unit)
+    out_x = np.abs(x) - _over_pixels(half_x * unit)
+    out_y = np.abs(y) - _over_pixels(half_y * unit)
     outside = np.hypot(np.maximum(out_x, 0.0), np.maximum(out_y, 0.0))
     distance = outside + np.minimum(np.maximum(out_x, out_y), 0.0)
-    coverage = np.clip(0.5 - distance + _per_picture(radius * unit), 0.0, 1.0).astype(np.float32)
+    coverage = np.clip(0.5 - distance + _over_pixels(radius * unit), 0.0, 1.0).astype(np.float32)
 
-    period = _per_picture(_uniform(rng, 3, 6, count) * unit)
+    period = _over_pixels(_uniform(rng, 3, 6, count) * unit)
     striped = patch[:, None, None] & (np.mod(x / period, 1.0) < 0.5)
     colours = rng.random((2, count, 3, 1, 1), dtype=np.float32)
-    rows = corner[:, 1, None, None] + np.arange(window)[:, None]
-    columns = corner[:, 0, None, None] + np.arange(window)
-    place = (np.arange(count)[:, None, None, None], np.arange(3)[:, None, None])
-    region = (*place, rows[:, None], columns[:, None])
-    pieces = images[region]
-    _paint(pieces, coverage, np.where(striped[:, None], colours[0], colours[1]))
-    images[region] = pieces
+    for image, covered, stripes, (left, top), *pair in zip(
+        images, coverage, striped, corner, *colours, strict=True
+    ):
+        region = image[None, :, top : top + window, left : left + window]
+        _paint(region, covered[None], np.where(stripes, *pair))
 
 
-def _background(rng: np.random.Generator, count: int, size: int) -> _Floats:
-    """Return (count, 3, size, size) cluttered backgrounds in [0, 1]."""
+def _background(rng: np.random.Generator, count: int, size: int) -> Floats:
+    """Return cluttered backgrounds ``(count, 3, size, size)`` in [0, 1]."""
     images = 0.8 * _smooth_noise(rng, count, size, 5) + 0.2 * _smooth_noise(rng, count, size, 17)
     for _ in range(_CLUTTER_PIECES):
         _paint_clutter(images, rng)
     return images
 
 
-def _soften(images: _Floats, rng: np.random.Generator) -> _Floats:
-    """Return pictures (n, 3, size, size) at low contrast around mid-grey."""
-    contrast = _uniform(rng, *_CONTRAST_RANGE, len(images), 1, 1, 1)
-    softened: _Floats = np.float32(0.5) + contrast * (images - np.float32(0.5))
-    return softened
-
-
 def _coverage(
-    labels: npt.NDArray[np.int64], centre: _Floats, angle: _Floats, radius: _Floats, size: int
-) -> _Floats:
-    """Return how much of each pixel the objects cover: (n, size, size) in [0, 1]."""
+    labels: npt.NDArray[np.int64], centre: Floats, angle: Floats, radius: Floats, size: int
+) -> Floats:
+    """Return how much of each pixel the objects cover: ``(n, size, size)`` in [0, 1]."""
     total = np.zeros((len(labels), size, size), dtype=np.float32)
     for label, outline in enumerate(_OUTLINES.values()):
         chosen = np.flatnonzero(labels == label)
-        scale = _per_picture(1.0 / radius[chosen])
+        scale = _over_pixels(1.0 / radius[chosen])
         for dx in _SUBPIXELS:
             for dy in _SUBPIXELS:
                 x, y = _frame(size, centre[chosen], angle[chosen], (dx, dy))
@@ -306,23 +235,21 @@ def _coverage(
     return total / np.float32(len(_SUBPIXELS) ** 2)
 
 
-def _texture(rng: np.random.Generator, centre: _Floats, size: int) -> _Floats:
-    """Return random texture weights, (n, 1, size, size) in [0, 1]."""
+def _texture(rng: np.random.Generator, centre: Floats, size: int) -> Floats:
+    """Return random texture weights ``(n, 1, size, size)`` in [0, 1]."""
     count = len(centre)
-    unit = size / _REFERENCE_SIZE
     x, y = _frame(size, centre, _uniform(rng, 0, 2.0 * math.pi, count))
-    period = _per_picture(_uniform(rng, 4, 8, count)) * np.float32(unit)
+    period = _over_pixels(_uniform(rng, 4, 8, count)) * np.float32(size / _REFERENCE_SIZE)
     kinds = rng.integers(len(_TEXTURES), size=count)
     weights = np.empty((count, 1, size, size), dtype=np.float32)
     for kind, texture in enumerate(_TEXTURES):
         chosen = np.flatnonzero(kinds == kind)
-        u, v = x[chosen] / period[chosen], y[chosen] / period[chosen]
-        weights[chosen, 0] = texture(u, v, rng)
+        weights[chosen, 0] = texture(x[chosen] / period[chosen], y[chosen] / period[chosen], rng)
     return weights
 
 
-def _colours(rng: np.random.Generator, background: _Floats) -> tuple[_Floats, _Floats]:
-    """Return two object colours, (n, 3, 1, 1) each, the first unlike the background's mean."""
+def _colours(rng: np.random.Generator, background: Floats) -> tuple[Floats, Floats]:
+    """Return two object colours ``(n, 3, 1, 1)``, the first unlike the background's mean."""
     count = len(background)
     candidates = rng.random((3, count, 3), dtype=np.float32)
     contrast = np.abs(candidates - background.mean(axis=(2, 3))).sum(axis=2)
@@ -333,25 +260,16 @@ def _colours(rng: np.random.Generator, background: _Floats) -> tuple[_Floats, _F
     return first[:, :, None, None], second[:, :, None, None]
 
 
-def _radius(rng: np.random.Generator, labels: npt.NDArray[np.int64], size: int) -> _Floats:
-    """Draw the objects' radii, (n,) in pixels, such that their areas are spread evenly."""
+def _radius(rng: np.random.Generator, labels: npt.NDArray[np.int64], size: int) -> Floats:
+    """Draw the objects' radii, ``(n,)`` in pixels, such that their areas are spread evenly."""
     unit_areas = np.array([_unit_area(name) for name in CLASSES], dtype=np.float32)
     areas = _uniform(rng, *_AREA_RANGE, len(labels)) * size**2
-    radius: _Floats = np.minimum(np.sqrt(areas / unit_areas[labels]), _LARGEST_RADIUS * size)
+    radius: Floats = np.minimum(np.sqrt(areas / unit_areas[labels]), _LARGEST_RADIUS * size)
     return radius
 
 
-def _bounding_boxes(masks: _Bools) -> npt.NDArray[np.int64]:
-    """Return the (n, 4) boxes of (n, size, size) masks that each hold a true pixel."""
-    size = masks.shape[-1]
-    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
-    first_x, first_y = columns.argmax(axis=1), rows.argmax(axis=1)
-    last_x, last_y = columns[:, ::-1].argmax(axis=1), rows[:, ::-1].argmax(axis=1)
-    return np.stack([first_x, first_y, size - last_x, size - last_y], axis=1).astype(np.int64)
-
-
 def _draw_block(seed: int, block: int, size: int) -> Shapes:
-    """Draw the `_BLOCK` pictures of one block."""
+    """Draw the pictures of one block."""
     rng = np.random.default_rng([seed, block])
     # Shuffling ten at a time keeps the classes balanced wherever the data set ends.
     rounds = np.tile(np.arange(len(CLASSES)), (_BLOCK // len(CLASSES), 1))
@@ -364,39 +282,32 @@ def _draw_block(seed: int, block: int, size: int) -> Shapes:
     first, second = _colours(rng, images)
     _paint(images, coverage, first + _texture(rng, centre, size) * (second - first))
 
-    images = _soften(images, rng)
+    contrast = _uniform(rng, *_CONTRAST_RANGE, _BLOCK, 1, 1, 1)
+    images = np.float32(0.5) + contrast * (images - np.float32(0.5))
     images += rng.normal(0.0, _NOISE, images.shape).astype(np.float32)
     images = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.float32) / np.float32(255.0)
-    masks = coverage >= 0.5
-    boxes = _bounding_boxes(masks)
-    parts = (images, labels, masks[:, None], boxes)
-    return Shapes(*(torch.from_numpy(part) for part in parts))
+    masks = torch.from_numpy(coverage >= 0.5)
+    boxes = masks_to_boxes(masks).long() + torch.tensor([0, 0, 1, 1])
+    return Shapes(torch.from_numpy(images), torch.from_numpy(labels), masks[:, None], boxes)
 
 
-def make_shapes(count: int, *, seed: int = 0, size: int = 64) -> Shapes:
+@checked
+def make_shapes(
+    count: Count, *, seed: Index = 0, size: Annotated[int, Range(16, integer=True)] = 64
+) -> Shapes:
     """Generate pictures of ten classes of objects, with masks and boxes.
 
     The classes are balanced and shuffled. The same arguments give the same pictures, and a smaller
-    `count` gives the first pictures of a larger one. No global random state is read or changed.
+    ``count`` gives the first pictures of a larger one.
 
     Args:
-        count: number of pictures N, at least 1.
-        seed: any integer from 0 to 2**63 - 1; different seeds give unrelated pictures.
-        size: side of the square pictures, at least 16. The embedded networks expect 64.
+        count: Number of pictures N.
+        seed: Different seeds give unrelated pictures.
+        size: Side of the square pictures, at least 16. The embedded networks expect 64.
 
-    Returns:
-        The pictures (N, 3, size, size) in [0, 1], labels, masks and boxes.
-
-    Raises:
-        ValueError: if an argument is outside its range.
+    >>> shapes = make_shapes(3)
+    >>> shapes.images.shape, shapes.boxes.shape
+    (torch.Size([3, 3, 64, 64]), torch.Size([3, 4]))
     """
-    if count < 1:
-        raise ValueError(f"expected count >= 1, got {count}; ask for at least one picture")
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise ValueError(f"expected seed in [0, 2**63 - 1], got {seed}; use a small whole number")
-    if size < _SMALLEST_SIZE:
-        raise ValueError(
-            f"expected size >= {_SMALLEST_SIZE}, got {size}; outlines blur in smaller pictures"
-        )
     blocks = [_draw_block(seed, block, size) for block in range(math.ceil(count / _BLOCK))]
     return Shapes(*(torch.cat(parts)[:count] for parts in zip(*blocks, strict=True)))

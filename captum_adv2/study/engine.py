@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: MIT
+"""A study from beginning to end: chunks of images, shared among processes, kept in shards.
+
+A shard is the file of one case on one chunk, written whole or not at all. Its content depends on
+the settings alone, so any process can compute it, at any time; that is what makes it possible to
+resume a study whose processes were killed, with more processes or fewer. Memory holds one chunk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from captum_adv2 import storage
+from captum_adv2.spec import checked
+from captum_adv2.study.cases import (
+    DISTILLED,
+    NOISE,
+    Case,
+    Chunk,
+    Plan,
+    measure,
+    scores,
+)
+from captum_adv2.study.data import Source, open_source
+from captum_adv2.study.selection import Selection, select
+from captum_adv2.study.settings import Settings
+from captum_adv2.study.subjects import Subject, subject
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from captum_adv2.study.frame import Pictures
+
+_SETTINGS = "study.json"
+_SHARD = "shard of a study"
+_POOL = 100  # held-out images whose maps stand for other classes
+
+
+class Found(NamedTuple):
+    """The results of a study; see `captum_adv2.study.frame`."""
+
+    maps: pd.DataFrame  # map rows
+    scores: pd.DataFrame  # score rows
+    pictures: Sequence[Pictures]  # the first images of every model after every attack
+    selections: Mapping[str, Selection]  # by model
+    redone: Sequence[str]  # shards that could not be read, and were computed again
+    left_out: Sequence[str]  # interpreters that a model does not have, and why
+
+
+@checked
+def run(
+    settings: Settings,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    verbose: bool = True,
+    command: str = "",
+) -> Found | None:
+    """Run a study; write records, tables, figures and a page that shows them.
+
+    Under PyTorch's launcher ``torchrun`` the processes share the images. A study that was stopped
+    at any point is continued by ``resume``, with any number of processes.
+
+    Args:
+        settings: What to do.
+        folder: Folder of the results; made if it does not exist, otherwise empty.
+        resume: Continue the study in the folder, if there is one.
+        verbose: Show a progress bar for each process, with the time left.
+        command: Command that repeats the study, for the page.
+
+    Returns:
+        The results, in the first process; ``None`` in the others.
+    """
+    if find_spec("pandas") is None or find_spec("jinja2") is None:
+        raise ImportError('expected pandas and jinja2; pip install "captum_adv2[study]"')
+    from captum_adv2.study import frame, report
+
+    folder = Path(folder)
+    with World.joined() as world:
+        source = open_source(settings)
+        subjects = [subject(spec, settings, source, world.device) for spec in settings.models]
+        if world.rank == 0:
+            _prepare(folder, settings, resume)
+        parts = []
+        for one in subjects:
+            chosen = _selection(one, source, settings, folder) if world.rank == 0 else None
+            parts.append(Part(one, world.share(chosen), source, settings, folder))
+        redone = _work(parts, world, verbose)
+        if world.rank:
+            return None
+    found = Found(
+        *frame.gather(parts, settings),
+        {part.subject.name: part.chosen for part in parts},
+        redone,
+        [reason for part in parts for reason in part.subject.left_out],
+    )
+    report.write(folder, found, settings, command)
+    return found
+
+
+def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
+    """Make the folder, or check that it is this study's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / _SETTINGS
+    if any(folder.iterdir()):
+        if not file.exists():
+            raise FileExistsError(f"expected an empty folder, got {folder} with other things in it")
+        if not resume:
+            raise FileExistsError(
+                f"expected an empty folder, got {folder} with a study in it; --resume continues it"
+            )
+        _expect_same(file, settings)
+        for part in folder.rglob("*.part"):
+            part.unlink()  # of a process that was killed while it wrote
+    with storage.whole(file) as part:
+        part.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+
+
+def _expect_same(file: Path, settings: Settings) -> None:
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"expected the settings of a study in {file}, got {error}") from error
+    now = json.loads(json.dumps(asdict(settings)))
+    other = [f"{name} was {before.get(name)}, is {now[name]}" for name in now
+             if before.get(name) != now[name]]  # fmt: skip
+    if other:
+        raise ValueError(f"expected the settings in {file}, got others: {'; '.join(other)}")
+
+
+class World(NamedTuple):
+    """The processes that share the work, as PyTorch's launcher started them, or this one alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    @contextmanager
+    def joined(cls) -> Iterator[World]:
+        """Join the others, if any; leave them at the end."""
+        if not dist.is_torchelastic_launched():
+            yield cls()
+            return
+        # NCCL wants a GPU for each process, and to know which.
+        gpus = torch.cuda.device_count()
+        backend = "nccl" if int(os.environ["LOCAL_WORLD_SIZE"]) <= gpus else "gloo"
+        if gpus:
+            torch.cuda.set_device(cls().device)
+        dist.init_process_group(backend, timeout=timedelta(days=30))  # the slowest may take long
+        try:
+            yield cls(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
+
+    @property
+    def device(self) -> torch.device:
+        """A GPU of its own for each process of a machine, or the CPU."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", local % torch.cuda.device_count())
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's value in all of them; they wait for each other."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+class Task(NamedTuple):
+    """A chunk of images to work on; held-out ones are only scored by the squeezers."""
+
+    seed: int
+    number: int
+    images: tuple[int, ...]
+    held_out: bool
+
+
+class Part:
+    """One classifier's part of a study.
+
+    Args:
+        one: The classifier.
+        chosen: Its images.
+        source: Their source.
+        settings: The study's.
+        root: Folder of the study.
+    """
+
+    def __init__(
+        self, one: Subject, chosen: Selection, source: Source, settings: Settings, root: Path
+    ) -> None:
+        self.subject, self.chosen = one, chosen
+        self._source, self._settings, self._root = source, settings, root
+        self._device = next(one.model.parameters()).device
+        own = zip(chosen.names, chosen.labels, strict=True)
+        self._known = dict(zip(chosen.numbers, own, strict=True))
+        self._plans: dict[int, Plan] = {}
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield all the work."""
+        settings, chosen = self._settings, self.chosen
+        if settings.detectors:
+            for number, part in enumerate(_chunks(chosen.held_out, settings.chunk)):
+                yield Task(settings.seeds[0], number, part, held_out=True)
+        for seed in settings.seeds:
+            for number, part in enumerate(_chunks(chosen.numbers, settings.chunk)):
+                yield Task(seed, number, part, held_out=False)
+
+    def cases(self, task: Task) -> list[Case]:
+        """Return the cases of a chunk; of held-out images, the benign one."""
+        every = self._plan(task.seed).cases()
+        return [next(every)] if task.held_out else list(every)
+
+    def missing(self, task: Task, redone: list[str]) -> bool:
+        """Return whether a chunk lacks shards; remove and note those that cannot be read."""
+        files = [self._file(task, case) for case in self.cases(task)]
+        for file in filter(Path.exists, files):
+            try:
+                storage.load(file, _SHARD)
+            except ValueError:
+                redone.append(str(file.relative_to(self._root)))
+                file.unlink()
+        return not all(map(Path.exists, files))
+
+    def do(self, task: Task, bar: Any) -> None:
+        """Compute the shards that a chunk lacks."""
+        plan, chunk = self._plan(task.seed), self._chunk(task.images, task.seed)
+        benign: dict[str, Tensor] = {}
+        for case in self.cases(task):
+            bar.set_postfix_str(f"{self.subject.name}: {case.attack} {case.aimed}".strip())
+            file = self._file(task, case)
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if task.held_out:
+                    found: dict[str, Any] = {"scores": scores(plan, chunk.images).cpu()}
+                else:
+                    found = measure(case, plan, chunk, benign)
+                if benign:  # whose maps are needed whole, other ones for pictures
+                    shown = self._settings.shown if task.number == 0 else 0
+                    for kind in ("maps", "aim"):
+                        found[kind] = {k: maps[:shown].clone() for k, maps in found[kind].items()}
+                storage.save(found, file, _SHARD)
+            benign = benign or storage.load(file, _SHARD).get("maps", {})
+            bar.update()
+
+    def shards(self) -> Iterator[tuple[Task, Case, dict[str, Any]]]:
+        """Yield all the results, see `measure`."""
+        for task in self.tasks():
+            for case in self.cases(task):
+                yield task, case, storage.load(self._file(task, case), _SHARD)
+
+    def known(self, number: int) -> tuple[str, int]:
+        """Return an image's name and class; neither is kept of held-out ones."""
+        return self._known.get(number, ("", -1))
+
+    def _file(self, task: Task, case: Case) -> Path:
+        kind = "held-out" if task.held_out else f"seed-{task.seed}"
+        name = re.sub(r"[^\w.]+", "-", f"{case.attack} {case.aimed}").strip("-")
+        chunk = self._root / "shards" / self.subject.name / kind / f"{task.number:05d}"
+        return chunk / f"{name}.pt"
+
+    def _chunk(self, images: Sequence[int], seed: int) -> Chunk:
+        return Chunk.of(self._source, images, self.subject.classes, seed, self._device)
+
+    def _plan(self, seed: int) -> Plan:
+        """Return the plan of a seed; made once, since attacks inspect the model."""
+        if seed not in self._plans:
+            pool = None
+            if self.chosen.held_out:
+                chunk = self._chunk(self.chosen.held_out[:_POOL], seed)
+                pool = chunk.images, chunk.labels
+            levels = dict(zip(NOISE, self.chosen.levels, strict=False))
+            self._plans[seed] = Plan(self.subject, self._settings, seed, pool, levels)
+        return self._plans[seed]
+
+
+def _chunks(numbers: list[int], length: int) -> Iterator[tuple[int, ...]]:
+    for start in range(0, len(numbers), length):
+        yield tuple(numbers[start : start + length])
+
+
+def _selection(one: Subject, source: Source, settings: Settings, folder: Path) -> Selection:
+    """Choose a classifier's images, or read the choice."""
+    file, kind = folder / "selection" / f"{one.name}.pt", "selection of images"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = {"RTS", DISTILLED} <= set(one.interpreters)
+        chosen = select(one.model, source, settings, one.classes, noise)
+        storage.save(chosen._asdict(), file, kind)
+    record = storage.load(file, kind)
+    return Selection(*(record[name] for name in Selection._fields))
+
+
+def _work(parts: Sequence[Part], world: World, verbose: bool) -> list[str]:
+    """Compute this process's share of the missing shards; return which could not be read."""
+    redone: list[str] = []
+    todo = [
+        (number, task)
+        for number, part in enumerate(parts if world.rank == 0 else ())
+        for task in part.tasks()
+        if part.missing(task, redone)
+    ]
+    mine = world.share(todo)[world.rank :: world.size]
+    total = sum(len(parts[number].cases(task)) for number, task in mine)
+    with tqdm(
+        total=total, desc=f"process {world.rank}", position=world.rank, disable=not verbose
+    ) as bar:
+        for number, task in mine:
+            parts[number].do(task, bar)
+    world.share(None)  # all processes are done
+    return redone

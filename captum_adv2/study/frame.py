@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: MIT
+"""The results of a study as data frames, and means with intervals of them.
+
+There are two kinds of rows. A *map* row tells what one interpreter shows of one image after one
+attack, and what the classifier predicts; a *score* row, how far a squeezer moves the prediction.
+
+=============== ==================================================================================
+column          meaning
+=============== ==================================================================================
+model           name of the classifier
+seed            seed of target classes and target maps
+image           number of the image in its source, from 0
+name            the source's name for it, for example its file
+label, target   its class, which the classifier gets right; the attacker's class
+attack          what was done to it: benign (nothing), PGD, ADV2 (towards its own map), stAdv,
+                StADV2, patch and class (ADV2 towards other maps), adaptive:SQUEEZER (ADV2 that
+                knows a squeezer), noise:KIND:SHARE (share of images on which the classifier errs)
+aimed           interpreter that the attack knew of; empty for none
+interpreter     (map) interpreter that explains it
+success         (map) 1 where it is classified as the target class, 0 where not
+confidence      (map) probability of the target class
+l1, l2, iou     (map) to the map of the clean image for its own class
+target_l1,      (map) to the map that the attack aimed at; to the clean image's own map for attacks
+target_iou      that aimed at none
+missed          (map) 1 where the map's box misses the object's, 0 where it does not; NaN where the
+                object's box is not known, and for attacked images
+squeezer        (score) name of the squeezer
+score           (score) L1 distance of the predictions before and after it, in [0, 2]
+=============== ==================================================================================
+
+Map distances are means over successful attacks, rates over all images, and detection rates over
+successful attacks too, since an attack that failed leaves nothing to detect. Values come by image,
+so that the effects of two attacks on one image can be subtracted. Several seeds are pooled; models
+are kept apart. Intervals are percentile bootstraps at 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor
+
+from captum_adv2.defenses.detection import threshold_at
+from captum_adv2.study.cases import DISTILLED, SQUEEZERS
+from captum_adv2.study.settings import Settings
+
+if TYPE_CHECKING:
+    from captum_adv2.study.engine import Part
+
+PLACE = ["model", "attack", "aimed"]
+IMAGE = ["model", "seed", "image", "name", "label", "target", "attack", "aimed"]
+MEASURED = ["success", "confidence", "l1", "l2", "iou", "target_l1", "target_iou", "missed"]
+MAP = [*IMAGE, "interpreter", *MEASURED]
+SCORE = [*IMAGE, "squeezer", "score"]  # target -1: held-out images, which set the thresholds
+
+JOINT = "joint"
+"""All squeezers together: the largest score, with a threshold of its own."""
+
+FALSE_POSITIVES = 0.05
+"""Share of held-out benign images that a threshold flags at most."""
+
+Values: TypeAlias = "pd.Series[float]"  # by seed and image
+
+
+class Pictures(NamedTuple):
+    """The first images of a model after one attack, and the interpreters' maps of them."""
+
+    model: str
+    attack: str
+    aimed: str
+    images: Tensor  # (k, C, H, W) in [0, 1]
+    maps: Mapping[str, Tensor]  # by interpreter, (k, 1, h, w)
+    aim: Tensor | None = None  # the maps aimed at, (k, 1, h, w), if not the benign ones
+
+
+def gather(
+    parts: Iterable[Part], settings: Settings
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Pictures]]:
+    """Return the map rows, score rows and pictures of all shards."""
+    maps, scores, pictures = [], [], []
+    for part in parts:
+        model = part.subject.name
+        for task, case, found in part.shards():
+            names, labels = zip(*map(part.known, task.images), strict=True)
+            target = found.get("target", torch.full((len(names),), -1)).numpy()
+            columns = (
+                model,
+                task.seed,
+                task.images,
+                names,
+                labels,
+                target,
+                case.attack,
+                case.aimed,
+            )
+            images = dict(zip(IMAGE, columns, strict=True))
+            for name, measures in found.get("measures", {}).items():
+                maps.append(images | {"interpreter": name} | _numbers(measures))
+            for name, score in zip(SQUEEZERS, found["scores"].unbind(dim=1), strict=False):
+                scores.append(images | {"squeezer": name} | _numbers({"score": score}))
+            if task.number == 0 and task.seed == settings.seeds[0] and not task.held_out:
+                shown, aims = found["images"][: settings.shown].float() / 255, found["aim"]
+                few = {name: each[: settings.shown] for name, each in found["maps"].items()}
+                aim = aims[case.aimed][: settings.shown] if aims else None
+                pictures.append(Pictures(model, case.attack, case.aimed, shown, few, aim))
+    return _rows(maps, MAP), _rows(scores, SCORE), pictures
+
+
+def _numbers(columns: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: column.double().numpy() for name, column in columns.items()}
+
+
+def _rows(blocks: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:
+    frames = [pd.DataFrame(block, columns=names) for block in blocks]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
+
+
+class Estimate(NamedTuple):
+    """A mean, its 95 % interval, and the number of values; NaN where there are none."""
+
+    mean: float
+    low: float
+    high: float
+    size: int
+    percent: bool = False  # whether it is printed as a percentage
+
+    @classmethod
+    def of(cls, values: Values, percent: bool = False) -> Self:
+        """Return the mean of some values and its bootstrap interval, from a seed of its own."""
+        mean = float(values.mean())
+        if len(values) < 2:
+            return cls(mean, mean, mean, len(values), percent)
+        sample, rng = (values.to_numpy(dtype=float),), np.random.default_rng(0)
+        found = bootstrap(sample, np.mean, n_resamples=2000, method="percentile", rng=rng)
+        low, high = map(float, found.confidence_interval)
+        return cls(mean, low, high, len(values), percent)
+
+    def __str__(self) -> str:
+        """Return it for people.
+
+        >>> print(Estimate(0.5, 0.25, 0.75, 9), Estimate(0.5, 0.25, 0.75, 9, percent=True))
+        0.500 [0.250, 0.750] 50 % [25, 75]
+        """
+        if not self.size:
+            return "–"
+        if self.percent:
+            mean, low, high = (f"{round(100 * value, 1):g}" for value in self[:3])
+            return f"{mean} % [{low}, {high}]"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class Measure(NamedTuple):
+    """A column of map rows to take the mean of."""
+
+    column: str
+    successes: bool = True  # over successful attacks, or over all
+    percent: bool = False
+
+
+MEASURES: Mapping[str, Measure] = {
+    "ASR": Measure("success", successes=False, percent=True),
+    "MC": Measure("confidence", successes=False),
+    "L1": Measure("l1"),
+    "L2": Measure("l2"),
+    "IoU": Measure("iou"),
+    "L1 to target": Measure("target_l1"),
+    "IoU to target": Measure("target_iou"),
+    "localisation error": Measure("missed", successes=False, percent=True),
+}
+"""Measures by title."""
+
+
+def knows(attack: str) -> bool:
+    """Return whether an attack knows of an interpreter."""
+    return attack not in ("benign", "PGD", "stAdv") and not attack.startswith("noise:")
+
+
+def difference(first: Values, second: Values) -> Values:
+    """Return first less second, on the images that have both."""
+    return (first - second).dropna()
+
+
+class Results:
+    """A study's values by model, attack and interpreter, as series by seed and image.
+
+    Args:
+        maps: Map rows.
+        scores: Score rows.
+
+    Attributes:
+        models: Names of the classifiers, in the order of the rows.
+        every: Names of the interpreters.
+        interpreters: Names of the interpreters but `DISTILLED`.
+        squeezers: Names of the squeezers.
+        thresholds: By model, of each squeezer and of all (`JOINT`); none without held-out images.
+    """
+
+    def __init__(self, maps: pd.DataFrame, scores: pd.DataFrame) -> None:
+        self.models = [*maps.model.unique()]
+        self.every = [*maps.interpreter.unique()]
+        self.interpreters = [name for name in self.every if name != DISTILLED]
+        self.squeezers = [*scores.squeezer.unique()]
+        self._attacks = [*maps.attack.unique()]
+        # Clean images are the same for every seed.
+        maps, scores = (
+            rows[(rows.attack != "benign") | (rows.seed == maps.seed.iloc[0])]
+            for rows in (maps, scores)
+        )
+        held_out = scores.target == -1
+        self.thresholds = {
+            model: {
+                name: threshold_at(torch.tensor(values.dropna().to_numpy()), FALSE_POSITIVES)
+                for name, values in columns.items()
+            }
+            for model, columns in self._wide(scores[held_out]).groupby(level="model")
+        }
+        maps = maps.set_index(["seed", "image"])
+        self._none = maps.iloc[:0]
+        self._maps = dict(iter(maps.groupby([*PLACE, "interpreter"])))
+        won = maps[maps.success > 0.5].groupby([*PLACE, "seed", "image"]).size()
+        wide = self._wide(scores[~held_out])
+        counts = wide.index.isin(won.index) | (wide.index.get_level_values("attack") == "benign")
+        self._scores = dict(iter(wide[counts].groupby(level=PLACE)))
+
+    def _wide(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Return a column of scores for each squeezer, and one for all."""
+        index = [*PLACE, "seed", "image"]
+        wide = scores.pivot(index=index, columns="squeezer", values="score")[self.squeezers]
+        return wide.assign(**{JOINT: wide.max(axis=1, skipna=False)})
+
+    def rows(
+        self, model: str, attack: str, interpreter: str, aimed: str | None = None
+    ) -> pd.DataFrame:
+        """Return an interpreter's rows after an attack, by seed and image; maybe none.
+
+        Args:
+            model: Name of the classifier.
+            attack: Name of the attack.
+            interpreter: Name of the interpreter.
+            aimed: Interpreter that the attack knew of; default: this one, if it knew of any.
+        """
+        if aimed is None:
+            aimed = interpreter if knows(attack) else ""
+        return self._maps.get((model, attack, aimed, interpreter), self._none)
+
+    def values(self, title: str, *place: str) -> Values:
+        """Return the values of a measure that count; see `MEASURES` and `rows`."""
+        rows, measure = self.rows(*place), MEASURES[title]
+        counting = rows[rows.success > 0.5] if measure.successes else rows
+        return counting[measure.column].dropna()
+
+    def estimate(self, title: str, *place: str) -> Estimate:
+        """Return a measure's mean and interval; see `values`."""
+        return Estimate.of(self.values(title, *place), MEASURES[title].percent)
+
+    def scores(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Values:
+        """Return the scores of successful attacks, or of clean images."""
+        found = self._scores.get((model, attack, aimed))
+        return self._none.l1 if found is None else found[squeezer].droplevel(PLACE).dropna()
+
+    def flagged(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Values:
+        """Return 1 for images that a squeezer, or all together, flags, 0 for others."""
+        threshold = self.thresholds.get(model, {}).get(squeezer)
+        scores = self.scores(model, attack, aimed, squeezer)
+        return scores.iloc[:0] if threshold is None else (scores > threshold).astype(float)
+
+    def detection(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Estimate:
+        """Return the share of images that are flagged."""
+        return Estimate.of(self.flagged(model, attack, aimed, squeezer), percent=True)
+
+    def having(self, attack: str) -> list[str]:
+        """Return the interpreters (but `DISTILLED`) with rows of their own after an attack."""
+        names, models = self.interpreters, self.models
+        return [name for name in names if any(len(self.rows(m, attack, name)) for m in models)]
+
+    def named(self, attack: str) -> list[str]:
+        """Return an attack; or all that begin so, if it ends with a colon: ``adaptive:``."""
+        every = [name for name in self._attacks if name.startswith(attack)]
+        return every if attack.endswith(":") else [attack]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""A study as files to look at: records, tables, figures, and a page that shows them.
+
+The page is one file of HTML beside its figures. It needs no server and loads nothing from
+elsewhere; it reads on a phone, in the dark, on paper, and aloud.
+"""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, Template
+
+from captum_adv2 import storage
+from captum_adv2.study import figures, tables
+from captum_adv2.study.claims import judge
+from captum_adv2.study.engine import Found
+from captum_adv2.study.figures import DPI
+from captum_adv2.study.frame import Results
+from captum_adv2.study.settings import Settings
+
+_PACKAGES = ("captum_adv2", "torch", "torchvision", "captum", "torchattacks", "kornia", "numpy")
+
+_ORDER = (
+    *("Table 2", "Table 3", "Figure 4", "Figure 5", "Figure 6", "Table 4", "Table 5", "Figure 7"),
+    *("Figure 8", "Figure 9", "Figure 10", "Table 6", "Figure 11", "Table 7", "Table 8"),
+    *("Figure 12", "Figure 13", "Figure 14", "Table 9", "Figure 15", "Figure 16"),
+    *("Figures 15 and 16", "Table 10", "Table 13", "Table 14"),
+)
+
+
+def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
+    """Write ``index.html``, and files in ``records``, ``tables`` and ``figures``, each whole."""
+    results = Results(found.maps, found.scores)
+    built, missing = tables.build(results, settings)
+    drawings = figures.build(results, found.pictures, settings)
+    for kind in ("records", "tables", "figures"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for name, rows in (("maps", found.maps), ("scores", found.scores)):
+        _text(folder / "records" / f"{name}.csv", rows.to_csv(index=False, na_rep="nan"))
+    for table in built:
+        file = folder / "tables" / slug(table.number)
+        _text(file.with_suffix(".md"), table.markdown())
+        _text(file.with_suffix(".csv"), table.cells.to_csv(index=False))
+    for drawing in drawings:
+        with storage.whole(folder / "figures" / f"{drawing.stem}.png") as part:
+            drawing.figure.savefig(part, format="png", dpi=DPI)
+    _text(
+        folder / "index.html",
+        _template().render(
+            verdicts=judge(results),
+            sections=sorted([*built, *drawings], key=lambda each: _ORDER.index(each.number)),
+            settings=asdict(settings),
+            command=command,
+            versions=_versions(),
+            found=found,
+            corrupt=list(dict.fromkeys(e for s in found.selections.values() for e in s.corrupt)),
+            missing=[*found.left_out, *missing],
+            dpi=DPI,
+        ),
+    )
+
+
+def _text(path: Path, text: str) -> None:
+    with storage.whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def slug(number: str) -> str:
+    """Return a name for a table's file.
+
+    >>> slug("Table 3"), slug("Figures 15 and 16")
+    ('table-03', 'figures-15-and-16')
+    """
+    return "-".join(word.zfill(2) if word.isdigit() else word.lower() for word in number.split())
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"slug": slug, "plain": _plain}
+    return environment.get_template("page.html")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "none"
+
+
+def _versions() -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # this one, run from its source
+            found[name] = version(name)
+    return found
