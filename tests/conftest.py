@@ -254,33 +254,41 @@ class TinyNet(nn.Module):
 
 
 def blobs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return 16x16 images with a blob of one of four colours at a random place, and the colours."""
+    """Return 16x16 images with a blob of one of four colours at a random place, and the colours.
+
+    Made in double precision, so that they are rounded to the same 8 bits on any processor.
+    """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 4, (count,), generator=generator)
     centre = torch.randint(4, 12, (count, 2, 1, 1), generator=generator)
     rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
     far = (rows - centre[:, 0]).square() + (columns - centre[:, 1]).square()
-    blob = torch.exp(-far / 8)[:, None]
-    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]) * 0.25
-    noise = 0.05 * torch.randn(count, 3, 16, 16, generator=generator)
+    blob = torch.exp(-far.double() / 8)[:, None]
+    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]).double() * 0.25
+    noise = 0.05 * torch.randn(count, 3, 16, 16, generator=generator, dtype=torch.float64)
     images = 0.4 + blob * colours[labels][:, :, None, None] + noise
-    return (images.clamp(0, 1) * 255).round() / 255, labels
+    return (images.clamp(0, 1) * 255).round().float() / 255, labels
 
 
 def train(model: nn.Module) -> nn.Module:
-    """Train a network on blobs; it gets all of them right."""
+    """Train a network on blobs; it gets all of them right.
+
+    In double precision: training blows up differences in rounding, and in float32 the network
+    would be another one on each processor and with each number of threads.
+    """
+    model.double()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     # A rate that ends at zero lets the running statistics of batch norm catch up.
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=100)
     for seed in range(100):
         images, labels = blobs(128, seed)
-        loss = nn.functional.cross_entropy(model(images), labels)
+        loss = nn.functional.cross_entropy(model(images.double()), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     optimizer.zero_grad(set_to_none=True)
-    return model.eval()
+    return model.float().eval()
 
 
 @functools.cache
