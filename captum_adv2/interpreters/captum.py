@@ -6,7 +6,7 @@ has a graph and the *wrong* gradient: only the factor that is not a gradient car
 requires grad therefore proves nothing, and `CaptumInterpreter` accepts only methods whose gradient
 was held against finite differences; others are refused, with the reason.
 
-How each method is run is said in `methods`. Captum itself is not imported here: its methods are known by name.
+`methods` has the table of these methods. Captum itself is not imported: they are known by name.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class CaptumInterpreter(Interpreter):
         seed: Seed of what the method draws, anew at each call; the same for all images of a batch.
         **attribute_kwargs: Passed to ``attribution.attribute`` at each call.
 
+    >>> import torch
     >>> from captum.attr import Saliency
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     >>> CaptumInterpreter(Saliency(model))(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])).shape
