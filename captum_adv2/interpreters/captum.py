@@ -39,7 +39,6 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda a: a.sum(dim=1, keepdim=True),
 }
 
-
 _UNVERIFIED = "its gradient has not been verified"
 _DETACHED = "Captum detaches what its rules work with; use DeepLift"
 _SHUFFLED = "it shuffles features among the images of a batch: no map is of one image"
@@ -108,28 +107,29 @@ def _expect_supported(attribution: Any, kwargs: dict[str, Any]) -> None:
 
 @final
 class CaptumInterpreter(Interpreter):
-    """Any attribution instance of Captum that can be made differentiable, as an interpreter.
+    """An attribution method of Captum, made differentiable.
 
-    Supported are, of gradients at the input: ``Saliency``, ``InputXGradient``,
-    ``IntegratedGradients``, ``GradientShap``, ``DeepLift``, ``DeepLiftShap``, ``GuidedBackprop``,
-    ``Deconvolution``, ``GuidedGradCam``, and a ``NoiseTunnel`` around these and the next; at a
-    layer: ``LayerActivation``, ``LayerGradCam``, ``LayerGradientXActivation``,
-    ``LayerConductance``, ``LayerIntegratedGradients``, ``InternalInfluence``; of perturbations:
-    ``Occlusion``, ``FeatureAblation``, ``ShapleyValues``, ``ShapleyValueSampling``, ``KernelShap``,
-    and ``Lime`` with a linear or ridge regression. The attribution is not changed.
+    Supported are the methods that take gradients at the input (``Saliency``, ``InputXGradient``,
+    ``IntegratedGradients``, ``GradientShap``), propagate by rules (``GuidedBackprop``,
+    ``Deconvolution``, ``GuidedGradCam``, ``DeepLift``, ``DeepLiftShap``), explain a layer
+    (``LayerActivation``, ``LayerGradCam``, ``LayerGradientXActivation``, ``LayerConductance``,
+    ``LayerIntegratedGradients``, ``InternalInfluence``) or perturb the image (``Occlusion``,
+    ``FeatureAblation``, ``ShapleyValues``, ``ShapleyValueSampling``, ``KernelShap``, ``Lime`` with
+    a linear or ridge regression), and a ``NoiseTunnel`` around one that draws no numbers.
 
     Convention:
         Reduced over channels, min-max scaled per image, at the attribution's own resolution.
 
     Args:
-        attribution: Instance of a Captum method, built on the model (or on a function of it: then
-            the attack takes the logits from its own model, in a forward pass of its own).
+        attribution: Instance of a Captum method, which is not changed. Built on a function in place
+            of a model, it shares no logits with an attack, which runs its own model for them.
         reduce: How channels become one: ``"abs-max"``, ``"abs-sum"``, ``"max"``, ``"sum"``, or a
             function ``(B, C, h, w) -> (B, 1, h, w)``.
         smoothing: Derivative of ReLU in the surrogate of methods that take gradients of the model;
             see `Gradient`. DeepLift's rules are smooth without it.
-        seed: Seed of what the method draws, anew at each call; the same for all images of a batch.
-        **attribute_kwargs: Passed to ``attribution.attribute`` at each call.
+        seed: Seed of the method's random numbers, drawn anew at each call and the same for all
+            images of a batch.
+        **attribute_kwargs: Arguments of ``attribution.attribute``.
 
     >>> import torch
     >>> from captum.attr import Saliency
