@@ -13,11 +13,12 @@ judges the same images by an interpreter with fresh ones. Last, which methods re
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import EPS, Case, attacked
+from common import EPS, Case, attacked, embedded_case
 from torch import Tensor
 from torchattacks import PGD
 
@@ -25,8 +26,9 @@ from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.evaluation import visualize
 from captum_adv2.interpreters import CaptumInterpreter
 
-from captum_catalogue import METHODS, interpreter  # isort: skip  (common puts it on the path)
-from mask import embedded_case  # isort: skip
+sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
+
+from captum_catalogue import METHODS, interpreter  # isort: skip
 from real import load_case  # isort: skip
 
 # Width of the smoothed ReLU, of the size of the pre-activations; see docs/captum.md.
