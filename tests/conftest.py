@@ -52,7 +52,7 @@ settings.register_profile(
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "examples" / "benchmark")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import captum.attr
-import common  # noqa: F401  (puts the benchmarks on the path)
 import isic
 import mutation
 import pytest
