@@ -45,12 +45,6 @@ def test_steps_are_torchs(seed, lr, betas, count):
     assert state.steps == count
 
 
-def test_the_defaults_are_torchs_but_for_the_rate():
-    defaults = torch.optim.Adam([torch.zeros(1)]).defaults
-    assert (Adam().betas, Adam().eps) == (defaults["betas"], defaults["eps"])
-    assert Adam().lr == 0.1
-
-
 def test_a_step_from_zero_moments_is_a_sign():
     gradient = torch.tensor([3.0, -1e-3, 0.0], dtype=torch.float64)
     step, _ = Adam(lr=0.1).update(gradient, Adam().init(gradient))
@@ -129,42 +123,10 @@ def test_rescaled_moments_are_those_of_scaled_gradients(seed, betas, factor, ste
     assert ours.steps == steps
 
 
-@pytest.mark.parametrize("call", ["update", "rescale"])
-def test_nothing_passed_is_changed(call):
-    gradients = drawn(0, 4)
-    state = run(Adam(), gradients[:3])[1]
-    kept = [v.clone() for v in (state.first, state.second, gradients[3])]
-    if call == "update":
-        step, after = Adam().update(gradients[3], state)
-        assert torch.equal(Adam().update(gradients[3], state)[0], step)
-    else:
-        after = Adam().rescale(state, 0.5, 100)
-    assert all(map(torch.equal, kept, (state.first, state.second, gradients[3])))
-    assert state.steps == 3
-    assert after.first.data_ptr() != state.first.data_ptr()
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("lr", (0.0, -0.1, float("inf"))),
-        ("betas", ((1.0, 0.999), (0.9, 1.0), (-0.1, 0.999), (0.9, 1.5), (0.9, float("nan")))),
-        ("eps", (0.0, -1e-8)),
-    ],
-)
-def test_numbers_out_of_range(name, values):
-    for value in values:
-        with pytest.raises(ValueError, match=f"expected {name} (at least|above|below)"):
-            Adam(**{name: value})
-
-
-@pytest.mark.parametrize("name", ["lr", "betas", "eps"])
-@pytest.mark.parametrize("value", ["2", None, True, (0.9,), ("0.9", 0.999)])
-def test_numbers_of_another_type(name, value):
-    with pytest.raises(TypeError, match=f"expected {name} to be"):
-        Adam(**{name: value})
-
-
-def test_betas_of_zero_are_allowed():
-    step, _ = Adam(1, (0, 0)).update(torch.ones(1), Adam().init(torch.ones(1)))
-    torch.testing.assert_close(step, torch.ones(1))
+def test_a_state_passed_in_is_not_changed():
+    gradients, adam = drawn(0, 4), Adam()
+    state = run(adam, gradients[:3])[1]
+    before = [v.clone() for v in (*state[:2], gradients[3])]
+    adam.update(gradients[3], state)
+    adam.rescale(state, 0.5, 100)
+    assert all(map(torch.equal, before, (*state[:2], gradients[3])))
