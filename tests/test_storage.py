@@ -66,20 +66,6 @@ def test_a_file_is_replaced_only_when_the_new_one_is_whole(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_file_of_another_kind(tmp_path):
-    storage.save({}, tmp_path / "file", "thing")
-    with pytest.raises(ValueError, match=r"expected the file of a gadget, got .*file, of a thing"):
-        storage.load(tmp_path / "file", "gadget")
-
-
-def test_a_missing_file_and_a_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        storage.load(tmp_path / "none", "thing")
-    with pytest.raises((OSError, RuntimeError)):
-        storage.save({}, tmp_path / "none" / "file", "thing")
-    assert not os.listdir(tmp_path)
-
-
 @given(content=st.binary(max_size=60))
 def test_garbage(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("garbage") / "file"
@@ -88,10 +74,10 @@ def test_garbage(tmp_path_factory, content):
         storage.load(path, "thing")
 
 
-@pytest.mark.parametrize("value", [torch.ones(2), [1], "kind", {"a": 1}, {"kind": 3}])
+@pytest.mark.parametrize("value", [torch.ones(2), [1], {"a": 1}, {"kind": 3}, {"kind": "gadget"}])
 def test_other_files_of_torch(tmp_path, value):
     torch.save(value, tmp_path / "file")
-    with pytest.raises(ValueError, match="expected the file of a thing"):
+    with pytest.raises(ValueError, match=r"expected the file of a thing, got .*file, of a"):
         storage.load(tmp_path / "file", "thing")
 
 
