@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinyNet, blobs, mixed
+from conftest import TinyNet, blobs, mixed, untrained
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from captum_adv2 import storage
-from captum_adv2.interpreters import MaskingModel, train_masking_model, training
+from captum_adv2.interpreters import train_masking_model, training
 from captum_adv2.interpreters.mask import Blur
 from captum_adv2.interpreters.training import Blend, MaskingLoss, Training, fit, random_others
 from captum_adv2.testing import unchanged
@@ -27,13 +27,6 @@ QUICK = {"epochs": 2, "lr": 0.01, "verbose": False}
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
-
-
-def masking(model, seed=0, **settings):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        settings = {"layers": ("body", "stem"), "width": 4, "image_shape": (3, 16, 16)} | settings
-        return MaskingModel(model, **settings)
 
 
 def weights(masking_model):
@@ -183,7 +176,7 @@ def test_random_others_are_equally_likely():
 def test_gradients_are_finite_and_for_the_masking_model_alone(trained, form, scale):
     extreme = copy.deepcopy(trained)
     extreme.fc.weight.data.mul_(scale)
-    masking_model = masking(extreme)
+    masking_model = untrained(extreme)
     parameters = [*masking_model.selector.parameters(), *masking_model.decoder.parameters()]
     with unchanged(extreme):
         terms = MaskingLoss(extreme, form)(masking_model, *blobs(6), seeded(0))
@@ -240,7 +233,7 @@ every_kind = pytest.mark.parametrize("kind", ["list", "shuffled", "generator"])
 
 
 def learn(model, loader, masking_model=None, **settings):
-    masking_model = masking_model or masking(model)
+    masking_model = masking_model or untrained(model)
     return train_masking_model(model, loader, masking_model, **(QUICK | settings))
 
 
@@ -253,7 +246,11 @@ def test_training_is_torchs_adam_on_each_objective_with_a_cosine_rate(model):
         total = masking_model.selector(labels).sum(dim=1)
         return {"b": total, "c": torch.rand((), generator=generator) * total}
 
-    batches, found, expected = [blobs(4, seed) for seed in range(3)], masking(model), masking(model)
+    batches, found, expected = (
+        [blobs(4, seed) for seed in range(3)],
+        untrained(model),
+        untrained(model),
+    )
     fit(found, batches, [first, second], model, Training("toy", 2, 0.1, 5, None, False))
     optimizer = torch.optim.Adam(expected.selector.parameters())
     for step, (images, labels) in enumerate(batches * 2):
@@ -273,7 +270,7 @@ def test_nothing_is_left_behind(trained, kind, batches):
     model, encoder, loader = mixed(trained), TinyNet(), Failing(loader_of(kind), batches)
     model.fc.bias.grad = torch.ones_like(model.fc.bias)
     state = loader.generator and loader.generator.get_state()
-    masking_model, fails = masking(encoder).train(), pytest.raises(ZeroDivisionError)
+    masking_model, fails = untrained(encoder).train(), pytest.raises(ZeroDivisionError)
     with unchanged(model), unchanged(encoder), fails if batches < 6 else nullcontext():
         learn(model, loader, masking_model, epochs=1)
     assert state is None or torch.equal(loader.generator.get_state(), state)
@@ -299,7 +296,7 @@ def test_the_seed_decides(trained, kind):
 @pytest.mark.parametrize("how", ["gradients", "no_grad", "train mode"])
 def test_the_surroundings_do_not_matter(trained, how):
     batches, classifier = [blobs(4)] * 2, copy.deepcopy(trained)
-    expected, masking_model = weights(learn(trained, batches)), masking(classifier)
+    expected, masking_model = weights(learn(trained, batches)), untrained(classifier)
     if how == "gradients":
         for parameter in masking_model.decoder.parameters():
             parameter.grad = torch.full_like(parameter, 1e3)
@@ -322,7 +319,7 @@ def test_a_killed_run_resumes_to_the_same_weights(model, tmp_path, monkeypatch, 
         learn(model, Failing(loader, killed), checkpoint=part)
     assert part.exists() == (killed >= 3)
     torch.manual_seed(99)
-    again = masking(model, seed=5 if killed >= 3 else 0)  # its weights come from the checkpoint
+    again = untrained(model, seed=5 if killed >= 3 else 0)  # its weights come from the checkpoint
     assert same(weights(learn(model, loader, again, checkpoint=part)), expected)
     first, second = (storage.load(path, "training")["optimizer"]["state"] for path in (part, whole))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
@@ -332,7 +329,7 @@ def test_a_finished_run_takes_no_more_steps(model, tmp_path, monkeypatch):
     path, settings = tmp_path / "file", {"epochs": np.int64(1), "lr": np.float32(0.5)}
     expected = weights(learn(model, [blobs(2)], checkpoint=path, **settings))
     monkeypatch.setattr(torch.optim.Adam, "step", None)
-    again = learn(model, [blobs(2)], masking(model, seed=4), checkpoint=path, **settings)
+    again = learn(model, [blobs(2)], untrained(model, seed=4), checkpoint=path, **settings)
     assert same(weights(again), expected)
 
 
@@ -343,13 +340,14 @@ def test_a_finished_run_takes_no_more_steps(model, tmp_path, monkeypatch):
         ({"lr": 0.02}, "expected a checkpoint of this training"),
         ({"seed": 1}, "expected a checkpoint of this training"),
         ({"loader": [blobs(2)] * 2}, "expected a checkpoint of this training"),
-        ({"width": 5}, "expected a checkpoint of this architecture"),
+        ({"other encoder": True}, "expected a checkpoint of this architecture"),
     ],
 )
 def test_a_checkpoint_of_another_run_changes_nothing(model, tmp_path, other, message):
     path = tmp_path / "file"
     learn(model, [blobs(2)], checkpoint=path)
-    content, masking_model = path.read_bytes(), masking(model, width=other.pop("width", 4))
+    encoder = TinyNet(width=5) if other.pop("other encoder", False) else model
+    content, masking_model = path.read_bytes(), untrained(encoder)
     before = weights(masking_model)
     with pytest.raises(ValueError, match=message):
         learn(model, other.pop("loader", [blobs(2)]), masking_model, checkpoint=path, **other)
@@ -361,25 +359,21 @@ def test_a_checkpoint_of_another_run_changes_nothing(model, tmp_path, other, mes
 
 
 @pytest.mark.parametrize(
-    ("loader", "error", "message"),
+    ("loader", "classes", "error", "message"),
     [
-        ([(torch.full((2, 3, 16, 16), 2.0), torch.tensor([0, 1]))], ValueError, r"in \[0, 1\]"),
-        ([(torch.ones(2, 3, 16, 16), torch.rand(2))], TypeError, "integer dtype"),
-        ([], ValueError, "at least one batch"),
-        (iter([blobs(2)]), TypeError, "len|sequence|list"),
+        ([(torch.full((2, 3, 16, 16), 2.0), torch.arange(2))], 4, ValueError, r"in \[0, 1\]"),
+        ([(torch.ones(2, 3, 16, 16), torch.rand(2))], 4, TypeError, "integer dtype"),
+        ([], 4, ValueError, "at least one batch"),
+        (iter([blobs(2)]), 4, TypeError, "len"),
+        ([blobs(2)], 6, ValueError, "classifier's 4 classes, got one for 6"),
     ],
 )
-def test_loaders_and_batches_that_do_not_fit(model, loader, error, message):
-    masking_model = masking(model)
+def test_loaders_batches_and_classes_that_do_not_fit(model, loader, classes, error, message):
+    masking_model = untrained(model, classes=classes)
     before = weights(masking_model)
     with unchanged(model), pytest.raises(error, match=message):
         learn(model, loader, masking_model)
     assert same(weights(masking_model), before)
-
-
-def test_a_masking_model_for_other_classes(model):
-    with pytest.raises(ValueError, match="classifier's 4 classes, got one for 6"):
-        learn(model, [blobs(2)], masking(model, classes=6))
 
 
 def test_the_bar_shows_every_term_or_nothing(model, capsys):
