@@ -27,10 +27,11 @@ MODULES = (
     "captum_adv2",
     *sorted(info.name for info in pkgutil.walk_packages([str(PACKAGE)], "captum_adv2.")),
 )
-ROOTS = {"spec", "optim", "storage"}
+ROOTS = {"spec", "seeds", "optim", "storage"}
 # What each wing may import, besides itself.
 SEES = {
     "spec": set(),
+    "seeds": set(),
     "optim": {"spec"},
     "storage": {"spec"},
     "interpreters": ROOTS,

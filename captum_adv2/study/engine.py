@@ -51,23 +51,14 @@ _POOL = 100  # held-out images whose maps stand for other classes
 
 
 class Found(NamedTuple):
-    """The results of a study.
+    """The results of a study; see `captum_adv2.study.frame`."""
 
-    Attributes:
-        maps: Map rows.
-        scores: Score rows.
-        pictures: The first images of every model after every attack.
-        selections: By model.
-        redone: Shards that could not be read, and were computed again.
-        left_out: Interpreters that a model does not have, and why.
-    """
-
-    maps: pd.DataFrame
-    scores: pd.DataFrame
-    pictures: Sequence[Pictures]
-    selections: Mapping[str, Selection]
-    redone: Sequence[str]
-    left_out: Sequence[str]
+    maps: pd.DataFrame  # map rows
+    scores: pd.DataFrame  # score rows
+    pictures: Sequence[Pictures]  # the first images of every model after every attack
+    selections: Mapping[str, Selection]  # by model
+    redone: Sequence[str]  # shards that could not be read, and were computed again
+    left_out: Sequence[str]  # interpreters that a model does not have, and why
 
 
 @checked
@@ -112,7 +103,7 @@ def run(
         if world.rank:
             return None
     found = Found(
-        *frame.gather((shard for part in parts for shard in part.shards()), settings),
+        *frame.gather(parts, settings),
         {part.subject.name: part.chosen for part in parts},
         redone,
         [reason for part in parts for reason in part.subject.left_out],
@@ -201,17 +192,6 @@ class Task(NamedTuple):
     held_out: bool
 
 
-class Shard(NamedTuple):
-    """The results of one case on one chunk, see `cases.measure`, and what they are of."""
-
-    model: str
-    task: Task
-    names: list[str]
-    labels: list[int]
-    case: Case
-    found: dict[str, Any]
-
-
 class Part:
     """One classifier's part of a study.
 
@@ -229,6 +209,8 @@ class Part:
         self.subject, self.chosen = one, chosen
         self._source, self._settings, self._root = source, settings, root
         self._device = next(one.model.parameters()).device
+        own = zip(chosen.names, chosen.labels, strict=True)
+        self._known = dict(zip(chosen.numbers, own, strict=True))
         self._plans: dict[int, Plan] = {}
 
     def tasks(self) -> Iterator[Task]:
@@ -278,15 +260,15 @@ class Part:
             benign = benign or storage.load(file, _SHARD).get("maps", {})
             bar.update()
 
-    def shards(self) -> Iterator[Shard]:
-        """Yield all the results."""
-        own = zip(self.chosen.names, self.chosen.labels, strict=True)
-        known = dict(zip(self.chosen.numbers, own, strict=True))
+    def shards(self) -> Iterator[tuple[Task, Case, dict[str, Any]]]:
+        """Yield all the results, see `measure`."""
         for task in self.tasks():
-            names, labels = zip(*(known.get(n, ("", -1)) for n in task.images), strict=True)
             for case in self.cases(task):
-                found = storage.load(self._file(task, case), _SHARD)
-                yield Shard(self.subject.name, task, list(names), list(labels), case, found)
+                yield task, case, storage.load(self._file(task, case), _SHARD)
+
+    def known(self, number: int) -> tuple[str, int]:
+        """Return an image's name and class; neither is kept of held-out ones."""
+        return self._known.get(number, ("", -1))
 
     def _file(self, task: Task, case: Case) -> Path:
         kind = "held-out" if task.held_out else f"seed-{task.seed}"
@@ -295,8 +277,7 @@ class Part:
         return chunk / f"{name}.pt"
 
     def _chunk(self, images: Sequence[int], seed: int) -> Chunk:
-        samples = [self._source[number] for number in images]
-        return Chunk.of(tuple(images), samples, self.subject.classes, seed, self._device)
+        return Chunk.of(self._source, images, self.subject.classes, seed, self._device)
 
     def _plan(self, seed: int) -> Plan:
         """Return the plan of a seed; made once, since attacks inspect the model."""
