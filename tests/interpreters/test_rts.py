@@ -15,7 +15,6 @@ from torch import nn
 
 from captum_adv2 import ADV2, storage
 from captum_adv2.interpreters import RTS, EncoderGuided, MaskingModel
-from captum_adv2.interpreters.tap import tapped
 from captum_adv2.study.embedded import load_resnet, load_rts, make_shapes
 from captum_adv2.testing import unchanged
 
@@ -89,12 +88,6 @@ def test_the_map_is_finite_and_in_the_unit_range_for_any_decoder(trained, power,
             assert gradient.isfinite().all()
 
 
-def test_the_map_has_the_size_of_the_finest_layer(data):
-    net, images = pyramid(), torch.cat([data[0], data[0]], dim=3)
-    for layers, size in ((("2", "0"), (8, 16)), (("2", "1"), (4, 8)), (("2", "1", "0"), (8, 16))):
-        assert masking(net, layers=layers)(images, data[1]).shape == (6, 1, *size)
-
-
 def test_a_masking_model_has_its_own_mode_and_its_encoders_type(trained_smooth, encoder):
     own = masking(encoder)
     for mode in (False, True):
@@ -125,19 +118,15 @@ def test_scales_are_found(name):
 
 
 def test_a_module_that_runs_at_two_scales_counts_where_it_runs_last(data):
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fine, self.coarse = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
-            self.relu = nn.ReLU()
-
-        def forward(self, x):
-            return self.relu(self.coarse(self.relu(self.fine(x)))).mean(dim=(2, 3))
-
-    own = masking(Shared(), layers=None)
-    assert own.layers == ("relu", "fine")
-    features, output = own.encode(data[0])
-    torch.testing.assert_close(features[0].mean(dim=(2, 3)), output)
+    net, relu = pyramid(), nn.ReLU()
+    for stage in net[:3]:
+        stage[1] = relu
+    own = masking(net, layers=None)
+    assert own.layers == ("2", "1", "0")  # the whole stages, which end in it
+    flat = nn.Sequential(*(layer for stage in net[:3] for layer in stage), net[3])
+    own = masking(flat, layers=None)
+    assert own.layers == ("1", "2", "0")  # the coarsest, and the convolutions before
+    assert torch.equal(own.encode(data[0]).features[0], net[:3](data[0]))
 
 
 def test_modules_that_work_in_place_do_not_change_features(data):
@@ -320,21 +309,3 @@ def test_adv2_brings_the_map_near_its_target():
         apart = rts(adversarial, target) - rts(shapes.images, shapes.labels)
         distances.append(apart.abs().mean())
     assert distances[0] < 0.5 * distances[1]
-
-
-# The tap
-
-
-@pytest.mark.parametrize("side", ["input", "output"])
-def test_a_tap_keeps_one_side_of_a_module(model, data, side):
-    with unchanged(model), tapped(model.body, side) as tap:
-        model(data[0])
-    before = model.norm(model.stem(data[0]))
-    assert torch.equal(tap.features, before if side == "input" else model.body(before))
-
-
-def test_a_tap_ignores_other_outputs_than_tensors(data):
-    net = Features().eval()
-    with tapped(net, "output") as tap:
-        assert isinstance(net(data[0]), tuple)
-    assert tap.features is None
