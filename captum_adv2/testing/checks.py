@@ -162,16 +162,17 @@ def _class(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
 
 @_check("differentiable", exact=True, smooth=True)
 def _differentiable(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
-    """The surrogate's map has a gradient, which is not 0 unless the map is constant."""
+    """The surrogate's map has a gradient, which is not 0 unless the map has two values at most."""
     maps, gradient = _attacked(interpreter, images, target)
     if gradient is None:
         raise AssertionError(
             "expected maps to be differentiable with respect to the images, got no graph that "
             "leads there; look for detach, data, no_grad, or a leaf made inside"
         )
-    size = gradient.abs().flatten(1).amax(dim=1)
-    low, high = maps.flatten(1).aminmax(dim=1)
-    _hold((size > 0) | (low == high), target, "a gradient of the map that is not 0", size)
+    size, values = gradient.abs().flatten(1).amax(dim=1), maps.flatten(1)
+    low, high = values.aminmax(dim=1, keepdim=True)
+    flat = ((values == low) | (values == high)).all(dim=1)  # after scaling, 0 and 1 alone
+    _hold((size > 0) | flat, target, "a gradient of the map that is not 0", size)
 
 
 @_check("gradient", exact=True, smooth=True)
