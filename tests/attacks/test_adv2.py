@@ -171,25 +171,6 @@ def test_a_batch_is_attacked_like_its_images(trained_smooth, double, kind):
     torch.testing.assert_close(together[[0, 5]], torch.cat(alone), rtol=0, atol=1e-6)
 
 
-# The best iterate
-
-
-@pytest.mark.parametrize("interpreter", [CAM, Gradient])
-@pytest.mark.parametrize("eps", [0.03, 0.2])
-@pytest.mark.filterwarnings(FLAT_MAPS)
-def test_best_is_never_worse_than_final(model, data, interpreter, eps):
-    reports = []
-    for keep in ("best", "final"):
-        attack = ADV2(model, interpreter, eps, eps / 6, 14, step=PLAIN, keep=keep)
-        adversarial, g = targeted(attack)(*data), interpreter(model)
-        reports.append(evaluate(model, g, data[0], adversarial, shifted(*data)))
-    best, final = reports
-    assert (best.success | ~final.success).all()
-    assert (best.l1 <= final.l1 + 1e-6)[final.success & (final.confidence >= 0.9)].all()
-    # Where the last iterate is not good enough, the best one is not less sure of the class.
-    assert (best.confidence >= final.confidence.clamp(max=0.9) - 1e-6).all()
-
-
 # Seeds
 
 

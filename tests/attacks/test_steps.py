@@ -53,24 +53,19 @@ RULES = [SignDescent(), SignDescent(0.0, 1.0), AdamDescent()]
 
 
 @pytest.mark.parametrize("step", RULES)
-def test_a_zero_gradient_of_an_image_moves_no_other_and_gives_no_nan(step):
-    clean, active = random_images(), torch.tensor([1.0, 0.0, 1.0]).double()
-    problem = problem_of(clean, lambda images: active * images.sum(dim=(1, 2, 3)))
-    for variable in run(step, problem, 3):
-        moved = (variable != clean).flatten(1).any(dim=1)
-        assert moved.tolist() == [True, False, True]
-        assert variable.isfinite().all()
-
-
-@pytest.mark.parametrize("step", RULES)
-def test_a_batch_moves_like_its_images_and_stays_in_the_ball(step):
+def test_a_batch_moves_like_its_images_one_without_a_gradient_too(step):
     clean, goal = random_images(), random_images(1)
-    together = run(step, problem_of(clean, quadratic(goal), LinfBall(0.05), alpha=0.03), 5)[-1]
-    assert (together - clean).abs().max() == pytest.approx(0.05)
-    for i in range(len(clean)):
-        loss = quadratic(goal[i : i + 1])
-        alone = run(step, problem_of(clean[i : i + 1], loss, LinfBall(0.05), alpha=0.03), 5)[-1]
-        assert torch.equal(alone, together[i : i + 1])
+    active = torch.tensor([1.0, 0.0, 1.0]).double().view(-1, 1, 1, 1)
+
+    def moved(part):
+        loss = quadratic(goal[part], active[part])
+        return run(step, problem_of(clean[part], loss, LinfBall(0.05), alpha=0.03), 5)[-1]
+
+    together = moved(slice(None))
+    changes = (together - clean).abs().amax(dim=(1, 2, 3))
+    assert changes.tolist() == pytest.approx([0.05, 0, 0.05])
+    for i in range(3):
+        assert torch.equal(moved(slice(i, i + 1)), together[i : i + 1])
 
 
 # Signs
