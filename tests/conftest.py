@@ -224,6 +224,11 @@ ATTACKS = (
 )
 
 
+def inner(attack: CarefulAttack) -> ADV2 | StADV2:
+    """Return the attack that optimises the image: of two stages, the second."""
+    return getattr(attack, "second", attack)
+
+
 @pytest.fixture(params=ATTACKS, ids=lambda attacked: attacked.name)
 def attacked(request: pytest.FixtureRequest) -> Attacked:
     return request.param

@@ -7,6 +7,7 @@ import torch
 from conftest import TinyNet
 from hypothesis import given
 from hypothesis import strategies as st
+from targeting import noting, shifted, targeted
 from torch import nn
 
 from captum_adv2 import ADV2, BitDepthADV2
@@ -17,15 +18,6 @@ from captum_adv2.interpreters import CAM, Gradient
 
 CLASSES = 4
 SEEDS = st.integers(0, 2**32 - 1)
-
-
-def shifted(images, labels):
-    return (labels + 1) % CLASSES
-
-
-def targeted(attack):
-    attack.set_mode_targeted_by_function(shifted, quiet=True)
-    return attack
 
 
 def probabilities(model, images):
@@ -283,16 +275,11 @@ def test_predictions_to_match(model, data):
 
 def test_target_maps_are_those_of_the_second_stage(model, data):
     seen = []
-
-    def term(candidate):
-        seen.append(candidate.target_maps)
-        return 0 * candidate.images.sum(dim=(1, 2, 3))
-
     wanted = CAM(model)(*data).detach().flip(-1)
-    inner = ADV2(model, CAM, eps=0.1, steps=3, warmup=0, terms=(term,))
+    inner = ADV2(model, CAM, eps=0.1, steps=3, warmup=0, terms=(noting(seen),))
     BitDepthADV2(inner, 3, steps=2)(*data, target_maps=wanted)
     assert len(seen) == 3 + 2  # steps, and the choice of the best iterate
-    assert all(torch.equal(maps, wanted) for maps in seen)
+    assert all(torch.equal(candidate.target_maps, wanted) for candidate in seen)
 
 
 # Both stages

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torchattacks
 from captum.attr import Saliency
-from conftest import TinyNet, mixed
+from conftest import TinyNet, inner, mixed
+from targeting import FLAT_MAPS, noting, predictions, shifted, targeted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchattacks.attack import Attack
@@ -16,8 +17,7 @@ from captum_adv2 import ADV2, BitDepthADV2, SoundnessWarning, StADV2
 from captum_adv2.attacks import Margin, RandomPatch, SignDescent, presets
 from captum_adv2.interpreters import CAM, Explanation, Gradient, Interpreter, Unrolled
 
-# MASK's map of an image is constant after few iterations, and a random net's maps may be.
-pytestmark = pytest.mark.filterwarnings("ignore::captum_adv2.SoundnessWarning")
+pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
 
 CLASSES = 4
 MEAN, STD = [0.25] * 3, [0.5] * 3  # exact in every dtype
@@ -40,25 +40,6 @@ def build(request):
 def net(trained):
     """A copy of the trained net, for tests that change it."""
     return copy.deepcopy(trained)
-
-
-def shifted(images, labels):
-    return (labels + 1) % CLASSES
-
-
-def targeted(attack):
-    attack.set_mode_targeted_by_function(shifted, quiet=True)
-    return attack
-
-
-def inner(attack):
-    """Return the attack that optimises the image: of two stages, the second."""
-    return getattr(attack, "second", attack)
-
-
-def predictions(model, images):
-    with torch.no_grad():
-        return model(images).argmax(dim=1)
 
 
 def mirrored(interpreter, images, labels, target):
@@ -411,8 +392,7 @@ def test_attributes_can_be_reassigned(model, data):
     expected = ADV2(model, CAM, eps=0.1, alpha=0.02, steps=5, keep="final")(*data)
     assert torch.equal(attack(*data), expected)
     records = []
-    attack.terms = [lambda candidate: 0 * candidate.images.sum(dim=(1, 2, 3))] * 2
-    attack.callback = records.append
+    attack.terms, attack.callback = [noting([]), noting([])], records.append
     assert torch.equal(attack(*data), expected)
     assert [record.step for record in records] == [0, 1, 2, 3, 4]
 

@@ -9,7 +9,8 @@ import warnings
 import pytest
 import torch
 import torchattacks
-from conftest import mixed
+from conftest import inner, mixed
+from targeting import FLAT_MAPS
 from torch import nn
 
 from captum_adv2 import ADV2, StADV2
@@ -30,8 +31,7 @@ from captum_adv2.defenses import BitDepth, MedianSmoothing, NonLocalMeans
 from captum_adv2.interpreters import CAM, EncoderGuided, FiniteDifference, Unrolled
 from captum_adv2.testing import Network, image_batch, unchanged
 
-# MASK's map of an image is constant after few iterations, and a random net's maps may be.
-pytestmark = pytest.mark.filterwarnings("ignore::captum_adv2.SoundnessWarning")
+pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
 
 # The distance of neighbouring numbers near 1, and a little more: rounding may leave the ball.
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-9}
@@ -41,11 +41,6 @@ EPS = {"ADV2": 0.1, "StADV2": 1.0, "BitDepthADV2": 0.2}
 def targeted(attack):
     attack.set_mode_targeted_by_label(quiet=True)
     return attack
-
-
-def inner(attack):
-    """Return the attack that optimises the image: of two stages, the second."""
-    return getattr(attack, "second", attack)
 
 
 def check_valid(adversarial, images, attack):
