@@ -224,6 +224,21 @@ ATTACKS = (
 )
 
 
+# Each class of attacks, around an interpreter or its class.
+BUILD = {
+    "ADV2": lambda model, interpreter: ADV2(model, interpreter, steps=4),
+    "StADV2": lambda model, interpreter: StADV2(model, interpreter, steps=4),
+    "BitDepthADV2": lambda model, interpreter: BitDepthADV2(
+        ADV2(model, interpreter, eps=0.2, steps=4), bits=3, steps=3
+    ),
+}
+
+
+@pytest.fixture(params=BUILD)
+def build(request: pytest.FixtureRequest) -> Callable[[nn.Module, Any], CarefulAttack]:
+    return BUILD[request.param]
+
+
 def inner(attack: CarefulAttack) -> ADV2 | StADV2:
     """Return the attack that optimises the image: of two stages, the second."""
     return getattr(attack, "second", attack)

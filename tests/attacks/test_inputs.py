@@ -2,15 +2,14 @@
 """Images, models and callers of every kind; what a call, an error and a copy leave as it was."""
 
 import copy
-import io
 import pickle
 import warnings
 
 import pytest
 import torch
 import torchattacks
+from attack_helpers import FLAT_MAPS
 from conftest import inner, mixed
-from targeting import FLAT_MAPS
 from torch import nn
 
 from captum_adv2 import ADV2, StADV2
@@ -88,11 +87,6 @@ def test_double_precision_agrees_with_single(attacked, trained_smooth, data):
     assert ((double - single).abs() > 1e-3).double().mean() < 0.1
 
 
-def test_a_dtype_that_is_not_the_models(attacked, model, data):
-    with pytest.raises((TypeError, RuntimeError), match=r"(?i)dtype|type|float"):
-        attacked.build(model)(data[0].double(), data[1])
-
-
 LAYOUTS = {
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "offset": lambda x: nn.functional.pad(x, (1, 2, 1, 0), value=9.0)[..., 1:, 1:-2],
@@ -157,15 +151,9 @@ def test_callers(attacked, model, data, call):
 
 
 def test_inference_mode_is_refused(attacked, model, data):
-    attack = attacked.build(model)
-    expected = attack(*data)
-    with (
-        unchanged(model, *data),
-        torch.inference_mode(),
-        pytest.raises(RuntimeError, match=r"inference_mode\(\); use no_grad"),
-    ):
-        attack(*data)
-    assert torch.equal(attack(*data), expected)
+    refused = pytest.raises(RuntimeError, match=r"inference_mode\(\); use no_grad")
+    with unchanged(model, *data), torch.inference_mode(), refused:
+        attacked.build(model)(*data)
 
 
 # Models and devices
@@ -287,21 +275,13 @@ def test_an_exception_changes_nothing(attacked, trained, data, place):
 # Copies
 
 
-def saved(thing):
-    file = io.BytesIO()
-    torch.save(thing, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
-    "torch.save": saved,
 }
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])  # `torch.save` pickles too
+@pytest.mark.parametrize("how", COPIES)
 def test_copies_of_attacks(attacked, trained, data, how):
     attack, data = attacked.build(trained), (data[0][:2], data[1][:2])
     inner(attack).generator = torch.Generator().manual_seed(5)
