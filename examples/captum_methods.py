@@ -13,18 +13,20 @@ a second row judges the same images at fresh ones. The last line names the metho
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
-from common import EPS, attacked
+from common import EPS, attacked, embedded_case
 from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.evaluation import visualize
 
-from captum_catalogue import METHODS, interpreter, refusal  # isort: skip  (common's path)
-from mask import embedded_case  # isort: skip
+sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
+
+from captum_catalogue import METHODS, interpreter, refusal  # isort: skip
 from real import load_case  # isort: skip
 
 # Width of the smoothed ReLU, of the size of the pre-activations; see docs/captum.md.

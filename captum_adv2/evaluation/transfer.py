@@ -97,7 +97,7 @@ def matrix(
     >>> images, target = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
     >>> interpreters = {"GRAD": Gradient(model), "fine": Gradient(model, pool=1)}
     >>> found = matrix(model, interpreters, images, {"none": images}, target, labels=target)
-    >>> found.l1.shape, found.mean().shape
+    >>> found.each("l1").shape, found.mean().shape
     (torch.Size([1, 2, 2]), torch.Size([1, 2]))
     """
     columns = {name: (model, interpreter) for name, interpreter in interpreters.items()}

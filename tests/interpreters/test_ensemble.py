@@ -61,7 +61,8 @@ lists = st.lists(sides, min_size=2, max_size=4)
 @given(sizes=lists, factor=st.floats(0.01, 100), seed=st.integers(0, 99), data=st.data())
 def test_the_map_is_the_weighted_mean_at_the_finest_resolution(sizes, factor, seed, data):
     maps = given_maps(*sizes, seed=seed)
-    weights = [data.draw(st.floats(0.1, 10)) for _ in sizes]
+    weights = [data.draw(st.floats(0, 10)) for _ in sizes]
+    weights[-1] += 0.1
     found = Ensemble([Given(m) for m in maps], [factor * w for w in weights])(*batch())
     finest = tuple(max(side) for side in zip(*sizes, strict=True))
     total = sum(weights)
@@ -69,13 +70,6 @@ def test_the_map_is_the_weighted_mean_at_the_finest_resolution(sizes, factor, se
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert found.min() >= 0
     assert found.max() <= 1 + 1e-6
-
-
-def test_a_weight_of_zero_removes_a_member_from_the_map_not_from_the_disagreement(model, data):
-    members = [CAM(model), GradCAM(model), Gradient(model)]
-    found = Ensemble(members, [0, 0, 3])
-    torch.testing.assert_close(found(*data), Gradient(model)(*data))
-    torch.testing.assert_close(found.disagreement(*data), Ensemble(members).disagreement(*data))
 
 
 @given(size=st.integers(1, 9) | sides, sizes=lists)
@@ -106,18 +100,6 @@ def test_gradcheck(smooth, size):
         lambda x: ensemble.disagreement(x.clamp(0, 1), label),
     ):
         assert torch.autograd.gradcheck(maps, (x,), check_undefined_grad=False, fast_mode=True)
-
-
-def test_it_explains_the_model_after_a_preprocessing(model, data):
-    def shift(x):
-        return (x - 0.45) / 0.25
-
-    members = [CAM(model), Gradient(model)]
-    after = Ensemble([Ensemble(members), CAM(model)]).after(shift)
-    expected = [member.after(shift)(*data) for member in members]
-    mean = sum(expected) / 2
-    torch.testing.assert_close(after(*data), (mean + expected[0]) / 2)
-    torch.testing.assert_close(after.logits(data[0]), model(shift(data[0])))
 
 
 # Logits, and how often the model runs
@@ -254,12 +236,6 @@ def test_disagreement_is_invariant_to_scale_and_shift(scale, shift, seed):
     plain = Ensemble([Given(first), Given(second)]).disagreement(*batch())
     found = Ensemble([Given(first), Given(scale * second / 2 + shift)]).disagreement(*batch())
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
-
-
-def test_the_extremes_of_disagreement():
-    maps = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
-    assert Ensemble([Given(maps), Given(1 - maps)]).disagreement(*batch(1)).tolist() == [1.0]
-    assert Ensemble([Given(maps), Given(maps)]).disagreement(*batch(1)).tolist() == [0.0]
 
 
 # Arguments
