@@ -71,7 +71,7 @@ class Range:
 
     def check(self, value: Any, name: str) -> None:
         """Raise unless a value is a number of the range."""
-        kind = numbers.Integral if self.integer else numbers.Real
+        kind: Any = numbers.Integral if self.integer else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
             wanted = "an integer" if self.integer else "a number"
             raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
