@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import torchvision_net
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function
-from torchvision import models
 
 from captum_adv2.interpreters import Gradient
 from captum_adv2.interpreters.relu import as_derivative, h, sigma, smooth_relu, step
+from captum_adv2.testing import image_batch, unchanged
 
 Z = torch.tensor([-40.0, -7.0, -2.5, -1e-2, -1e-4, 1e-4, 1e-2, 2.5, 5.99, 6.01, 7.0, 40.0])
 INF = math.inf
@@ -66,8 +67,8 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
 ways = pytest.mark.parametrize(("function", "low", "high"), WAYS.values(), ids=WAYS)
 
 
-def leaf(dtype: torch.dtype = torch.float64) -> Tensor:
-    return Z.to(dtype).requires_grad_()
+def leaf() -> Tensor:
+    return Z.double().requires_grad_()
 
 
 def slope(out: Tensor, z: Tensor) -> Tensor:
@@ -119,62 +120,34 @@ def test_a_smoothing_is_a_derivative_or_the_tau_of_h(tau: float) -> None:
 
 class TestContext:
     @ways
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_values_are_exact(
-        self, function: Callable[[Tensor], Tensor], low: float, high: float, dtype: torch.dtype
-    ) -> None:
-        with smooth_relu():
-            out = function(leaf(dtype) * 1)
-        assert out.dtype == dtype
-        assert torch.equal(out, Z.to(dtype).clamp(low, high))
-        assert torch.equal(out, function(Z.to(dtype).clone()))
-
-    @ways
-    @pytest.mark.parametrize("tau", [1e-4, 0.01])
-    def test_gradients_are_the_formulas(
-        self, function: Callable[[Tensor], Tensor], low: float, high: float, tau: float
-    ) -> None:
-        z, weights = leaf(), torch.linspace(1, 2, len(Z), dtype=torch.float64)
-        with smooth_relu(functools.partial(h, tau=tau)):
-            out = function(z * 1)
-        (first,) = torch.autograd.grad((weights * out).sum(), z, create_graph=True)
-        (second,) = torch.autograd.grad(first.sum(), z)
-        at = z.detach() - low
-        slope, bend = h(at, tau), tau / (at.square() + tau).pow(1.5)
-        if high < INF:
-            at = z.detach() - high
-            slope, bend = slope - h(at, tau), bend - tau / (at.square() + tau).pow(1.5)
-        torch.testing.assert_close(first, weights * slope, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(second, weights * bend, rtol=1e-7, atol=1e-12)
-
-    @ways
-    @pytest.mark.parametrize("derivative", [sigma, step])
-    def test_other_derivatives(
+    @pytest.mark.parametrize("derivative", [h, functools.partial(h, tau=0.01), sigma, step])
+    def test_values_are_exact_and_derivatives_as_given(
         self,
         function: Callable[[Tensor], Tensor],
         low: float,
         high: float,
         derivative: Callable[[Tensor], Tensor],
     ) -> None:
-        z = leaf()
-        (plain,) = torch.autograd.grad(function(z * 1).sum(), z)
+        z, at, weights = leaf(), leaf(), torch.linspace(1, 2, len(Z), dtype=torch.float64)
         with smooth_relu(derivative):
             out = function(z * 1)
-        (gradient,) = torch.autograd.grad(out.sum(), z)
-        above = derivative(z.detach() - high) if high < INF else 0.0
-        torch.testing.assert_close(gradient, derivative(z.detach() - low) - above)
-        assert torch.equal(gradient, plain) is (derivative is step)  # ReLU's own
+        assert torch.equal(out, Z.double().clamp(low, high))
+        (first,) = torch.autograd.grad((weights * out).sum(), z, create_graph=True)
+        expected = derivative(at - low) - (derivative(at - high) if high < INF else 0)
+        torch.testing.assert_close(first, weights * expected, rtol=1e-12, atol=1e-12)
+        if derivative is step:
+            assert torch.equal(first, weights * slope(function(at * 1), at))  # ReLU's own
+        else:
+            second = torch.autograd.grad(first.sum(), z)[0]
+            torch.testing.assert_close(second, slope(weights * expected, at), rtol=1e-7, atol=1e-12)
 
-    def test_default_is_h(self) -> None:
-        z = leaf()
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_default_is_h(self, dtype: torch.dtype) -> None:
+        z = Z.to(dtype).requires_grad_()
         with smooth_relu():
             out = torch.relu(z)
+        assert torch.equal(out, Z.to(dtype).relu())
         assert torch.equal(slope(out, z), h(z.detach()))
-
-    def test_without_grad(self) -> None:
-        with smooth_relu(), torch.no_grad():
-            out = torch.relu(leaf())
-        assert not out.requires_grad
 
     def test_is_left_also_after_an_exception(self) -> None:
         mode, z = smooth_relu(sigma), leaf()
@@ -193,18 +166,6 @@ class TestContext:
             outer = torch.relu(z)
         assert torch.equal(slope(inner, z), sigma(z.detach()))
         assert torch.equal(slope(outer, z), h(z.detach()))
-
-    def test_second_derivative_through_a_gradient(self) -> None:
-        z, tau = torch.tensor([0.3, 1.7, 5.0], dtype=torch.float64, requires_grad=True), 0.1
-        with smooth_relu(functools.partial(h, tau=tau)):
-            out = F.relu6(z).square().sum()
-            (first,) = torch.autograd.grad(out, z, create_graph=True)
-        (second,) = torch.autograd.grad(first.sum(), z)
-        z = z.detach()
-        rise = h(z, tau) - h(z - 6, tau)
-        bend = tau / (z**2 + tau) ** 1.5 - tau / ((z - 6) ** 2 + tau) ** 1.5
-        # d/dz [2 relu6(z) s(z)] with relu6' taken as s too
-        torch.testing.assert_close(second, 2 * rise * rise + 2 * z * bend)
 
     @pytest.mark.parametrize(
         "function",
@@ -284,54 +245,25 @@ class TestContext:
         assert second.abs().max() > 0
 
 
-@functools.cache
-def architecture(name: str) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = getattr(models, name)(num_classes=10).eval()
-        # Fresh networks put out logits near 0; batch statistics make their activations ordinary.
-        images = torch.rand(4, 3, 64, 64)
-        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0
-        with torch.no_grad():
-            net(images)
-        for norm in norms:
-            norm.eval()
-    return net.requires_grad_(False)
-
-
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2"])
-class TestArchitectures:
-    IMAGES = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+def test_networks_keep_their_logits_and_get_a_second_derivative(name: str) -> None:
+    net, x = torchvision_net(name), image_batch((1, 3, 64, 64)).requires_grad_()
+    expected = net(x)
 
-    def test_logits_are_bitwise_the_models(self, name: str) -> None:
-        net = architecture(name)
-        with torch.no_grad(), smooth_relu():
-            smooth = net(self.IMAGES)
-        with torch.no_grad():
-            assert torch.equal(smooth, net(self.IMAGES))
-        assert smooth.std() > 0
+    def second(derivative: Callable[[Tensor], Tensor]) -> Tensor | None:
+        with smooth_relu(derivative):
+            logits = net(x)
+        assert torch.equal(logits, expected)
+        (first,) = torch.autograd.grad(logits[0, 3], x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x, allow_unused=True)[0]
 
-    def test_the_map_has_a_gradient_only_when_smoothed(self, name: str) -> None:
-        net = architecture(name)
-        x = self.IMAGES.clone().requires_grad_()
-
-        def input_gradient(derivative: Callable[[Tensor], Tensor]) -> Tensor:
-            with smooth_relu(derivative):
-                logit = net(x)[0, 3]
-            (first,) = torch.autograd.grad(logit, x, create_graph=True)
-            return torch.autograd.grad(first.square().sum(), x, allow_unused=True)[0]
-
-        keys = {n: set(vars(m)) for n, m in net.named_modules()}
-        second = input_gradient(h)
-        assert second.isfinite().all()
-        assert second.abs().max() > 0
-        assert keys == {n: set(vars(m)) for n, m in net.named_modules()}
-        if name == "resnet18":  # piecewise linear: the plain second derivative is 0
-            plain = input_gradient(step)
-            assert plain is None or not plain.any()
+    with unchanged(net, x):
+        smooth, plain = second(h), second(step)
+    assert expected.std() > 0
+    assert smooth.isfinite().all()
+    assert smooth.any()
+    if name == "resnet18":  # piecewise linear
+        assert plain is None or not plain.any()
 
 
 def test_the_surrogate_of_grad_uses_its_smoothing(model: nn.Module, data: Any) -> None:
