@@ -234,6 +234,12 @@ def _expect_instance(value: Any, kind: type, name: str) -> None:
     raise TypeError(f"expected {name} to be {wanted}, got {got}{hint}")
 
 
+def expect_shape(value: Tensor, shape: tuple[int, ...], name: str) -> None:
+    """Raise unless a tensor has a shape."""
+    if value.shape != shape:
+        raise ValueError(f"expected {name} of shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
 def expect_logits(output: Any, batch: int) -> Tensor:
     """Return a model's output if it is logits ``(batch, classes)`` of two classes or more."""
     wanted = f"expected the model to return logits of shape ({batch}, classes)"
