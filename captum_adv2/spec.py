@@ -71,7 +71,7 @@ class Range:
 
     def check(self, value: Any, name: str) -> None:
         """Raise unless a value is a number of the range."""
-        kind = numbers.Integral if self.integer else numbers.Real
+        kind: Any = numbers.Integral if self.integer else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
             wanted = "an integer" if self.integer else "a number"
             raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
@@ -232,6 +232,12 @@ def _expect_instance(value: Any, kind: type, name: str) -> None:
         got = f"the class {value.__name__}"
         hint = f"; pass {value.__name__}(...)" if issubclass(value, kind) else hint
     raise TypeError(f"expected {name} to be {wanted}, got {got}{hint}")
+
+
+def expect_shape(value: Tensor, shape: tuple[int, ...], name: str) -> None:
+    """Raise unless a tensor has a shape."""
+    if value.shape != shape:
+        raise ValueError(f"expected {name} of shape {tuple(shape)}, got {tuple(value.shape)}")
 
 
 def expect_logits(output: Any, batch: int) -> Tensor:

@@ -8,7 +8,7 @@ the settings. Hence it does not matter which process works on it, nor when.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -21,7 +21,7 @@ from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.attacks.targets import TargetMap
 from captum_adv2.defenses import BitDepth, FeatureSqueezing, MedianSmoothing, NonLocalMeans
 from captum_adv2.evaluation import localization, metrics
-from captum_adv2.study.data import Sample
+from captum_adv2.study.data import Source
 from captum_adv2.study.settings import Settings
 from captum_adv2.study.subjects import Subject
 
@@ -44,38 +44,25 @@ _FAR = 15.0  # of a far target map, which at the default, 150, would outweigh th
 
 
 class Chunk(NamedTuple):
-    """Images that are worked on together.
+    """Images that are worked on together."""
 
-    Attributes:
-        numbers: Numbers of the images in their source.
-        images: ``(B, C, H, W)`` in [0, 1].
-        labels: Their classes ``(B,)``.
-        target: The attacker's classes ``(B,)``, drawn from the seed.
-        boxes: True boxes of each image, ``(K, 4)``.
-        seed: The study's.
-    """
-
-    numbers: tuple[int, ...]
-    images: Tensor
-    labels: Tensor
-    target: Tensor
-    boxes: tuple[Tensor, ...]
+    numbers: tuple[int, ...]  # in their source
+    images: Tensor  # (B, C, H, W) in [0, 1]
+    labels: Tensor  # (B,)
+    target: Tensor  # the attacker's classes (B,), drawn from the seed
+    boxes: tuple[Tensor, ...]  # true boxes of each image, (K, 4)
     seed: int
 
     @classmethod
     def of(
-        cls,
-        numbers: tuple[int, ...],
-        samples: list[Sample],
-        classes: int,
-        seed: int,
-        device: torch.device,
+        cls, source: Source, numbers: Sequence[int], classes: int, seed: int, device: torch.device
     ) -> Self:
-        """Return the chunk of some samples."""
+        """Read some images of a source."""
+        samples = [source[number] for number in numbers]
         labels = [sample.label for sample in samples]
         wanted = [draw_target(seed, *pair, classes) for pair in zip(numbers, labels, strict=True)]
         return cls(
-            numbers,
+            tuple(numbers),
             torch.stack([sample.image for sample in samples]).to(device),
             torch.tensor(labels, device=device),
             torch.tensor(wanted, device=device),
@@ -108,42 +95,25 @@ def noisy(chunk: Chunk, kind: str, level: float) -> Tensor:
 
 
 class Case(NamedTuple):
-    """One thing done to images.
+    """One thing done to images."""
 
-    Attributes:
-        attack: Its name, see `frame.MAP`.
-        aimed: Interpreter that it knows of; empty for none.
-        explained: Interpreters whose maps are measured.
-        craft: Makes adversarial images ``(B, C, H, W)`` of a chunk's.
-        reached: Classes ``(B,)`` that maps explain, from the chunk and the classes predicted.
-        aim: The maps that it aims at; ``None``: the benign ones.
-    """
-
-    attack: str
-    aimed: str
-    explained: tuple[str, ...]
-    craft: Callable[[Chunk], Tensor]
+    attack: str  # its name, see `frame`
+    aimed: str  # interpreter that it knows of; empty for none
+    explained: tuple[str, ...]  # interpreters whose maps are measured
+    craft: Callable[[Chunk], Tensor]  # makes adversarial images of a chunk's
+    # Classes (B,) that maps explain, from the chunk and the classes predicted.
     reached: Callable[[Chunk, Tensor], Tensor] = lambda chunk, predicted: chunk.target
-    aim: TargetMap | None = None
+    aim: TargetMap | None = None  # the maps that it aims at, if not the benign ones
 
 
 class Plan(NamedTuple):
-    """All cases of a classifier's images.
-
-    Attributes:
-        subject: Classifier and interpreters.
-        settings: The study's.
-        seed: One of its seeds.
-        pool: Images ``(N, C, H, W)`` and their classes ``(N,)``, for the maps of other classes;
-            ``None`` where none are held out.
-        levels: Standard deviations of the noise, see `NOISE`; none where noise is not studied.
-    """
+    """All cases of a classifier's images."""
 
     subject: Subject
     settings: Settings
     seed: int
-    pool: tuple[Tensor, Tensor] | None
-    levels: Mapping[tuple[str, float], float]
+    pool: tuple[Tensor, Tensor] | None  # images and classes for the maps of other classes
+    levels: Mapping[tuple[str, float], float]  # of the noise, see `NOISE`; empty without
 
     @property
     def main(self) -> tuple[str, ...]:
@@ -277,7 +247,7 @@ def scores(plan: Plan, images: Tensor) -> Tensor:
     """Return how far each squeezer moves the predictions of images, ``(B, S)``; see `SQUEEZERS`."""
     if not plan.settings.detectors:
         return images.new_zeros(len(images), 0)
-    return FeatureSqueezing(plan.subject.model, SQUEEZERS.values()).scores(images)
+    return FeatureSqueezing(plan.subject.model, tuple(SQUEEZERS.values())).scores(images)
 
 
 def _missed(maps: Tensor, chunk: Chunk, threshold: float) -> Tensor:

@@ -13,74 +13,57 @@ The docstring of a check is its rule, word by word as the page prints it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
 
 import pandas as pd
 
 from captum_adv2.study.cases import DISTILLED
 from captum_adv2.study.frame import FALSE_POSITIVES, JOINT, Estimate, Results, difference
 
-_SUCCESS = 0.95  # least success rate of an attack that works
-
 
 class Check(NamedTuple):
-    """The numbers of a classifier and, say, an interpreter; ``holds`` is None if not measured."""
+    """The numbers of a classifier and, say, an interpreter."""
 
     text: str
-    holds: bool | None
+    holds: bool | None  # None: not measured
+
+
+Checks: TypeAlias = Callable[[Results, str], Iterator[Check]]  # of a classifier
 
 
 class Claim(NamedTuple):
-    """An observation and how it is judged.
-
-    Attributes:
-        text: The observation, in our words.
-        rule: What has to hold.
-        needs: What has to be measured.
-        checks: Checks a classifier.
-    """
+    """An observation and how it is judged."""
 
     text: str
     rule: str
-    needs: str
-    checks: Callable[[Results, str], Iterator[Check]]
+    needs: str  # what has to be measured
+    checks: Checks
 
 
 class Verdict(NamedTuple):
-    """Whether an observation holds.
-
-    Attributes:
-        number: The paper's, 1 to 9.
-        claim: The observation.
-        holds: ``None`` if it was not measured.
-        support: The numbers that decide, a line a check; violations of the rule come first.
-        models: Classifier by classifier.
-    """
+    """Whether an observation holds."""
 
     number: int
     claim: Claim
     holds: bool | None
-    support: list[str]
-    models: dict[str, bool | None]
+    support: list[str]  # the numbers, a line a check; violations of the rule come first
+    models: Mapping[str, bool | None]  # classifier by classifier
 
 
 CLAIMS: list[Claim] = []
 """The observations in the paper's order."""
 
 
-def _claim(text: str, needs: str) -> Callable[[_Checks], _Checks]:
+def _claim(text: str, needs: str) -> Callable[[Checks], Checks]:
     """Make a claim of a function whose docstring is the rule."""
 
-    def register(checks: _Checks) -> _Checks:
+    def register(checks: Checks) -> Checks:
         rule = (inspect.getdoc(checks) or "").replace("\n", " ")
         CLAIMS.append(Claim(text, rule, needs, checks))
         return checks
 
     return register
-
-
-_Checks = Callable[[Results, str], Iterator[Check]]
 
 
 def judge(results: Results) -> list[Verdict]:
@@ -92,7 +75,7 @@ def _verdict(number: int, claim: Claim, results: Results) -> Verdict:
     found = {model: [*claim.checks(results, model)] for model in results.models}
     models = {model: _all(check.holds for check in checks) for model, checks in found.items()}
     holds = _all(models.values())
-    support = [] if holds is not None else [f"needs {claim.needs}"]
+    support = [f"needs {claim.needs}"] if holds is None else []
     for value, word in ((False, "violated"), (True, "holds"), (None, "not measured")):
         for model, checks in found.items():
             support += [f"{model}: {text} ({word})" for text, each in checks if each is value]
@@ -105,9 +88,18 @@ def _all(found: Iterable[bool | None]) -> bool | None:
     return all(measured) if measured else None
 
 
-def _check(text: str, holds: bool, *estimates: Estimate) -> Check:
+def _check(subject: str, holds: bool, numbers: Mapping[str, Estimate], note: str = "") -> Check:
     """Return a check, which is not measured where an estimate lacks values."""
-    return Check(text, bool(holds) if all(entry.size for entry in estimates) else None)
+    text = ", ".join(f"{name} {estimate}" for name, estimate in numbers.items())
+    known = all(estimate.size for estimate in numbers.values())
+    return Check(f"{subject}: {text}{note}", bool(holds) if known else None)
+
+
+def _less(ours: Estimate, theirs: Estimate) -> str:
+    """Return by how much a mean is below another."""
+    if not ours.size or not theirs.mean > 0:
+        return ""
+    return f" ({100 * (1 - ours.mean / theirs.mean):.1f} % less)"
 
 
 @_claim(
@@ -120,9 +112,8 @@ def _prediction(results: Results, model: str) -> Iterator[Check]:
     """
     for name in results.interpreters:
         ours, theirs = (results.estimate("ASR", model, a, name) for a in ("ADV2", "PGD"))
-        text = f"{name}: success of ADV2 {ours.text(True)}, of PGD {theirs.text(True)}"
-        holds = ours.mean >= _SUCCESS and ours.mean >= theirs.mean - 0.05
-        yield _check(text, holds, ours, theirs)
+        holds = ours.mean >= 0.95 and ours.mean >= theirs.mean - 0.05
+        yield _check(name, holds, {"success of ADV2": ours, "of PGD": theirs})
 
 
 @_claim(
@@ -136,12 +127,9 @@ def _maps(results: Results, model: str) -> Iterator[Check]:
     for name in results.interpreters:
         ours, theirs = (results.estimate("L1", model, a, name) for a in ("ADV2", "PGD"))
         overlap = results.estimate("IoU", model, "ADV2", name)
-        text = (
-            f"{name}: L1 of ADV2 {ours.text()}, of PGD {theirs.text()}{_less(ours, theirs)}; IoU "
-            f"of ADV2 {overlap.text()}"
-        )
         holds = ours.mean <= 0.4 * theirs.mean and overlap.mean > 0.5
-        yield _check(text, holds, ours, theirs, overlap)
+        numbers = {"IoU of ADV2": overlap, "L1 of ADV2": ours, "of PGD": theirs}
+        yield _check(name, holds, numbers, _less(ours, theirs))
 
 
 @_claim(
@@ -152,17 +140,15 @@ def _detection(results: Results, model: str) -> Iterator[Check]:
     """For ADV2 on every interpreter, the joint detection rate differs from PGD's by at most 10
     points, or the 95 % interval of the paired difference holds zero.
     """
-    theirs = results.flagged(model, "PGD", "")
+    theirs = results.detection(model, "PGD", "")
     for name in results.having("ADV2"):
-        ours = results.flagged(model, "ADV2", name)
-        first, second = Estimate.of(ours), Estimate.of(theirs)
-        paired = Estimate.of(difference(ours, theirs))
-        text = (
-            f"ADV2 on {name} detected {first.text(True)}, PGD {second.text(True)}, paired "
-            f"difference {paired.text(True)}"
-        )
-        near = round(abs(first.mean - second.mean), 9) <= 0.1  # 0.4 - 0.3 is above 0.1
-        yield _check(text, near or paired.low <= 0 <= paired.high, first, second)
+        ours = results.detection(model, "ADV2", name)
+        flags = (results.flagged(model, *place) for place in (("ADV2", name), ("PGD", "")))
+        paired = Estimate.of(difference(*flags), percent=True)
+        near = round(abs(ours.mean - theirs.mean), 9) <= 0.1  # 0.4 - 0.3 is above 0.1
+        holds = near or paired.low <= 0 <= paired.high
+        numbers = {"ADV2 detected": ours, "PGD": theirs}
+        yield _check(name, holds, numbers, f", paired difference {paired}")
 
 
 @_claim(
@@ -174,24 +160,18 @@ def _evasion(results: Results, model: str) -> Iterator[Check]:
     most 30 % of the time, and less often than basic ADV2 is or no more often than 5 % (the false
     positives); it succeeds on at least 95 %; and its mean L1 is at most 0.02 above basic ADV2's.
     """
-    for attack in results.parameters("adaptive"):
+    for attack in results.named("adaptive:"):
         known = attack.partition(":")[2]
         squeezer = known if known in results.squeezers else JOINT
         for name in results.having(attack):
-            found, basic = (
-                Estimate.of(results.flagged(model, a, name, squeezer)) for a in (attack, "ADV2")
-            )
+            found, basic = (results.detection(model, a, name, squeezer) for a in (attack, "ADV2"))
             rate = results.estimate("ASR", model, attack, name)
             ours, theirs = (results.estimate("L1", model, a, name) for a in (attack, "ADV2"))
-            text = (
-                f"{attack} on {name}: detected {found.text(True)}, basic ADV2 {basic.text(True)}; "
-                f"success {rate.text(True)}; L1 {ours.text()}, basic {theirs.text()}"
-            )
-            rarely = found.mean <= 0.3 and (
-                found.mean < basic.mean or found.mean <= FALSE_POSITIVES
-            )
-            holds = rarely and rate.mean >= _SUCCESS and ours.mean <= theirs.mean + 0.02
-            yield _check(text, holds, found, basic, rate, ours, theirs)
+            rarely = found.mean < basic.mean or found.mean <= FALSE_POSITIVES
+            evades = found.mean <= 0.3 and rarely and rate.mean >= 0.95
+            holds = evades and ours.mean <= theirs.mean + 0.02
+            numbers = {"detected": found, "basic ADV2": basic, "success": rate, "L1": ours}
+            yield _check(f"{attack} on {name}", holds, {**numbers, "basic": theirs})
 
 
 @_claim(
@@ -205,12 +185,9 @@ def _flows(results: Results, model: str) -> Iterator[Check]:
     for name in results.interpreters:
         rate = results.estimate("ASR", model, "StADV2", name)
         ours, theirs = (results.estimate("L1", model, a, name) for a in ("StADV2", "stAdv"))
-        text = (
-            f"{name}: success of ADV2 on stAdv {rate.text(True)}; L1 {ours.text()}, of stAdv "
-            f"{theirs.text()}{_less(ours, theirs)}"
-        )
-        holds = rate.mean >= _SUCCESS and ours.mean <= 0.5 * theirs.mean
-        yield _check(text, holds, rate, ours, theirs)
+        holds = rate.mean >= 0.95 and ours.mean <= 0.5 * theirs.mean
+        numbers = {"success of ADV2 on stAdv": rate, "L1": ours, "of stAdv": theirs}
+        yield _check(name, holds, numbers, _less(ours, theirs))
 
 
 @_claim(
@@ -224,17 +201,16 @@ def _targets(results: Results, model: str) -> Iterator[Check]:
     """
     for attack in ("patch", "class"):
         for name in results.having(attack):
-            rate = results.estimate("ASR", model, attack, name)
-            benign, aimed = (
-                results.values(title, model, attack, name) for title in ("L1", "L1 to target")
+            place = model, attack, name
+            rate, to_benign, to_target = (
+                results.estimate(title, *place) for title in ("ASR", "L1", "L1 to target")
             )
-            gap = Estimate.of(difference(benign, aimed))
-            text = (
-                f"{attack} on {name}: success {rate.text(True)}; L1 to target "
-                f"{Estimate.of(aimed).text()}, to benign {Estimate.of(benign).text()}, paired "
-                f"difference {gap.text()}"
+            gap = Estimate.of(
+                difference(results.values("L1", *place), results.values("L1 to target", *place))
             )
-            yield _check(text, rate.mean >= _SUCCESS and gap.low > 0, rate, gap)
+            numbers = {"success": rate, "L1 to target": to_target, "to benign": to_benign}
+            holds = rate.mean >= 0.95 and gap.low > 0
+            yield _check(f"{attack} on {name}", holds, {**numbers, "paired difference": gap})
 
 
 @_claim(
@@ -258,9 +234,7 @@ def _transfer(results: Results, model: str) -> Iterator[Check]:
             if abs(cell - pgd) >= abs(cell - own):
                 near.append(f"{source} on {column} {cell:.3f} (own {own:.3f}, PGD {pgd:.3f})")
     far = measured - len(near)
-    text = f"{far} of {measured} pairs are nearer to PGD"
-    if near:
-        text += f"; transferred: {', '.join(near)}"
+    text = f"{far} of {measured} pairs are nearer to PGD; transferred: {', '.join(near) or 'none'}"
     yield Check(text, 2 * far > measured if measured else None)
 
 
@@ -273,16 +247,15 @@ def _aspects(results: Results, model: str) -> Iterator[Check]:
     L1 under ADV2, or of the largest and smallest mean IoU, the 95 % intervals are disjoint.
     """
     low = _all(check.holds for check in _transfer(results, model))
-    texts = [{True: "transfer is low", False: "transfer is not low"}.get(low, "transfer unknown")]
+    texts = ["transfer unknown" if low is None else f"transfer is {'' if low else 'not '}low"]
     disjoint = []
     for title in ("L1", "IoU"):
-        every = [
-            (results.estimate(title, model, "ADV2", name), name) for name in results.having("ADV2")
-        ]
+        names = results.having("ADV2")
+        every = [(results.estimate(title, model, "ADV2", name), name) for name in names]
         found = [pair for pair in every if pair[0].size]
         if len(found) > 1:
             (least, first), (most, last) = min(found), max(found)
-            texts.append(f"{title} from {first} {least.text()} to {last} {most.text()}")
+            texts.append(f"{title} from {first} {least} to {last} {most}")
             disjoint.append(least.high < most.low)
     known = low is not None and bool(disjoint)
     yield Check("; ".join(texts), bool(low) and any(disjoint) if known else None)
@@ -297,24 +270,12 @@ def _distilled(results: Results, model: str) -> Iterator[Check]:
     noise makes the classifier err on (all kinds of noise together): the 95 % intervals of the
     paired differences in L1 are above zero.
     """
-    attacks = {"ADV2 that knows each": ["ADV2"], "noise": results.parameters("noise")}
-    for title, names in attacks.items():
+    noises = results.named("noise:")
+    for title, attacks in {"ADV2 that knows each": ["ADV2"], "noise": noises or ["noise:"]}.items():
         rts, other = (
-            pd.concat([results.values("L1", model, attack, name) for attack in names], keys=names)
-            if names
-            else pd.Series(dtype=float)
+            pd.concat({attack: results.values("L1", model, attack, name) for attack in attacks})
             for name in ("RTS", DISTILLED)
         )
         gap = Estimate.of(difference(other, rts))
-        text = (
-            f"{title}: L1 on {DISTILLED} {Estimate.of(other).text()}, on RTS "
-            f"{Estimate.of(rts).text()}, paired difference {gap.text()}"
-        )
-        yield _check(text, gap.low > 0, gap)
-
-
-def _less(ours: Estimate, theirs: Estimate) -> str:
-    """Return by how much a mean is below another."""
-    if not ours.size or not theirs.mean > 0:
-        return ""
-    return f" ({round(100 * (1 - ours.mean / theirs.mean), 1):g} % less)"
+        numbers = {f"L1 on {DISTILLED}": Estimate.of(other), "on RTS": Estimate.of(rts)}
+        yield _check(title, gap.low > 0, {**numbers, "paired difference": gap})

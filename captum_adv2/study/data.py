@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from pkgutil import resolve_name
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,7 +17,7 @@ from torchvision.datasets import ImageFolder, VOCDetection
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from captum_adv2.spec import Classes, Images, expect
+from captum_adv2.spec import Classes, Images, Positive, expect
 from captum_adv2.study.embedded import CLASSES, make_shapes
 from captum_adv2.study.embedded.shapes import Shapes
 from captum_adv2.study.settings import Settings
@@ -29,35 +28,27 @@ class CorruptImage(ValueError):
 
 
 class Sample(NamedTuple):
-    """An image of known class.
+    """An image of known class."""
 
-    Attributes:
-        image: ``(C, H, W)`` float32 in [0, 1].
-        label: Its class.
-        name: The source's name for it.
-        boxes: ``(K, 4)`` long: x0, y0, x1, y1 of the objects in pixels of ``image``, x1 and y1
-            exclusive; K = 0 where they are not known.
-    """
-
-    image: Tensor
+    image: Tensor  # (C, H, W) float32 in [0, 1]
     label: int
-    name: str
+    name: str  # the source's name for it
+    # Of the objects, (K, 4) long: x0, y0, x1, y1 in pixels of the image, x1 and y1 exclusive; K = 0
+    # where they are not known.
     boxes: Tensor
 
 
 class Source(Protocol):
-    """A sequence of samples. Each is read when it is asked for, and not kept.
+    """A sequence of samples, each of which is read when it is asked for."""
 
-    Attributes:
-        classes: Names of the classes in the order of the labels; empty where they are not known.
-    """
-
-    classes: tuple[str, ...]
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes in the order of the labels; empty where they are not known."""
 
     def __len__(self) -> int:
         """Return the number of images, readable or not."""
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int, /) -> Sample:
         """Return one image; raise `CorruptImage` if it cannot be read."""
 
 
@@ -105,118 +96,100 @@ def open_source(settings: Settings) -> Source:
     )
 
 
-class Pictures:
-    """Files of pictures, transformed, and their boxes.
+def read(
+    file: str | Path, label: int, transform: v2.Transform, annotation: Path | None = None
+) -> Sample:
+    """Return the transformed picture of a file, named after the file and its folder.
 
     Args:
-        files: Each with its class.
-        classes: See `Source`.
-        transform: Of pictures and their boxes, by ``torchvision.transforms.v2``.
-        boxes: Annotations in the format of PASCAL VOC by the names (stems) of their pictures. They
-            count in pixels of the size that they state, which need not be the file's.
+        file: The picture.
+        label: Its class.
+        transform: Of pictures and boxes, by ``torchvision.transforms.v2``.
+        annotation: File of its boxes in the format of PASCAL VOC. They count in pixels of the size
+            that it states, which need not be the picture's.
     """
-
-    def __init__(
-        self,
-        files: Sequence[tuple[str | Path, int]],
-        classes: Sequence[str],
-        transform: v2.Transform,
-        boxes: Mapping[str, Path] = MappingProxyType({}),
-    ) -> None:
-        self.files = [(Path(file), label) for file, label in files]
-        self.classes = tuple(classes)
-        self._transform = transform
-        self._annotations = boxes
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, label = self.files[index]
-        try:
-            picture = default_loader(file)
-        except Exception as error:  # garbage makes the decoders raise almost anything
-            raise CorruptImage(f"expected a picture in {file}, got {error}") from error
-        image, boxes = self._transform(
-            picture,
-            tv_tensors.BoundingBoxes(
-                self._shares(file.stem) * torch.tensor([*picture.size, *picture.size]),
-                format="XYXY",
-                canvas_size=picture.size[::-1],
-            ),
-        )
-        corners = boxes.as_subclass(Tensor).round().long()
-        inside = (corners[:, 2:] > corners[:, :2]).all(dim=1)
-        name = f"{file.parent.name}/{file.name}"
-        return Sample(v2.functional.pil_to_tensor(image) / 255, label, name, corners[inside])
-
-    def _shares(self, stem: str) -> Tensor:
-        """Return a picture's boxes ``(K, 4)`` as shares of its width and height."""
-        file = self._annotations.get(stem)
-        if file is None:
-            return torch.zeros(0, 4)
-        try:
-            found = VOCDetection.parse_voc_xml(ET.parse(file).getroot())["annotation"]
-            width, height = (float(found["size"][name]) for name in ("width", "height"))
-            if not (width > 0 and height > 0):
-                raise ValueError(f"a size of {width:g} x {height:g}")
-            corners = [
-                [float(each["bndbox"][name]) for name in ("xmin", "ymin", "xmax", "ymax")]
-                for each in found["object"]
-            ]
-        except (ET.ParseError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"expected an annotation in the format of PASCAL VOC in {file}, got {error!r}"
-            ) from error
-        return torch.tensor(corners).view(-1, 4) / torch.tensor([width, height, width, height])
+    try:
+        picture = default_loader(file)
+    except Exception as error:  # garbage makes the decoders raise almost anything
+        raise CorruptImage(f"expected a picture in {file}, got {error}") from error
+    shares = _voc(annotation) if annotation else torch.zeros(0, 4)
+    image, boxes = transform(
+        picture,
+        tv_tensors.BoundingBoxes(
+            shares * torch.tensor([*picture.size, *picture.size]),
+            format="XYXY",
+            canvas_size=picture.size[::-1],
+        ),
+    )
+    corners = boxes.as_subclass(Tensor).round().long()
+    inside = (corners[:, 2:] > corners[:, :2]).all(dim=1)
+    name = "/".join(Path(file).parts[-2:])
+    return Sample(v2.functional.pil_to_tensor(image) / 255, label, name, corners[inside])
 
 
-class Folder(Pictures):
+def _voc(file: Path) -> Tensor:
+    """Return the boxes of an annotation ``(K, 4)`` as shares of the width and height it states."""
+    try:
+        found = VOCDetection.parse_voc_xml(ET.parse(file).getroot())["annotation"]
+        width, height = (float(found["size"][name]) for name in ("width", "height"))
+        corners = [
+            [float(each["bndbox"][name]) for name in ("xmin", "ymin", "xmax", "ymax")]
+            for each in found["object"]
+        ]
+        expect(min(width, height), Positive, "width and height")
+    except (ET.ParseError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected an annotation in the format of PASCAL VOC in {file}, got {error!r}"
+        ) from error
+    return torch.tensor(corners).view(-1, 4) / torch.tensor([width, height, width, height])
+
+
+class Folder(ImageFolder):  # type: ignore[misc]
     """A folder with a sub-folder of pictures for each class, mixed in an order of its own.
 
     Args:
         root: The folder.
-        transform: See `Pictures`.
+        transform: See `read`.
         classes: File with the sub-folders' names in the order of the classifier's classes, for a
             folder that holds some of them; empty: the sub-folders in alphabetical order.
         boxes: Folder of annotations, at any depth, each named after its picture:
             ``ILSVRC2012_val_00000001.xml``; empty: there are none.
     """
 
+    samples: list[tuple[str, int]]
+
     def __init__(
         self, root: Path, transform: v2.Transform, classes: str = "", boxes: str = ""
     ) -> None:
         lines = Path(classes).expanduser().read_text("utf-8").splitlines() if classes else []
-        found = _Named(root, [line.strip() for line in lines if line.strip()])
-        if not found.samples:
-            raise FileNotFoundError(f"expected a sub-folder of pictures a class in {root}")
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
-        files = [found.samples[index] for index in order.tolist()]
-        annotations = Path(boxes).expanduser().rglob("*.xml") if boxes else ()
-        super().__init__(files, found.classes, transform, {file.stem: file for file in annotations})
-        if boxes and not any(file.stem in self._annotations for file, _ in self.files):
+        self._names = [line.strip() for line in lines if line.strip()]
+        super().__init__(root, transform, allow_empty=True)
+        if not self.samples:
+            raise FileNotFoundError(f"expected a sub-folder of pictures for each class in {root}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        self.samples = [self.samples[index] for index in order.tolist()]
+        found = Path(boxes).expanduser().rglob("*.xml") if boxes else ()
+        self._annotations = {file.stem: file for file in found}
+        if boxes and not any(Path(file).stem in self._annotations for file, _ in self.samples):
             raise FileNotFoundError(f"expected annotations (.xml) named after pictures in {boxes}")
 
-
-class _Named(ImageFolder):
-    """An `ImageFolder` whose class numbers come from a list of names."""
-
-    def __init__(self, root: Path, names: list[str]) -> None:
-        self._names = names
-        super().__init__(root, allow_empty=True)
-
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Return the names, and the position of each."""
+        """Return the names of the classes, and the position of each."""
         found, positions = super().find_classes(directory)
+        unknown = sorted(set(found) - set(self._names))
         if not self._names:
             return found, positions
-        unknown = sorted(set(found) - set(self._names))
         if unknown:
             raise ValueError(
-                f"expected the folders in {directory} to be classes, got {', '.join(unknown[:3])}"
-                f" and {len(self._names)} classes such as {self._names[0]}"
+                f"expected the folders in {directory} to be classes, got {', '.join(unknown[:3])} "
+                f"and {len(self._names)} classes such as {self._names[0]}"
             )
         return self._names, {name: label for label, name in enumerate(self._names)}
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one picture."""
+        file, label = self.samples[index]
+        return read(file, label, self.transform, self._annotations.get(Path(file).stem))
 
 
 class Tensors:
@@ -249,13 +222,13 @@ class Tensors:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
-        name, image = f"{self._name}[{index}]", self._images[index]
-        image = image / 255 if image.dtype == torch.uint8 else image.float()
+        name, stored = f"{self._name}[{index}]", self._images[index]
+        image = stored / 255 if stored.dtype == torch.uint8 else stored.to(torch.float32, copy=True)
         try:
             expect(image[None], Images, name)
         except ValueError as error:
             raise CorruptImage(str(error)) from error
-        boxes = self._boxes[index].reshape(-1, 4).long()
+        boxes = self._boxes[index].reshape(-1, 4).to(torch.long, copy=True)
         return Sample(image, int(self._labels[index]), name, boxes)
 
 
@@ -269,13 +242,8 @@ class Embedded:
 
     def __getitem__(self, index: int) -> Sample:
         block, place = divmod(index, _BLOCK)
-        shapes = _shapes(block)
-        return Sample(
-            shapes.images[place].clone(),
-            int(shapes.labels[place]),
-            f"embedded-{index}",
-            shapes.boxes[place : place + 1],
-        )
+        image, label, _, box = (part[place].clone() for part in _shapes(block))
+        return Sample(image, int(label), f"embedded-{index}", box[None])
 
 
 _BLOCK = 50  # pictures that are drawn at once

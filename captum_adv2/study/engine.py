@@ -51,23 +51,14 @@ _POOL = 100  # held-out images whose maps stand for other classes
 
 
 class Found(NamedTuple):
-    """The results of a study.
+    """The results of a study; see `captum_adv2.study.frame`."""
 
-    Attributes:
-        maps: Map rows.
-        scores: Score rows.
-        pictures: The first images of every model after every attack.
-        selections: By model.
-        redone: Shards that could not be read, and were computed again.
-        left_out: Interpreters that a model does not have, and why.
-    """
-
-    maps: pd.DataFrame
-    scores: pd.DataFrame
-    pictures: Sequence[Pictures]
-    selections: Mapping[str, Selection]
-    redone: Sequence[str]
-    left_out: Sequence[str]
+    maps: pd.DataFrame  # map rows
+    scores: pd.DataFrame  # score rows
+    pictures: Sequence[Pictures]  # the first images of every model after every attack
+    selections: Mapping[str, Selection]  # by model
+    redone: Sequence[str]  # shards that could not be read, and were computed again
+    left_out: Sequence[str]  # interpreters that a model does not have, and why
 
 
 @checked
@@ -100,19 +91,12 @@ def run(
 
     folder = Path(folder)
     with World.joined() as world:
-        source = open_source(settings)
-        subjects = [subject(spec, settings, source, world.device) for spec in settings.models]
-        if world.rank == 0:
-            _prepare(folder, settings, resume)
-        parts = []
-        for one in subjects:
-            chosen = _selection(one, source, settings, folder) if world.rank == 0 else None
-            parts.append(Part(one, world.share(chosen), source, settings, folder))
+        parts = prepared(settings, folder, world, resume)
         redone = _work(parts, world, verbose)
         if world.rank:
             return None
     found = Found(
-        *frame.gather((shard for part in parts for shard in part.shards()), settings),
+        *frame.gather(parts, settings),
         {part.subject.name: part.chosen for part in parts},
         redone,
         [reason for part in parts for reason in part.subject.left_out],
@@ -121,10 +105,23 @@ def run(
     return found
 
 
-def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
+def prepared(settings: Settings, folder: Path, world: World, resume: bool) -> list[Part]:
+    """Load the classifiers, make the folder and choose the images."""
+    source = open_source(settings)
+    subjects = [subject(spec, settings, source, world.device) for spec in settings.models]
+    if world.rank == 0:
+        _make_folder(folder, settings, resume)
+    parts = []
+    for one in subjects:
+        chosen = _selection(one, source, settings, folder) if world.rank == 0 else None
+        parts.append(Part(one, world.share(chosen), source, settings, folder))
+    return parts
+
+
+def _make_folder(folder: Path, settings: Settings, resume: bool) -> None:
     """Make the folder, or check that it is this study's."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / _SETTINGS
+    file, now = folder / _SETTINGS, json.dumps(asdict(settings), indent=2)
     if any(folder.iterdir()):
         if not file.exists():
             raise FileExistsError(f"expected an empty folder, got {folder} with other things in it")
@@ -132,23 +129,22 @@ def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
             raise FileExistsError(
                 f"expected an empty folder, got {folder} with a study in it; --resume continues it"
             )
-        _expect_same(file, settings)
+        _expect_same(file, json.loads(now))
         for part in folder.rglob("*.part"):
             part.unlink()  # of a process that was killed while it wrote
     with storage.whole(file) as part:
-        part.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+        part.write_text(now + "\n", encoding="utf-8")
 
 
-def _expect_same(file: Path, settings: Settings) -> None:
+def _expect_same(file: Path, now: dict[str, Any]) -> None:
     try:
         before = dict(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"expected the settings of a study in {file}, got {error}") from error
-    now = json.loads(json.dumps(asdict(settings)))
-    other = [f"{name} was {before.get(name)}, is {now[name]}" for name in now
-             if before.get(name) != now[name]]  # fmt: skip
+    other = [name for name in now if before.get(name) != now[name]]
     if other:
-        raise ValueError(f"expected the settings in {file}, got others: {'; '.join(other)}")
+        listed = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in other)
+        raise ValueError(f"expected the settings in {file}, got others: {listed}")
 
 
 class World(NamedTuple):
@@ -201,17 +197,6 @@ class Task(NamedTuple):
     held_out: bool
 
 
-class Shard(NamedTuple):
-    """The results of one case on one chunk, see `cases.measure`, and what they are of."""
-
-    model: str
-    task: Task
-    names: list[str]
-    labels: list[int]
-    case: Case
-    found: dict[str, Any]
-
-
 class Part:
     """One classifier's part of a study.
 
@@ -229,6 +214,8 @@ class Part:
         self.subject, self.chosen = one, chosen
         self._source, self._settings, self._root = source, settings, root
         self._device = next(one.model.parameters()).device
+        own = zip(chosen.names, chosen.labels, strict=True)
+        self._known = dict(zip(chosen.numbers, own, strict=True))
         self._plans: dict[int, Plan] = {}
 
     def tasks(self) -> Iterator[Task]:
@@ -278,15 +265,15 @@ class Part:
             benign = benign or storage.load(file, _SHARD).get("maps", {})
             bar.update()
 
-    def shards(self) -> Iterator[Shard]:
-        """Yield all the results."""
-        own = zip(self.chosen.names, self.chosen.labels, strict=True)
-        known = dict(zip(self.chosen.numbers, own, strict=True))
+    def shards(self) -> Iterator[tuple[Task, Case, dict[str, Any]]]:
+        """Yield all the results, see `measure`."""
         for task in self.tasks():
-            names, labels = zip(*(known.get(n, ("", -1)) for n in task.images), strict=True)
             for case in self.cases(task):
-                found = storage.load(self._file(task, case), _SHARD)
-                yield Shard(self.subject.name, task, list(names), list(labels), case, found)
+                yield task, case, storage.load(self._file(task, case), _SHARD)
+
+    def known(self, number: int) -> tuple[str, int]:
+        """Return an image's name and class; neither is kept of held-out ones."""
+        return self._known.get(number, ("", -1))
 
     def _file(self, task: Task, case: Case) -> Path:
         kind = "held-out" if task.held_out else f"seed-{task.seed}"
@@ -295,8 +282,7 @@ class Part:
         return chunk / f"{name}.pt"
 
     def _chunk(self, images: Sequence[int], seed: int) -> Chunk:
-        samples = [self._source[number] for number in images]
-        return Chunk.of(tuple(images), samples, self.subject.classes, seed, self._device)
+        return Chunk.of(self._source, images, self.subject.classes, seed, self._device)
 
     def _plan(self, seed: int) -> Plan:
         """Return the plan of a seed; made once, since attacks inspect the model."""

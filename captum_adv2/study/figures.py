@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,26 +32,17 @@ _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 _LINES = ("-", "--", "-.", ":")
 _RTS = ("RTS", DISTILLED)
 
-_Row: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]  # by interpreter, images and maps
-_Series: TypeAlias = Mapping[str, tuple[str, str]]  # by a name in the legend, attack and measure
+Row: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]  # by interpreter, images and maps
 
 
 class Drawing(NamedTuple):
-    """A figure and its text.
+    """A figure and its text."""
 
-    Attributes:
-        stem: Name for its file.
-        number: The paper's, such as ``"Figure 5"``.
-        title: Its subject, in few words.
-        caption: How to read it.
-        figure: To be saved with `DPI`.
-    """
-
-    stem: str
-    number: str
+    stem: str  # name for its file
+    number: str  # the paper's, such as "Figure 5"
     title: str
     caption: str
-    figure: Figure
+    figure: Figure  # to be saved with `DPI`
 
 
 class Gallery:
@@ -62,7 +54,7 @@ class Gallery:
         self._found = {(picture.attack, picture.aimed): picture for picture in own}
         self._names = list(dict.fromkeys(name for picture in own for name in picture.maps))
 
-    def row(self, attack: str, names: Collection[str], aimed: str | None = None) -> _Row:
+    def row(self, attack: str, names: Collection[str], aimed: str | None = None) -> Row:
         """Return maps after an attack that knew each interpreter, or the one that is named."""
         found = {}
         for name in names:
@@ -72,44 +64,39 @@ class Gallery:
                 found[name] = (picture.images, picture.maps[name])
         return found
 
-    def after(self, *attacks: str, only: Collection[str] = ()) -> dict[str, _Row]:
+    def after(self, *attacks: str, only: Collection[str] = ()) -> dict[str, Row]:
         """Return a row an attack; none without all interpreters of ``only``."""
         names = only or [name for name in self._names if name != DISTILLED]
         rows = {attack: self.row(attack, names) for attack in attacks}
         return {} if any(len(row) < len(only) for row in rows.values()) else rows
 
-    def towards(self, attack: str) -> dict[str, _Row]:
+    def towards(self, attack: str) -> dict[str, Row]:
         """Return rows of clean images, of the maps that an attack aims at, and of its maps."""
         benign, reached = self.row("benign", self._names), self.row(attack, self._names)
         aims = {name: self._found[attack, name].aim for name in reached}
         target = {n: (benign[n][0], aim) for n, aim in aims.items() if aim is not None}
         return {"benign": benign, "target": target, "ADV2": reached}
 
-    def transferred(self) -> dict[str, _Row]:
+    def transferred(self) -> dict[str, Row]:
         """Return a row for each interpreter that ADV2 knew, and PGD's."""
         names = self.results.interpreters
         rows = {f"ADV2 on {name}": self.row("ADV2", names, aimed=name) for name in names}
+        if len(names) < 2 or not any(rows.values()):
+            return {}
         return {"benign": self.row("benign", names), **rows, "PGD": self.row("PGD", names)}
 
 
-class _Grid(NamedTuple):
-    """Images and maps, a figure a model.
+@dataclass(frozen=True)
+class Grid:
+    """Images and maps, a figure a model."""
 
-    Attributes:
-        number: The paper's.
-        title: See `Drawing`.
-        caption: See `Drawing`.
-        rows: Makes the rows of a model.
-        images: At most so many images.
-    """
-
-    number: int
+    number: int  # the paper's
     title: str
     caption: str
-    rows: Callable[[Gallery], Mapping[str, _Row]]
-    images: int = 3
+    rows: Callable[[Gallery], Mapping[str, Row]]
+    images: int = 3  # at most
 
-    def draw(self, results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
+    def __call__(self, results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
         """Yield a figure for each model with at least two rows."""
         stems = _stems(f"figure-{self.number:02d}", [gallery.model for gallery in galleries])
         for stem, gallery in zip(stems, galleries, strict=True):
@@ -120,83 +107,75 @@ class _Grid(NamedTuple):
                 yield Drawing(stem, f"Figure {self.number}", title, self.caption, figure)
 
 
-class _Bars(NamedTuple):
-    """Bars, a panel a model.
+@dataclass(frozen=True)
+class Bars:
+    """Means and intervals, a panel a model."""
 
-    Attributes:
-        number: The paper's.
-        kind: Short, for the name of the file.
-        title: See `Drawing`.
-        series: Makes the series.
-        names: Interpreters; by default all but `DISTILLED`.
-    """
-
-    number: int
-    kind: str
+    number: int  # the paper's
     title: str
-    series: Callable[[Results], _Series]
-    names: Collection[str] = ()
+    series: Mapping[str, tuple[str, str]]  # by name, attack (see `Results.named`) and measure
+    names: Sequence[str] = ()  # interpreters; default: all but `DISTILLED`
 
-    def draw(self, results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
+    def __call__(self, results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
         """Yield the figure, if there are values for it."""
-        names = list(self.names or results.interpreters)
+        names, measure = self.names or results.interpreters, [*self.series.values()][0][1]
+        series = {
+            (name or attack.partition(":")[2]): (title, attack)
+            for name, (begin, title) in self.series.items()
+            for attack in results.named(begin)
+        }
         panels = {}
         for model in results.models:
             found = {
                 key: [results.estimate(title, model, attack, name) for name in names]
-                for key, (attack, title) in self.series(results).items()
+                for key, (title, attack) in series.items()
             }
             if found and all(any(entry.size for entry in row) for row in found.values()):
                 panels[model] = found
-        if panels and all(name in results.every for name in self.names):
-            label = next(iter(self.series(results).values()))[1].split()[0]
+        if panels and {*names} <= {*results.every}:
+            stem = f"figure-{self.number:02d}-{measure.lower()}"
             caption = "Means over successful attacks, with 95 % bootstrap intervals."
-            stem = f"figure-{self.number:02d}-{self.kind}"
-            figure = _barred(panels, names, label)
+            figure = _barred(panels, names, measure)
             yield Drawing(stem, f"Figure {self.number}", self.title, caption, figure)
 
 
-class _Roc(NamedTuple):
-    """How well the joint score tells attacked images from clean ones."""
-
-    def draw(self, results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
-        """Yield the figure, if there are scores."""
-        sources = {"PGD": ("PGD", "")} | {f"ADV2 on {n}": ("ADV2", n) for n in results.interpreters}
-        panels = {}
-        for model in results.models:
-            clean = results.scores(model, "benign", "")
-            scores = {name: results.scores(model, *place) for name, place in sources.items()}
-            found = {name: (clean, s) for name, s in scores.items() if len(clean) and len(s)}
-            if found:
-                panels[model] = found
-        if panels:
-            yield Drawing(
-                "detector-roc",
-                "Table 4",
-                "Feature squeezing tells attacked images from clean ones",
-                "Share of clean and of successfully attacked images whose joint score exceeds a "
-                "threshold, over all thresholds. A diagonal is a guess, the upper left corner "
-                "perfect.",
-                _curves(panels),
-            )
+def detection(results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
+    """Yield how well the joint score tells attacked images from clean ones, if there are scores."""
+    sources = {"PGD": ("PGD", "")} | {f"ADV2 on {n}": ("ADV2", n) for n in results.interpreters}
+    panels = {}
+    for model in results.models:
+        clean = results.scores(model, "benign", "")
+        scores = {name: results.scores(model, *place) for name, place in sources.items()}
+        found = {name: (clean, s) for name, s in scores.items() if len(clean) and len(s)}
+        if found:
+            panels[model] = found
+    if panels:
+        yield Drawing(
+            "detector-roc",
+            "Table 4",
+            "Feature squeezing tells attacked images from clean ones",
+            "Share of clean and of successfully attacked images whose joint score exceeds a "
+            "threshold, over all thresholds. A diagonal is a guess, the upper left corner perfect.",
+            _curves(panels),
+        )
 
 
 def build(results: Results, pictures: Sequence[Pictures], settings: Settings) -> list[Drawing]:
     """Return the figures that a study fills, in the paper's order."""
     models = dict.fromkeys(picture.model for picture in pictures if len(picture.images))
     galleries = [Gallery(model, pictures, results) for model in models]
-    specs = (*(_SKIN if on_skin(settings) else _PHOTOGRAPHS), *_SPECS)
-    return [drawing for spec in specs for drawing in spec.draw(results, galleries)]
+    specs = (*(SKIN if on_skin(settings) else PHOTOGRAPHS), *SPECS)
+    return [drawing for spec in specs for drawing in spec(results, galleries)]
 
 
-def _common(rows: Mapping[str, _Row]) -> dict[str, _Row]:
+def _common(rows: Mapping[str, Row]) -> dict[str, Row]:
     """Return the rows that have anything, with the interpreters that all of these have."""
     full = {name: row for name, row in rows.items() if row}
     shared = [n for n in next(iter(full.values()), ()) if all(n in row for row in full.values())]
     return {name: {n: row[n] for n in shared} for name, row in full.items()} if shared else {}
 
 
-def _stacked(rows: Mapping[str, _Row], most: int) -> Figure:
+def _stacked(rows: Mapping[str, Row], most: int) -> Figure:
     """Draw the rows image by image, one below the other: narrow enough for any screen."""
     count = min(most, *(len(images) for row in rows.values() for images, _ in row.values()))
     return visualize.grid(
@@ -210,7 +189,9 @@ def _stacked(rows: Mapping[str, _Row], most: int) -> Figure:
     )
 
 
-def _barred(panels: Mapping[str, Mapping[str, list[Any]]], names: list[str], label: str) -> Figure:
+def _barred(
+    panels: Mapping[str, Mapping[str, list[Any]]], names: Sequence[str], label: str
+) -> Figure:
     """Draw a group of bars an interpreter, a bar a series; a panel a model."""
     series = len(next(iter(panels.values())))
     each = max(2.5, 0.5 + 0.28 * len(names) * (1 + series))
@@ -268,90 +249,54 @@ def _stems(stem: str, models: Collection[str]) -> list[str]:
     return [f"{stem}-{name}" + (f"-{i}" if alike else "") for i, name in enumerate(plain, 1)]
 
 
-def _of(title: str, **attacks: str) -> Callable[[Results], _Series]:
-    """Return series of one measure, an attack each."""
-    return lambda results: {name: (attack, title) for name, attack in attacks.items()}
-
-
-def _noises(results: Results) -> _Series:
-    return {name.partition(":")[2]: (name, "L1") for name in results.parameters("noise")}
-
-
 _KNOWS = "ADV2 knows the interpreter of its column."
 _AIM = "The line named target shows, on the clean image, the map that ADV2 aims at."
-_CLASS = "ADV2 towards maps of other classes"
-
-
-def _basic(maps: int, l1: int, iou: int) -> tuple[_Grid | _Bars, ...]:
-    return (
-        _Grid(
-            maps,
-            "Maps of clean and attacked images",
-            f"{_KNOWS} Red is important. The picture at the left of ADV2's line is the one made "
-            "against the first interpreter.",
-            lambda gallery: gallery.after("benign", "PGD", "ADV2"),
-        ),
-        _Bars(l1, "l1", "L1 to the benign map", _of("L1", PGD="PGD", ADV2="ADV2")),
-        _Bars(iou, "iou", "IoU with the benign map", _of("IoU", PGD="PGD", ADV2="ADV2")),
-    )
-
-
-_PHOTOGRAPHS = _basic(4, 5, 6)
-_SKIN = _basic(7, 8, 8)
-_SPECS = (
-    _Roc(),
-    _Grid(
-        9,
-        "Maps of clean images and of such whose pixels were moved",
-        "StADV2, ADV2 on stAdv, knows the interpreter of its column.",
-        lambda gallery: gallery.after("benign", "stAdv", "StADV2"),
-    ),
-    *(
-        _Bars(
-            10,
-            title.lower(),
-            f"stAdv and ADV2 on it: {title} to benign maps",
-            _of(title, stAdv="stAdv", StADV2="StADV2"),
-        )
-        for title in ("L1", "IoU")
-    ),
-    _Grid(11, "ADV2 towards patches", _AIM, lambda gallery: gallery.towards("patch")),
-    _Grid(12, _CLASS, _AIM, lambda gallery: gallery.towards("class")),
-    *(
-        _Bars(
-            13,
-            title.lower(),
-            f"{_CLASS}: {title}",
-            lambda results, title=title: {  # type: ignore[misc]
-                "to benign": ("class", title),
-                "to target": ("class", f"{title} to target"),
-            },
-        )
-        for title in ("L1", "IoU")
-    ),
-    _Grid(
-        14,
-        "Maps of images made against another interpreter",
-        "A line for each interpreter that ADV2 knew, a column for each that explains.",
-        Gallery.transferred,
-        images=1,
-    ),
-    _Grid(
-        15,
-        f"Maps of RTS and {DISTILLED} under noise",
-        "Noise by its kind, and the share of images on which it makes the classifier err. Maps "
-        "explain the class that the classifier predicts.",
-        lambda gallery: gallery.after("benign", *gallery.results.parameters("noise"), only=_RTS),
-        images=2,
-    ),
-    _Bars(
-        15, "l1", "L1 of clean to noisy maps, where noise makes the classifier err", _noises, _RTS
-    ),
-    _Grid(
-        16,
-        f"Maps of RTS and {DISTILLED} under ADV2",
-        _KNOWS,
-        lambda gallery: gallery.after("benign", "PGD", "ADV2", only=_RTS),
-    ),
-    _Bars(16, "l1", "L1 to the benign map", _of("L1", PGD="PGD", ADV2="ADV2"), _RTS),
+_MAPS = "Maps of clean and attacked images"
+_RED = f"{_KNOWS} Red is important. The picture in ADV2's line is for the first interpreter."
+_L1, _IOU = ({a: (a, title) for a in ("PGD", "ADV2")} for title in ("L1", "IoU"))
+_FLOW_L1, _FLOW_IOU = ({a: (a, title) for a in ("stAdv", "StADV2")} for title in ("L1", "IoU"))
+_TARGET_L1, _TARGET_IOU = (
+    {"to benign": ("class", title), "to target": ("class", f"{title} to target")}
+    for title in ("L1", "IoU")
 )
+
+
+def _basic(gallery: Gallery) -> dict[str, Row]:
+    return gallery.after("benign", "PGD", "ADV2")
+
+
+PHOTOGRAPHS = (
+    Grid(4, _MAPS, _RED, _basic),
+    Bars(5, "L1 to the benign map", _L1),
+    Bars(6, "IoU with the benign map", _IOU),
+)
+SKIN = (
+    Grid(7, _MAPS, _RED, _basic),
+    Bars(8, "L1 to the benign map", _L1),
+    Bars(8, "IoU with the benign map", _IOU),
+)
+SPECS = (
+    detection,
+    Grid(9, "Maps of clean images and of such whose pixels were moved",
+         "StADV2, ADV2 on stAdv, knows the interpreter of its column.",
+         lambda gallery: gallery.after("benign", "stAdv", "StADV2")),
+    Bars(10, "stAdv and ADV2 on it: L1 to benign maps", _FLOW_L1),
+    Bars(10, "stAdv and ADV2 on it: IoU with benign maps", _FLOW_IOU),
+    Grid(11, "ADV2 towards patches", _AIM, lambda gallery: gallery.towards("patch")),
+    Grid(12, "ADV2 towards maps of other classes", _AIM, lambda gallery: gallery.towards("class")),
+    Bars(13, "ADV2 towards maps of other classes: L1", _TARGET_L1),
+    Bars(13, "ADV2 towards maps of other classes: IoU", _TARGET_IOU),
+    Grid(14, "Maps of images made against another interpreter",
+         "A line for each interpreter that ADV2 knew, a column for each that explains.",
+         Gallery.transferred, images=1),
+    Grid(15, f"Maps of RTS and {DISTILLED} under noise",
+         "Noise by its kind, and the share of images on which it makes the classifier err. Maps "
+         "explain the class that the classifier predicts.",
+         lambda gallery: gallery.after("benign", *gallery.results.named("noise:"), only=_RTS),
+         images=2),
+    Bars(15, "L1 of clean to noisy maps, where noise makes the classifier err",
+         {"": ("noise:", "L1")}, _RTS),
+    Grid(16, f"Maps of RTS and {DISTILLED} under ADV2", _KNOWS,
+         lambda gallery: gallery.after("benign", "PGD", "ADV2", only=_RTS)),
+    Bars(16, "L1 to the benign map", _L1, _RTS),
+)  # fmt: skip

@@ -37,31 +37,25 @@ are kept apart. Intervals are percentile bootstraps at 95 %.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from captum_adv2.defenses.detection import threshold_at
+from captum_adv2.evaluation.metrics import interval
 from captum_adv2.study.cases import DISTILLED, SQUEEZERS
-from captum_adv2.study.engine import Shard
 from captum_adv2.study.settings import Settings
 
+if TYPE_CHECKING:
+    from captum_adv2.study.engine import Part
+
+PLACE = ["model", "attack", "aimed"]
 IMAGE = ["model", "seed", "image", "name", "label", "target", "attack", "aimed"]
-"""Columns of both kinds of rows."""
-
-_PLACE = ["model", "attack", "aimed"]
-
 MEASURED = ["success", "confidence", "l1", "l2", "iou", "target_l1", "target_iou", "missed"]
-
 MAP = [*IMAGE, "interpreter", *MEASURED]
-"""Columns of a map row."""
-
-SCORE = [*IMAGE, "squeezer", "score"]
-"""Columns of a score row. Benign rows whose target is -1 are of held-out images (calibration)."""
+SCORE = [*IMAGE, "squeezer", "score"]  # target -1: held-out images, which set the thresholds
 
 JOINT = "joint"
 """All squeezers together: the largest score, with a threshold of its own."""
@@ -69,49 +63,51 @@ JOINT = "joint"
 FALSE_POSITIVES = 0.05
 """Share of held-out benign images that a threshold flags at most."""
 
+Values: TypeAlias = "pd.Series[float]"  # by seed and image
+
 
 class Pictures(NamedTuple):
-    """The first images of a model after one attack, and the interpreters' maps of them.
-
-    Attributes:
-        model: Name of the classifier.
-        attack: Name of the attack.
-        aimed: Interpreter that the attack knew of; empty for none.
-        images: ``(k, C, H, W)`` in [0, 1].
-        maps: By interpreter, ``(k, 1, h, w)`` in [0, 1].
-        aim: The maps that the attack aimed at, ``(k, 1, h, w)``; ``None`` for the benign ones.
-    """
+    """The first images of a model after one attack, and the interpreters' maps of them."""
 
     model: str
     attack: str
     aimed: str
-    images: Tensor
-    maps: Mapping[str, Tensor]
-    aim: Tensor | None = None
+    images: Tensor  # (k, C, H, W) in [0, 1]
+    maps: Mapping[str, Tensor]  # by interpreter, (k, 1, h, w)
+    aim: Tensor | None = None  # the maps aimed at, (k, 1, h, w), if not the benign ones
 
 
 def gather(
-    shards: Iterable[Shard], settings: Settings
+    parts: Iterable[Part], settings: Settings
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Pictures]]:
     """Return the map rows, score rows and pictures of all shards."""
     maps, scores, pictures = [], [], []
-    for shard in shards:
-        task, images, found = shard.task, _images(shard), shard.found
-        for name, measures in found.get("measures", {}).items():
-            maps.append(images | {"interpreter": name} | _numbers(measures))
-        for name, column in zip(SQUEEZERS, found["scores"].unbind(dim=1), strict=False):
-            scores.append(images | {"squeezer": name} | _numbers({"score": column}))
-        if task.number == 0 and task.seed == settings.seeds[0] and not task.held_out:
-            pictures.append(_pictures(shard, settings.shown))
+    for part in parts:
+        model = part.subject.name
+        for task, case, found in part.shards():
+            names, labels = zip(*map(part.known, task.images), strict=True)
+            target = found.get("target", torch.full((len(names),), -1)).numpy()
+            columns = (
+                model,
+                task.seed,
+                task.images,
+                names,
+                labels,
+                target,
+                case.attack,
+                case.aimed,
+            )
+            images = dict(zip(IMAGE, columns, strict=True))
+            for name, measures in found.get("measures", {}).items():
+                maps.append(images | {"interpreter": name} | _numbers(measures))
+            for name, score in zip(SQUEEZERS, found["scores"].unbind(dim=1), strict=False):
+                scores.append(images | {"squeezer": name} | _numbers({"score": score}))
+            if task.number == 0 and task.seed == settings.seeds[0] and not task.held_out:
+                shown, aims = found["images"][: settings.shown].float() / 255, found["aim"]
+                few = {name: each[: settings.shown] for name, each in found["maps"].items()}
+                aim = aims[case.aimed][: settings.shown] if aims else None
+                pictures.append(Pictures(model, case.attack, case.aimed, shown, few, aim))
     return _rows(maps, MAP), _rows(scores, SCORE), pictures
-
-
-def _images(shard: Shard) -> dict[str, Any]:
-    """Return the columns `IMAGE` of a shard."""
-    task, case = shard.task, shard.case
-    target = shard.found.get("target", torch.full((len(task.images),), -1)).numpy()
-    values = (shard.model, task.seed, task.images, shard.names, shard.labels, target)
-    return dict(zip(IMAGE, (*values, case.attack, case.aimed), strict=True))
 
 
 def _numbers(columns: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -123,13 +119,6 @@ def _rows(blocks: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
 
 
-def _pictures(shard: Shard, shown: int) -> Pictures:
-    case, found = shard.case, shard.found
-    maps, aims = ({name: m[:shown] for name, m in found[kind].items()} for kind in ("maps", "aim"))
-    images = found["images"][:shown].float() / 255
-    return Pictures(shard.model, case.attack, case.aimed, images, maps, aims.get(case.aimed))
-
-
 class Estimate(NamedTuple):
     """A mean, its 95 % interval, and the number of values; NaN where there are none."""
 
@@ -137,42 +126,33 @@ class Estimate(NamedTuple):
     low: float
     high: float
     size: int
+    percent: bool = False  # whether it is printed as a percentage
 
     @classmethod
-    def of(cls, values: pd.Series[float]) -> Self:
-        """Return the mean of some values and its bootstrap interval, from a seed of its own."""
-        size = len(values)
-        if size < 2:
-            mean = float(values.mean())
-            return cls(mean, mean, mean, size)
-        found = bootstrap(
-            (values.to_numpy(dtype=float),),
-            np.mean,
-            n_resamples=2000,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        )
-        return cls(float(values.mean()), *map(float, found.confidence_interval), size)
+    def of(cls, values: Values, percent: bool = False) -> Self:
+        """Return the mean of some values and its interval."""
+        low, high = interval(values.to_numpy(dtype=float, copy=True))
+        return cls(float(values.mean()), low, high, len(values), percent)
 
-    def text(self, percent: bool = False) -> str:
+    def __str__(self) -> str:
         """Return it for people.
 
-        >>> Estimate(0.5, 0.25, 0.75, 9).text(), Estimate(0.5, 0.25, 0.75, 9).text(percent=True)
-        ('0.500 [0.250, 0.750]', '50 % [25, 75]')
+        >>> print(Estimate(0.5, 0.25, 0.75, 9), Estimate(0.5, 0.25, 0.75, 9, percent=True))
+        0.500 [0.250, 0.750] 50 % [25, 75]
         """
         if not self.size:
             return "–"
-        if percent:
+        if self.percent:
             mean, low, high = (f"{round(100 * value, 1):g}" for value in self[:3])
             return f"{mean} % [{low}, {high}]"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 class Measure(NamedTuple):
-    """A column of map rows to take the mean of: over successful attacks or all, a share or not."""
+    """A column of map rows to take the mean of."""
 
     column: str
-    successes: bool = True
+    successes: bool = True  # over successful attacks, or over all
     percent: bool = False
 
 
@@ -194,7 +174,7 @@ def knows(attack: str) -> bool:
     return attack not in ("benign", "PGD", "stAdv") and not attack.startswith("noise:")
 
 
-def difference(first: pd.Series[float], second: pd.Series[float]) -> pd.Series[float]:
+def difference(first: Values, second: Values) -> Values:
     """Return first less second, on the images that have both."""
     return (first - second).dropna()
 
@@ -210,7 +190,6 @@ class Results:
         models: Names of the classifiers, in the order of the rows.
         every: Names of the interpreters.
         interpreters: Names of the interpreters but `DISTILLED`.
-        attacks: Names of the attacks.
         squeezers: Names of the squeezers.
         thresholds: By model, of each squeezer and of all (`JOINT`); none without held-out images.
     """
@@ -219,8 +198,8 @@ class Results:
         self.models = [*maps.model.unique()]
         self.every = [*maps.interpreter.unique()]
         self.interpreters = [name for name in self.every if name != DISTILLED]
-        self.attacks = [*maps.attack.unique()]
         self.squeezers = [*scores.squeezer.unique()]
+        self._attacks = [*maps.attack.unique()]
         # Clean images are the same for every seed.
         maps, scores = (
             rows[(rows.attack != "benign") | (rows.seed == maps.seed.iloc[0])]
@@ -228,7 +207,7 @@ class Results:
         )
         held_out = scores.target == -1
         self.thresholds = {
-            str(model): {
+            model: {
                 name: threshold_at(torch.tensor(values.dropna().to_numpy()), FALSE_POSITIVES)
                 for name, values in columns.items()
             }
@@ -236,17 +215,17 @@ class Results:
         }
         maps = maps.set_index(["seed", "image"])
         self._none = maps.iloc[:0]
-        self._maps = dict(iter(maps.groupby([*_PLACE, "interpreter"])))
-        won = maps[maps.success > 0.5].groupby([*_PLACE, "seed", "image"]).size()
+        self._maps = dict(iter(maps.groupby([*PLACE, "interpreter"])))
+        won = maps[maps.success > 0.5].groupby([*PLACE, "seed", "image"]).size()
         wide = self._wide(scores[~held_out])
         counts = wide.index.isin(won.index) | (wide.index.get_level_values("attack") == "benign")
-        self._scores = dict(iter(wide[counts].groupby(level=_PLACE)))
+        self._scores = dict(iter(wide[counts].groupby(level=PLACE)))
 
     def _wide(self, scores: pd.DataFrame) -> pd.DataFrame:
         """Return a column of scores for each squeezer, and one for all."""
-        wide = scores.pivot(
-            index=[*_PLACE, "seed", "image"], columns="squeezer", values="score"
-        ).reindex(columns=self.squeezers)
+        index = [*PLACE, "seed", "image"]
+        wide = scores.pivot(index=index, columns="squeezer", values="score")
+        wide = wide.reindex(columns=self.squeezers)
         return wide.assign(**{JOINT: wide.max(axis=1, skipna=False)})
 
     def rows(
@@ -264,45 +243,37 @@ class Results:
             aimed = interpreter if knows(attack) else ""
         return self._maps.get((model, attack, aimed, interpreter), self._none)
 
-    def values(
-        self, title: str, model: str, attack: str, interpreter: str, aimed: str | None = None
-    ) -> pd.Series[float]:
+    def values(self, title: str, *place: str) -> Values:
         """Return the values of a measure that count; see `MEASURES` and `rows`."""
-        rows, measure = self.rows(model, attack, interpreter, aimed), MEASURES[title]
+        rows, measure = self.rows(*place), MEASURES[title]
         counting = rows[rows.success > 0.5] if measure.successes else rows
         return counting[measure.column].dropna()
 
-    def estimate(
-        self, title: str, model: str, attack: str, interpreter: str, aimed: str | None = None
-    ) -> Estimate:
+    def estimate(self, title: str, *place: str) -> Estimate:
         """Return a measure's mean and interval; see `values`."""
-        return Estimate.of(self.values(title, model, attack, interpreter, aimed))
+        return Estimate.of(self.values(title, *place), MEASURES[title].percent)
 
-    def scores(
-        self, model: str, attack: str, aimed: str, squeezer: str = JOINT
-    ) -> pd.Series[float]:
+    def scores(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Values:
         """Return the scores of successful attacks, or of clean images."""
         found = self._scores.get((model, attack, aimed))
-        if found is None or squeezer not in found:
-            return self._none.l1
-        return found[squeezer].droplevel(_PLACE).dropna()
+        return self._none.l1 if found is None else found[squeezer].droplevel(PLACE).dropna()
 
-    def flagged(
-        self, model: str, attack: str, aimed: str, squeezer: str = JOINT
-    ) -> pd.Series[float]:
+    def flagged(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Values:
         """Return 1 for images that a squeezer, or all together, flags, 0 for others."""
         threshold = self.thresholds.get(model, {}).get(squeezer)
         scores = self.scores(model, attack, aimed, squeezer)
         return scores.iloc[:0] if threshold is None else (scores > threshold).astype(float)
 
+    def detection(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Estimate:
+        """Return the share of images that are flagged."""
+        return Estimate.of(self.flagged(model, attack, aimed, squeezer), percent=True)
+
     def having(self, attack: str) -> list[str]:
         """Return the interpreters (but `DISTILLED`) with rows of their own after an attack."""
-        return [
-            name
-            for name in self.interpreters
-            if any(len(self.rows(model, attack, name)) for model in self.models)
-        ]
+        names, models = self.interpreters, self.models
+        return [name for name in names if any(len(self.rows(m, attack, name)) for m in models)]
 
-    def parameters(self, attack: str) -> list[str]:
-        """Return attacks that differ in the part after the colon: adaptive:3x3, adaptive:2 bits."""
-        return [name for name in self.attacks if name.startswith(f"{attack}:")]
+    def named(self, attack: str) -> list[str]:
+        """Return an attack; or all that begin so, if it ends with a colon: ``adaptive:``."""
+        every = [name for name in self._attacks if name.startswith(attack)]
+        return every if attack.endswith(":") else [attack]

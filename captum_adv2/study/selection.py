@@ -19,25 +19,15 @@ _TRIED = 200  # images on which the level of the noise is set
 
 
 class Selection(NamedTuple):
-    """The images of a source that a classifier is studied on.
+    """The images of a source that a classifier is studied on."""
 
-    Attributes:
-        numbers: Numbers of images that it gets right.
-        names: Their names.
-        labels: Their classes.
-        held_out: Numbers of further images.
-        misclassified: Number of images that it gets wrong, among those tried.
-        corrupt: Errors of images that could not be read, among those tried.
-        levels: Standard deviation of each noise of `NOISE`; empty where noise is not studied.
-    """
-
-    numbers: list[int]
-    names: list[str]
-    labels: list[int]
-    held_out: list[int]
-    misclassified: int
-    corrupt: list[str]
-    levels: list[float]
+    numbers: list[int]  # of images that it gets right
+    names: list[str]  # of these
+    labels: list[int]  # of these
+    held_out: list[int]  # numbers of further images
+    misclassified: int  # number of images that it gets wrong, among those tried
+    corrupt: list[str]  # errors of images that could not be read, among those tried
+    levels: list[float]  # standard deviation of each of `NOISE`; empty where it is not studied
 
 
 def _read(source: Source, numbers: range, corrupt: list[str]) -> dict[int, Sample]:
@@ -103,9 +93,8 @@ def _right(model: nn.Module, samples: list[Sample]) -> list[bool]:
 @torch.no_grad()
 def _levels(model: nn.Module, source: Source, chosen: Selection, classes: int) -> list[float]:
     """Return the least level of each of `NOISE` with which the classifier errs often enough."""
-    numbers = tuple(chosen.numbers[:_TRIED])
-    samples = [source[number] for number in numbers]
-    chunk = Chunk.of(numbers, samples, classes, 0, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    chunk = Chunk.of(source, chosen.numbers[:_TRIED], classes, 0, device)
 
     def errors(kind: str, level: float) -> float:
         parts = torch.split(noisy(chunk, kind, level), _BATCH)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 def _option(default: T, text: str) -> T:
     """Return a field; the command line prints its text as the help of an option."""
-    return field(default=default, metadata={"help": text})  # type: ignore[no-any-return]
+    return field(default=default, metadata={"help": text})
 
 
 @checked

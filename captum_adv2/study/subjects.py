@@ -54,21 +54,13 @@ INTERPRETERS: Mapping[str, Callable[[nn.Module, Settings, int], Interpreter]] = 
 
 
 class Subject(NamedTuple):
-    """A classifier of images in [0, 1], and its interpreters.
+    """A classifier of images in [0, 1], and its interpreters."""
 
-    Attributes:
-        name: Short, for tables and files.
-        model: The classifier, in eval mode.
-        classes: Number of its classes.
-        interpreters: By name.
-        left_out: Interpreters asked for that it does not have, and why.
-    """
-
-    name: str
-    model: nn.Module
-    classes: int
-    interpreters: Mapping[str, Interpreter]
-    left_out: tuple[str, ...]
+    name: str  # short, for tables and files
+    model: nn.Module  # in eval mode
+    classes: int  # number of its classes
+    interpreters: Mapping[str, Interpreter]  # by name
+    left_out: tuple[str, ...]  # interpreters asked for that it does not have, and why
 
 
 class _Unavailable(ValueError):

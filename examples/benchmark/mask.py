@@ -32,8 +32,9 @@ from captum_adv2.interpreters import MASK, Blur, FiniteDifference, Noise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from captum_adv2.study.embedded.models import load_resnet
-from captum_adv2.study.embedded.shapes import CLASSES, make_shapes
+from common import embedded_case
+
+from captum_adv2.study.embedded import load_resnet, make_shapes
 
 
 class Options(NamedTuple):
@@ -62,18 +63,6 @@ class Options(NamedTuple):
     def scaled(self, steps: int) -> int:
         """Return the figure's own number of steps, or a tiny one."""
         return min(steps, 4) if self.smoke else steps
-
-
-def embedded_case(count: int) -> Case:
-    """Return the embedded residual network with pictures it gets right, and random targets."""
-    model = load_resnet()
-    shapes = make_shapes(2 * count, seed=99)
-    with torch.no_grad():
-        logits = torch.cat([model(part) for part in shapes.images.split(100)])
-    right = (logits.argmax(dim=1) == shapes.labels).nonzero()[:count, 0]
-    labels = shapes.labels[right]
-    shift = torch.randint(1, len(CLASSES), labels.shape, generator=torch.Generator().manual_seed(0))
-    return Case(model, shapes.images[right], labels, (labels + shift) % len(CLASSES))
 
 
 @contextmanager
