@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from benchmark.real import FOLDER, Case, load_case
+from common import attacked, embedded_case, mean
 from torch import Tensor
 from torchattacks import PGD
 
@@ -24,7 +25,7 @@ from captum_adv2 import ADV2, evaluate
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.evaluation import metrics, visualize
 from captum_adv2.interpreters import RTS, MaskingModel
-from captum_adv2.study.embedded import load_resnet, load_rts, make_shapes
+from captum_adv2.study.embedded import load_rts
 
 
 def predict(case: Case, images: Tensor) -> Tensor:
@@ -38,12 +39,6 @@ def explain(rts: RTS, images: Tensor, target: Tensor) -> Tensor:
     parts = zip(images.split(200), target.split(200), strict=True)
     with torch.no_grad():
         return torch.cat([rts(part, classes) for part, classes in parts])
-
-
-def mean(values: Tensor) -> str:
-    """Return a mean and its 95 % bootstrap interval, as text."""
-    low, high = metrics.interval(values)
-    return f"{values.mean():.4f} [{low:.4f}, {high:.4f}]"
 
 
 def noisy(case: Case, kind: str, share: float) -> tuple[float, Tensor]:
@@ -106,9 +101,7 @@ def attack_study(case: Case, interpreters: dict[str, RTS], steps: int, out: Path
     for name, rts in interpreters.items():
         pgd = PGD(case.model, steps=steps, random_start=False)
         for kind, attack in (("PGD", pgd), ("ADV2", ADV2(case.model, rts, steps=steps))):
-            attack.set_mode_targeted_by_label(quiet=True)
-            parts = zip(case.images.split(100), case.targets.split(100), strict=True)
-            adversarial = torch.cat([attack(*part) for part in parts])
+            adversarial = attacked(attack, case)
             report = evaluate(case.model, rts, case.images, adversarial, case.targets)
             distance = mean(report.l1[report.success])
             print(f"{kind} on {name}".ljust(16), report, f"L1 of successes {distance}", flush=True)
@@ -126,12 +119,7 @@ def load(args: argparse.Namespace) -> tuple[Case, dict[str, RTS]]:
         files = [args.models / f"rts-cifar10{kind}.pt" for kind in ("", "-aid")]
         found = [MaskingModel.load(file, case.model) for file in files]
     else:
-        images, labels = make_shapes(args.images, seed=99)[:2]
-        case = Case(load_resnet(), images, labels, labels)
-        right = predict(case, images) == labels
-        images, labels = images[right], labels[right]
-        shift = torch.randint(1, 10, labels.shape, generator=torch.Generator().manual_seed(0))
-        case = Case(case.model, images, labels, (labels + shift) % 10)
+        case = embedded_case(args.images)
         found = [load_rts(case.model, name) for name in ("resnet", "resnet-aid")]
     pairs = zip(("RTS", "RTS^A"), found, strict=True)
     return case, {title: RTS(case.model, masking_model) for title, masking_model in pairs}
@@ -143,7 +131,7 @@ def main() -> None:
     parser.add_argument("--case", choices=("embedded", "cifar10"), default="embedded")
     parser.add_argument("--models", type=Path, default=Path(), help="folder of masking models")
     parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
-    parser.add_argument("--images", type=int, default=2000, help="images of the noise study")
+    parser.add_argument("--images", type=int, default=1969, help="images of the noise study")
     parser.add_argument("--attacked", type=int, default=100, help="images of the attack study")
     parser.add_argument("--steps", type=int, default=100, help="gradient evaluations of attacks")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for pictures")

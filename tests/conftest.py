@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +38,8 @@ mpl.use("Agg")
 # Torch is too slow for hypothesis' default deadline, and a shared machine too noisy for any.
 settings.register_profile("torch", deadline=None, max_examples=25)
 settings.load_profile("torch")
-# For mutation tests (docs/testing.md): every run has the same examples, none is made smaller, and
-# neither a slow machine nor a second run in the same process counts as a failure.
+# For mutation tests (docs/testing.md): each run has the same examples, none is shrunk, and neither
+# a slow machine nor a second run in the same process counts as a failure.
 settings.register_profile(
     "mutation",
     settings.get_profile("torch"),
@@ -51,7 +51,7 @@ settings.register_profile(
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "examples" / "benchmark")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,15 +65,19 @@ class Row(NamedTuple):
     """One interpreter under test; every conformance test runs over all rows.
 
     Attributes:
-        name: Of the interpreter.
-        build: What makes one from a model.
-        differentiable: The map carries a graph, and the surrogate its own derivative; where not,
-            the surrogate's gradient is another thing by design and has tests of its own.
+        name: Name of the interpreter.
+        build: Makes the interpreter from a model.
+        differentiable: Whether the map has a graph. Where not, the surrogate's gradient is another
+            thing by design, and has tests of its own.
+        skip: Checks of `captum_adv2.testing` that do not apply, with the reasons.
+        shape: Shape of the images for these checks.
     """
 
     name: str
     build: Callable[[nn.Module], Interpreter]
     differentiable: bool = True
+    skip: Mapping[str, str] = {}
+    shape: tuple[int, int, int] | None = None
 
 
 def untrained(model: nn.Module, *, seed: int = 0, classes: int = 4) -> MaskingModel:
@@ -90,7 +94,7 @@ def _baselines(images: Tensor) -> Tensor:
 
 
 def _captum(method: Callable[[nn.Module], Any], **kwargs: Any) -> Callable[..., Interpreter]:
-    """Return what builds an interpreter from what builds one of Captum's methods."""
+    """Return a function that builds an interpreter of a Captum method from a model."""
 
     def build(model: nn.Module) -> Interpreter:
         from captum_adv2.interpreters.captum import CaptumInterpreter
@@ -100,9 +104,11 @@ def _captum(method: Callable[[nn.Module], Any], **kwargs: Any) -> Callable[..., 
     return build
 
 
+NOISE = {"scaling": "the noise's std is in units of the image's range"}
+BASELINE = {"scaling": "the baseline is a grey value, which does not scale with the image"}
 INTERPRETERS = (
     Row("Gradient", Gradient),
-    Row("SmoothGrad", lambda model: SmoothGrad(model, samples=3)),
+    Row("SmoothGrad", lambda model: SmoothGrad(model, samples=3), skip=NOISE),
     Row("IntegratedGradients", lambda model: IntegratedGradients(model, steps=3)),
     Row("CAM", CAM),
     Row("GradCAM", GradCAM),
@@ -120,11 +126,12 @@ INTERPRETERS = (
     ),
     Row("GuidedBackprop", _captum(ca.GuidedBackprop)),
     Row("GuidedGradCam", _captum(lambda model: ca.GuidedGradCam(model, model.body))),
-    Row("DeepLift", _captum(ca.DeepLift, baselines=0.3)),
-    Row("GradientShap", _captum(ca.GradientShap, baselines=_baselines, n_samples=3)),
+    Row("DeepLift", _captum(ca.DeepLift, baselines=0.3), skip=BASELINE),
+    Row("GradientShap", _captum(ca.GradientShap, baselines=_baselines, n_samples=3), skip=BASELINE),
     Row(
         "NoiseTunnel",
         _captum(lambda model: ca.NoiseTunnel(ca.InputXGradient(model)), stdevs=0.1, nt_samples=3),
+        skip=NOISE,
     ),
     Row(
         "LayerConductance",
@@ -141,6 +148,7 @@ INTERPRETERS = (
     Row(
         "FeatureAblation",
         _captum(ca.FeatureAblation, feature_mask=3, baselines=0.3),
+        skip=BASELINE,
     ),
     Row(
         "ShapleyValueSampling",
@@ -160,8 +168,13 @@ INTERPRETERS = (
         "MASK",
         lambda model: MASK(model, size=4, iterations=6, jitter=1),
         differentiable=False,
+        shape=(3, 16, 16),  # the blur of a smaller image is the image: MASK then sees no class
     ),
-    Row("RTS", lambda model: RTS(model, untrained(model))),
+    Row(
+        "RTS",
+        lambda model: RTS(model, untrained(model)),
+        skip={"relabel": "the classes' order is in the masking model too"},
+    ),
     # Of two resolutions.
     Row("Ensemble", lambda model: Ensemble([GradCAM(model), Gradient(model, pool=1)])),
 )
@@ -171,8 +184,8 @@ class Attacked(NamedTuple):
     """One kind of attack under test.
 
     Attributes:
-        name: Of the attack and of its interpreter.
-        build: What makes one from a model.
+        name: Name of the attack and of its interpreter.
+        build: Makes the attack from a model.
     """
 
     name: str
@@ -211,6 +224,26 @@ ATTACKS = (
 )
 
 
+# Each class of attacks, around an interpreter or its class.
+BUILD = {
+    "ADV2": lambda model, interpreter: ADV2(model, interpreter, steps=4),
+    "StADV2": lambda model, interpreter: StADV2(model, interpreter, steps=4),
+    "BitDepthADV2": lambda model, interpreter: BitDepthADV2(
+        ADV2(model, interpreter, eps=0.2, steps=4), bits=3, steps=3
+    ),
+}
+
+
+@pytest.fixture(params=BUILD)
+def build(request: pytest.FixtureRequest) -> Callable[[nn.Module, Any], CarefulAttack]:
+    return BUILD[request.param]
+
+
+def inner(attack: CarefulAttack) -> ADV2 | StADV2:
+    """Return the attack that optimises the image: of two stages, the second."""
+    return getattr(attack, "second", attack)
+
+
 @pytest.fixture(params=ATTACKS, ids=lambda attacked: attacked.name)
 def attacked(request: pytest.FixtureRequest) -> Attacked:
     return request.param
@@ -218,7 +251,7 @@ def attacked(request: pytest.FixtureRequest) -> Attacked:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """Every test draws the same numbers in every run and any order."""
+    """Make each test draw the same numbers in every run and any order."""
     torch.manual_seed(0)
 
 
@@ -228,7 +261,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 
 def mixed(model: nn.Module) -> nn.Module:
-    """Return a copy in a mix of modes that no call of train() or eval() gives back."""
+    """Return a copy with modules in both modes, which no call of train() or eval() restores."""
     clone = copy.deepcopy(model).train()
     clone.norm.eval()
     clone.stem.requires_grad_(False)
@@ -236,7 +269,7 @@ def mixed(model: nn.Module) -> nn.Module:
 
 
 class TinyNet(nn.Module):
-    """conv, ReLU, pool, conv, ReLU, average pool, linear; ``activation`` may be a smooth one."""
+    """A convolutional network: stem, batch norm, body, average pooling, dropout, linear head."""
 
     def __init__(
         self, activation: Callable[[], nn.Module] = nn.ReLU, classes: int = 4, width: int = 8
@@ -297,6 +330,22 @@ def _trained() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return train(TinyNet())
+
+
+@functools.cache
+def torchvision_net(name: str) -> nn.Module:
+    """Return a frozen network of torchvision with 10 classes and ordinary activations."""
+    from torchvision import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = getattr(models, name)(num_classes=10).eval()
+        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:  # statistics of a batch make up for weights that are not trained
+            norm.train().momentum = 1.0
+        with torch.no_grad():
+            net(torch.rand(4, 3, 96, 96))
+    return net.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

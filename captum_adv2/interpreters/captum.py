@@ -6,7 +6,7 @@ has a graph and the *wrong* gradient: only the factor that is not a gradient car
 requires grad therefore proves nothing, and `CaptumInterpreter` accepts only methods whose gradient
 was held against finite differences; others are refused, with the reason.
 
-How each method is run is said in `methods`. Captum itself is not imported here: its methods are known by name.
+`methods` has the table of these methods. Captum itself is not imported: they are known by name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda a: a.amax(dim=1, keepdim=True),
     "sum": lambda a: a.sum(dim=1, keepdim=True),
 }
-
 
 _UNVERIFIED = "its gradient has not been verified"
 _DETACHED = "Captum detaches what its rules work with; use DeepLift"
@@ -108,29 +107,31 @@ def _expect_supported(attribution: Any, kwargs: dict[str, Any]) -> None:
 
 @final
 class CaptumInterpreter(Interpreter):
-    """Any attribution instance of Captum that can be made differentiable, as an interpreter.
+    """An attribution method of Captum, made differentiable.
 
-    Supported are, of gradients at the input: ``Saliency``, ``InputXGradient``,
-    ``IntegratedGradients``, ``GradientShap``, ``DeepLift``, ``DeepLiftShap``, ``GuidedBackprop``,
-    ``Deconvolution``, ``GuidedGradCam``, and a ``NoiseTunnel`` around these and the next; at a
-    layer: ``LayerActivation``, ``LayerGradCam``, ``LayerGradientXActivation``,
-    ``LayerConductance``, ``LayerIntegratedGradients``, ``InternalInfluence``; of perturbations:
-    ``Occlusion``, ``FeatureAblation``, ``ShapleyValues``, ``ShapleyValueSampling``, ``KernelShap``,
-    and ``Lime`` with a linear or ridge regression. The attribution is not changed.
+    Supported are the methods that take gradients at the input (``Saliency``, ``InputXGradient``,
+    ``IntegratedGradients``, ``GradientShap``), propagate by rules (``GuidedBackprop``,
+    ``Deconvolution``, ``GuidedGradCam``, ``DeepLift``, ``DeepLiftShap``), explain a layer
+    (``LayerActivation``, ``LayerGradCam``, ``LayerGradientXActivation``, ``LayerConductance``,
+    ``LayerIntegratedGradients``, ``InternalInfluence``) or perturb the image (``Occlusion``,
+    ``FeatureAblation``, ``ShapleyValues``, ``ShapleyValueSampling``, ``KernelShap``, ``Lime`` with
+    a linear or ridge regression), and a ``NoiseTunnel`` around one that draws no numbers.
 
     Convention:
         Reduced over channels, min-max scaled per image, at the attribution's own resolution.
 
     Args:
-        attribution: Instance of a Captum method, built on the model (or on a function of it: then
-            the attack takes the logits from its own model, in a forward pass of its own).
+        attribution: Instance of a Captum method, which is not changed. Built on a function in place
+            of a model, it shares no logits with an attack, which runs its own model for them.
         reduce: How channels become one: ``"abs-max"``, ``"abs-sum"``, ``"max"``, ``"sum"``, or a
             function ``(B, C, h, w) -> (B, 1, h, w)``.
         smoothing: Derivative of ReLU in the surrogate of methods that take gradients of the model;
             see `Gradient`. DeepLift's rules are smooth without it.
-        seed: Seed of what the method draws, anew at each call; the same for all images of a batch.
-        **attribute_kwargs: Passed to ``attribution.attribute`` at each call.
+        seed: Seed of the method's random numbers, drawn anew at each call and the same for all
+            images of a batch.
+        **attribute_kwargs: Arguments of ``attribution.attribute``.
 
+    >>> import torch
     >>> from captum.attr import Saliency
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     >>> CaptumInterpreter(Saliency(model))(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])).shape

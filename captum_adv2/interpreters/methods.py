@@ -84,9 +84,9 @@ class Method:
 
     Attributes:
         run: From the attribution, a call and keyword arguments to attributions ``(B, C, h, w)``.
-        smooth: The map has gradients of the model in it, which ReLUs make piecewise constant.
-        random: It draws numbers.
-        game: What it makes of an attribution, where it perturbs features.
+        smooth: Its map has gradients of the model in it, which ReLUs make piecewise constant.
+        random: It draws numbers, so a ``NoiseTunnel`` cannot go around it.
+        game: From the attribution to its `Game`, where it perturbs features.
     """
 
     run: Callable[..., Any]
@@ -132,7 +132,7 @@ def _layer_itself(
 
 
 def _by_rule(rule: Callable[[Any], Rule], attribution: Any, call: Call, **kwargs: Any) -> Any:
-    # Captum puts its hooks on a module that has none inside, and says at each call that it does.
+    # Captum hooks this module, which has none inside, and warns at each call that it does.
     model: Any = nn.Module()
     model.forward = call.forward
     with InnerPass(attribution.model, rule(attribution)) as inner, warnings.catch_warnings():
@@ -187,15 +187,14 @@ def _noise_tunnel(
     sums, squares = [], []
     for start in range(0, nt_samples, nt_samples_batch_size or nt_samples):
         count = min(nt_samples - start, nt_samples_batch_size or nt_samples)
-        each = {
+        noisy = _noisy(call, count, stdevs, generator)
+        repeated = {  # those that are one an image, with it
             key: value.repeat_interleave(count, dim=0)
             if isinstance(value, Tensor) and len(value) == batch > 1
             else value
             for key, value in kwargs.items()
         }
-        found = METHODS[type(inner).__name__].run(
-            inner, _noisy(call, count, stdevs, generator), **each
-        )
+        found = METHODS[type(inner).__name__].run(inner, noisy, **repeated)
         found = found.reshape(batch, count, *found.shape[1:])
         sums.append(found.sum(dim=1))
         squares.append(found.square().sum(dim=1))
@@ -257,7 +256,7 @@ def _lime(attribution: Any) -> Game:
             f"SkLearnRidge(alpha=...), whose fit has a closed form, got {kind}, "
             "which is fitted outside PyTorch"
         )
-    if attribution.perturb_func.__name__ != "default_perturb_func":
+    if getattr(attribution.perturb_func, "__name__", None) != "default_perturb_func":
         raise TypeError("expected a Lime with Captum's own perturb_func, got another")
     return perturbation.lime(*_kernel(attribution.similarity_func), ridge)
 

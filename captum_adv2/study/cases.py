@@ -247,7 +247,7 @@ def scores(plan: Plan, images: Tensor) -> Tensor:
     """Return how far each squeezer moves the predictions of images, ``(B, S)``; see `SQUEEZERS`."""
     if not plan.settings.detectors:
         return images.new_zeros(len(images), 0)
-    return FeatureSqueezing(plan.subject.model, SQUEEZERS.values()).scores(images)
+    return FeatureSqueezing(plan.subject.model, tuple(SQUEEZERS.values())).scores(images)
 
 
 def _missed(maps: Tensor, chunk: Chunk, threshold: float) -> Tensor:

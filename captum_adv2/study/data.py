@@ -222,13 +222,13 @@ class Tensors:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
-        name, image = f"{self._name}[{index}]", self._images[index]
-        image = image / 255 if image.dtype == torch.uint8 else image.float()
+        name, stored = f"{self._name}[{index}]", self._images[index]
+        image = stored / 255 if stored.dtype == torch.uint8 else stored.to(torch.float32, copy=True)
         try:
             expect(image[None], Images, name)
         except ValueError as error:
             raise CorruptImage(str(error)) from error
-        boxes = self._boxes[index].reshape(-1, 4).long()
+        boxes = self._boxes[index].reshape(-1, 4).to(torch.long, copy=True)
         return Sample(image, int(self._labels[index]), name, boxes)
 
 

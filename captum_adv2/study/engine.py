@@ -91,14 +91,7 @@ def run(
 
     folder = Path(folder)
     with World.joined() as world:
-        source = open_source(settings)
-        subjects = [subject(spec, settings, source, world.device) for spec in settings.models]
-        if world.rank == 0:
-            _prepare(folder, settings, resume)
-        parts = []
-        for one in subjects:
-            chosen = _selection(one, source, settings, folder) if world.rank == 0 else None
-            parts.append(Part(one, world.share(chosen), source, settings, folder))
+        parts = prepared(settings, folder, world, resume)
         redone = _work(parts, world, verbose)
         if world.rank:
             return None
@@ -112,10 +105,23 @@ def run(
     return found
 
 
-def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
+def prepared(settings: Settings, folder: Path, world: World, resume: bool) -> list[Part]:
+    """Load the classifiers, make the folder and choose the images."""
+    source = open_source(settings)
+    subjects = [subject(spec, settings, source, world.device) for spec in settings.models]
+    if world.rank == 0:
+        _make_folder(folder, settings, resume)
+    parts = []
+    for one in subjects:
+        chosen = _selection(one, source, settings, folder) if world.rank == 0 else None
+        parts.append(Part(one, world.share(chosen), source, settings, folder))
+    return parts
+
+
+def _make_folder(folder: Path, settings: Settings, resume: bool) -> None:
     """Make the folder, or check that it is this study's."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / _SETTINGS
+    file, now = folder / _SETTINGS, json.dumps(asdict(settings), indent=2)
     if any(folder.iterdir()):
         if not file.exists():
             raise FileExistsError(f"expected an empty folder, got {folder} with other things in it")
@@ -123,23 +129,22 @@ def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
             raise FileExistsError(
                 f"expected an empty folder, got {folder} with a study in it; --resume continues it"
             )
-        _expect_same(file, settings)
+        _expect_same(file, json.loads(now))
         for part in folder.rglob("*.part"):
             part.unlink()  # of a process that was killed while it wrote
     with storage.whole(file) as part:
-        part.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+        part.write_text(now + "\n", encoding="utf-8")
 
 
-def _expect_same(file: Path, settings: Settings) -> None:
+def _expect_same(file: Path, now: dict[str, Any]) -> None:
     try:
         before = dict(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"expected the settings of a study in {file}, got {error}") from error
-    now = json.loads(json.dumps(asdict(settings)))
-    other = [f"{name} was {before.get(name)}, is {now[name]}" for name in now
-             if before.get(name) != now[name]]  # fmt: skip
+    other = [name for name in now if before.get(name) != now[name]]
     if other:
-        raise ValueError(f"expected the settings in {file}, got others: {'; '.join(other)}")
+        listed = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in other)
+        raise ValueError(f"expected the settings in {file}, got others: {listed}")
 
 
 class World(NamedTuple):

@@ -39,13 +39,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from captum_adv2.defenses.detection import threshold_at
+from captum_adv2.evaluation.metrics import interval
 from captum_adv2.study.cases import DISTILLED, SQUEEZERS
 from captum_adv2.study.settings import Settings
 
@@ -131,14 +130,9 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Values, percent: bool = False) -> Self:
-        """Return the mean of some values and its bootstrap interval, from a seed of its own."""
-        mean = float(values.mean())
-        if len(values) < 2:
-            return cls(mean, mean, mean, len(values), percent)
-        sample, rng = (values.to_numpy(dtype=float),), np.random.default_rng(0)
-        found = bootstrap(sample, np.mean, n_resamples=2000, method="percentile", rng=rng)
-        low, high = map(float, found.confidence_interval)
-        return cls(mean, low, high, len(values), percent)
+        """Return the mean of some values and its interval."""
+        low, high = interval(values.to_numpy(dtype=float, copy=True))
+        return cls(float(values.mean()), low, high, len(values), percent)
 
     def __str__(self) -> str:
         """Return it for people.
@@ -230,7 +224,8 @@ class Results:
     def _wide(self, scores: pd.DataFrame) -> pd.DataFrame:
         """Return a column of scores for each squeezer, and one for all."""
         index = [*PLACE, "seed", "image"]
-        wide = scores.pivot(index=index, columns="squeezer", values="score")[self.squeezers]
+        wide = scores.pivot(index=index, columns="squeezer", values="score")
+        wide = wide.reindex(columns=self.squeezers)
         return wide.assign(**{JOINT: wide.max(axis=1, skipna=False)})
 
     def rows(

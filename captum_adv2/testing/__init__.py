@@ -15,12 +15,11 @@ except ImportError as error:
 
 from captum_adv2.testing.checks import CHECKS
 from captum_adv2.testing.drawn import Network, classes, image_batch, images, networks
-from captum_adv2.testing.runner import CheckReport, check_interpreter
+from captum_adv2.testing.runner import check_interpreter
 from captum_adv2.testing.traces import unchanged
 
 __all__ = [
     "CHECKS",
-    "CheckReport",
     "Network",
     "check_interpreter",
     "classes",

@@ -28,7 +28,8 @@ class Check(NamedTuple):
 
     Attributes:
         function: Of ``(interpreter, images, target)``, or where ``rebuilt``, of ``(build, network,
-            images, target)``. Raises ``AssertionError``, or ``SkipTest`` if it does not apply.
+            images, target)``, in eval mode. Raises ``AssertionError``, or ``SkipTest`` where the
+            promise does not apply.
         degenerate: On degenerate images too.
         exact: In double precision, so that a difference is more than rounding.
         smooth: On networks that have derivatives of every order, where networks are drawn.
@@ -99,7 +100,7 @@ def _untouched(interpreter: Interpreter, images: Tensor, target: Tensor) -> None
     modules = [] if interpreter.model is None else list(interpreter.model.modules())
     leaves = [module for module in modules if not any(module.children())]
 
-    def hold(call: Callable[[Tensor, Tensor], object]) -> None:
+    def hold(call: Callable[..., object]) -> None:
         x = images.clone().requires_grad_()
         with unchanged(interpreter.model, x, target), suppress(_Planted):
             call(x, target)
@@ -109,10 +110,10 @@ def _untouched(interpreter: Interpreter, images: Tensor, target: Tensor) -> None
         for module in leaves[:1] + leaves[-1:]:
             with module.register_forward_hook(_raise_planted):
                 hold(call)
-    with eval_mode(interpreter.model, switch=False):  # some modules are in train mode
+    with eval_mode(interpreter.model, switch=False):
         for module in modules[::2]:
             module.training = True
-        hold(interpreter)
+        hold(interpreter)  # in eval mode, and puts the modes back
 
 
 @_check("batch", exact=True)
@@ -161,16 +162,17 @@ def _class(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
 
 @_check("differentiable", exact=True, smooth=True)
 def _differentiable(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
-    """The surrogate's map has a gradient, which is not 0 unless the map is constant."""
+    """The surrogate's map has a gradient, which is not 0 unless the map has two values at most."""
     maps, gradient = _attacked(interpreter, images, target)
     if gradient is None:
         raise AssertionError(
             "expected maps to be differentiable with respect to the images, got no graph that "
             "leads there; look for detach, data, no_grad, or a leaf made inside"
         )
-    size = gradient.abs().flatten(1).amax(dim=1)
-    low, high = maps.flatten(1).aminmax(dim=1)
-    _hold((size > 0) | (low == high), target, "a gradient of the map that is not 0", size)
+    size, values = gradient.abs().flatten(1).amax(dim=1), maps.flatten(1)
+    low, high = values.aminmax(dim=1, keepdim=True)
+    flat = ((values == low) | (values == high)).all(dim=1)  # after scaling, 0 and 1 alone
+    _hold((size > 0) | flat, target, "a gradient of the map that is not 0", size)
 
 
 @_check("gradient", exact=True, smooth=True)
@@ -183,17 +185,17 @@ def _gradient(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     if images.dtype != torch.float64:
         raise SkipTest("needs double precision, in which the interpreter cannot be copied or run")
     gradient, misses = _of_the_map(interpreter, images, target), []
-    with eval_mode(interpreter.model), torch.no_grad():
-        for seed in range(4):
-            generator = torch.Generator().manual_seed(seed)
-            along = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        along = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images)
+        with torch.no_grad():
             ahead, back = (
                 _weighted(interpreter.explain(images + step * along, target).maps)
                 for step in (1e-9, -1e-9)
             )
-            slope, claimed = (ahead - back) / 2e-9, (gradient * along).flatten(1).sum(dim=1)
-            size = torch.maximum(gradient.flatten(1).norm(dim=1), slope.abs())
-            misses.append((claimed - slope).abs() / (size + 1e-3))  # rounding: about 1e-6
+        slope, claimed = (ahead - back) / 2e-9, (gradient * along).flatten(1).sum(dim=1)
+        size = torch.maximum(gradient.flatten(1).norm(dim=1), slope.abs())
+        misses.append((claimed - slope).abs() / (size + 1e-3))  # rounding: about 1e-6
     least = torch.stack(misses).amin(dim=0)
     expected = "a gradient of the map that agrees with finite differences"
     _hold(least <= 1e-2, target, expected, least, "a relative error of ")
@@ -212,7 +214,7 @@ def _surrogate(interpreter: Interpreter, images: Tensor, target: Tensor) -> None
 @_check("logits", exact=True)
 def _logits(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """Logits that come with a map, or with the surrogate's, are the model's, of these images."""
-    with eval_mode(interpreter.model), torch.no_grad():
+    with torch.no_grad():
         found = (interpreter.explain(images, target), _view(interpreter, images, target))
         logits = [explanation.logits for explanation in found if explanation.logits is not None]
         if interpreter.model is None or not logits:
@@ -281,8 +283,7 @@ def _completeness(
     if attributions is None and not isinstance(interpreter, IntegratedGradients):
         raise SkipTest("completeness is no promise of this method; if it is, attributions=")
     attributions = attributions or _integrated
-    with eval_mode(interpreter.model):
-        values, promised = attributions(interpreter, images, target)
+    values, promised = attributions(interpreter, images, target)
     total, size = values.flatten(1).sum(dim=1), values.abs().flatten(1).sum(dim=1)
     apart = (total - promised).abs()
     good = apart <= 0.05 * torch.maximum(size, promised.abs()) + 1e-6
@@ -308,7 +309,7 @@ def class_count(interpreter: Interpreter, images: Tensor) -> int:
     """Return the number of the model's classes; if no model is known, the least possible."""
     if interpreter.model is None:
         return 2
-    with eval_mode(interpreter.model), torch.no_grad():
+    with torch.no_grad():
         return interpreter.logits(images[:1]).shape[1]
 
 
@@ -328,12 +329,11 @@ def _attacked(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the surrogate's maps, and the gradient of a weighted sum of them if it has one."""
     x = images.clone().requires_grad_()
-    with eval_mode(interpreter.model):
-        maps = view(interpreter, x, target).maps
-        if not maps.requires_grad:
-            return maps, None
-        # A map that requires a gradient proves nothing: it may depend on the parameters alone.
-        (gradient,) = torch.autograd.grad(_weighted(maps).sum(), x, allow_unused=True)
+    maps = view(interpreter, x, target).maps
+    if not maps.requires_grad:
+        return maps, None
+    # A map that requires a gradient proves nothing: it may depend on the parameters alone.
+    (gradient,) = torch.autograd.grad(_weighted(maps).sum(), x, allow_unused=True)
     return maps.detach(), gradient
 
 

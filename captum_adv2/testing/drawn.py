@@ -99,6 +99,7 @@ class Network(nn.Module):
         classes: Count = CLASSES,
     ) -> None:
         super().__init__()
+        self._name = f"Network({body!r}, {activation!r}, {norm}, {seed}, {channels}, {classes})"
         widths = (6, 12, 18) if body == "dense" else (6, 6, 6)
 
         def layer(inputs: int) -> nn.Sequential:
@@ -113,6 +114,9 @@ class Network(nn.Module):
             self.fc = nn.Linear(widths[2], classes)
             self.apply(_randomise)
         self.eval()
+
+    def __repr__(self) -> str:
+        return self._name
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, classes)`` of images ``(B, channels, H, W)``."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from captum_adv2.interpreters.base import Interpreter
+from captum_adv2.interpreters.base import Interpreter, eval_mode
 from captum_adv2.spec import Count, Images, Index, checked
 from captum_adv2.testing import drawn
 from captum_adv2.testing.checks import CHECKS, Attributions, Build, Check, built, class_count
@@ -112,11 +112,11 @@ class _Drawn:
         if isinstance(images, Tensor | tuple):
             self.channels = images.shape[1] if isinstance(images, Tensor) else images[0]
 
-    def subjects(self, check: Check) -> SearchStrategy[Any]:
+    def networks(self, check: Check) -> dict[str, SearchStrategy[Any]]:
         smooth: Any = {"activations": ("SiLU", "GELU")} if check.smooth else {}
-        return drawn.networks(channels=self.channels, **smooth)
+        return {"network": drawn.networks(channels=self.channels, **smooth)}
 
-    def arguments(self, check: Check, network: Any, images: Tensor) -> tuple[Any, ...]:
+    def arguments(self, check: Check, images: Tensor, network: Any) -> tuple[Any, ...]:
         images = images.double() if check.exact else images
         network = network.to(images.dtype)
         if check.rebuilt:
@@ -134,18 +134,19 @@ class _Own:
         self.images = partial(_images, (channels, 32, 32) if images is None else images)
         self.like = parameters[0].detach() if parameters else torch.zeros(())
         probe = hypothesis.find(self.images("random"), lambda _: True).to(self.like)
-        self.wide = _widened(interpreter, probe)
-        self.classes = class_count(interpreter, probe)
+        with eval_mode(self.model):
+            self.wide = _widened(interpreter, probe)
+            self.classes = class_count(interpreter, probe)
 
-    def subjects(self, check: Check) -> SearchStrategy[Any]:
+    def networks(self, check: Check) -> dict[str, SearchStrategy[Any]]:
         if check.drawn:
             raise SkipTest("needs drawn networks; pass what makes the interpreter from a model")
-        return st.just(self.interpreter)
+        return {}
 
-    def arguments(self, check: Check, interpreter: Any, images: Tensor) -> tuple[Any, ...]:
+    def arguments(self, check: Check, images: Tensor) -> tuple[Any, ...]:
         if check.exact and self.wide is not None:
             return self.wide, images.to(self.like.device, torch.float64)
-        return interpreter, images.to(self.like)
+        return self.interpreter, images.to(self.like)
 
 
 def _images(images: Any, kind: str) -> SearchStrategy[Tensor]:
@@ -180,13 +181,14 @@ def _run(
 ) -> None:
     """Run a check on examples of each kind of images; raise the first failure, shrunk."""
 
-    def test(subject: Any, images: Tensor, target: Tensor) -> None:
-        arguments = *_, images = source.arguments(check, subject, images)
+    def test(images: Tensor, target: Tensor, **network: Any) -> None:
+        arguments = *_, images = source.arguments(check, images, **network)
         target = target.repeat(len(images))[: len(images)].to(images.device)
-        check.function(*arguments, target, **extra)
+        with eval_mode(source.model):
+            check.function(*arguments, target, **extra)
 
     test.__name__ = f"check_{name}"  # hypothesis prints it
-    subjects, target = source.subjects(check), drawn.classes(count=source.classes)
+    others = source.networks(check) | {"target": drawn.classes(count=source.classes)}
     kinds = list(drawn.KINDS) if check.degenerate else ["random"]
     memory: dict[str, Any] = {} if seed is None else {"database": None}
     settings = hypothesis.settings(
@@ -198,6 +200,5 @@ def _run(
         **memory,
     )
     for kind in kinds:
-        given = hypothesis.given(subject=subjects, images=source.images(kind), target=target)
-        run = settings(given(test))
+        run = settings(hypothesis.given(images=source.images(kind), **others)(test))
         (run if seed is None else hypothesis.seed(seed)(run))()

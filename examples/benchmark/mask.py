@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -30,21 +32,12 @@ from captum_adv2.attacks import MapDistance, presets
 from captum_adv2.evaluation import metrics, visualize
 from captum_adv2.interpreters import MASK, FiniteDifference
 from captum_adv2.interpreters.mask import Blur, Noise
-from captum_adv2.study.embedded import CLASSES, load_resnet, make_shapes
+from captum_adv2.study.embedded import load_resnet, make_shapes
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import embedded_case
 
 Args = argparse.Namespace
-
-
-def embedded_case(count: int) -> Case:
-    """Return the embedded residual network with pictures it gets right, and random targets."""
-    model = load_resnet()
-    shapes = make_shapes(2 * count, seed=99)
-    with torch.no_grad():
-        logits = torch.cat([model(part) for part in shapes.images.split(100)])
-    right = (logits.argmax(dim=1) == shapes.labels).nonzero()[:count, 0]
-    labels = shapes.labels[right]
-    shift = torch.randint(1, len(CLASSES), labels.shape, generator=torch.Generator().manual_seed(0))
-    return Case(model, shapes.images[right], labels, (labels + shift) % len(CLASSES))
 
 
 def mask_for(case: Case, args: Args, **overrides: Any) -> MASK:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
 
 from captum_adv2.attacks.frameworks import Flow, LinfBall, flow_loss, quantize
 
@@ -39,37 +40,20 @@ def test_a_move_is_projected_to_the_nearest_legal_image(eps, seed, scale):
     torch.testing.assert_close(ball.move(moved, zero, clean), moved, rtol=0, atol=ULP)
 
 
-@given(eps=EPS, seed=SEEDS, dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-def test_a_random_start_is_in_ball_and_range(eps, seed, dtype):
-    clean = images(seed).to(dtype)
+@given(eps=EPS, seed=SEEDS)
+def test_a_random_start_is_uniform_in_the_ball(eps, seed):
+    clean, state = images(seed), torch.get_rng_state()
+    unit = torch.rand(clean.shape, generator=torch.Generator().manual_seed(seed))
+    expected = (clean + (2 * unit - 1) * eps).clamp(0, 1)
+    ball = LinfBall(eps, True, torch.Generator().manual_seed(seed))
+    start = ball.init(clean)
+    torch.testing.assert_close(start, expected, rtol=0, atol=2 * ULP)
+    assert (start - clean).abs().max() <= eps + ULP
+    assert eps < 0.01 or not torch.equal(ball.init(clean), start)  # the generator goes on
+    seed_0 = LinfBall(eps, True, torch.Generator().manual_seed(0))
+    assert torch.equal(LinfBall(eps, True).init(clean), seed_0.init(clean))
     assert torch.equal(LinfBall(eps).init(clean), clean)
-    start = LinfBall(eps, True, torch.Generator().manual_seed(seed)).init(clean)
-    assert start.dtype == dtype
-    assert start.min() >= 0
-    assert start.max() <= 1
-    assert (start - clean).abs().max() <= eps + (ULP if dtype != torch.bfloat16 else 0.02)
-
-
-def test_a_random_start_is_uniform_and_drawn_from_seed_0_by_default():
-    clean, state = torch.full((4, 3, 16, 16), 0.5), torch.get_rng_state()
-    start = LinfBall(0.25, True).init(clean)
     assert torch.equal(torch.get_rng_state(), state)
-    unit = torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(start, 0.25 + 0.5 * unit, rtol=0, atol=ULP)
-
-
-def test_a_generator_goes_on_from_where_it_was():
-    clean = images(0)
-    first, second = (LinfBall(0.1, True, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first.init(clean), second.init(clean))
-    assert not torch.equal(first.init(clean), LinfBall(0.1, True).init(clean))
-    assert not torch.equal(first.init(clean), first.init(clean))
-
-
-def test_the_variable_is_the_image_and_costs_nothing():
-    clean, variable = images(0), images(1)
-    assert LinfBall(0.1).image(variable, clean) is variable
-    assert torch.equal(LinfBall(0.1).penalty(variable), torch.zeros(2))
 
 
 # Flow
@@ -88,19 +72,6 @@ def grid(height, width):
     return torch.stack([columns, rows])[None].double()
 
 
-def bilinear(x, places):
-    """Return the formula of appendix A4, pixel by pixel; outside, the nearest place inside."""
-    batch, channels, height, width = x.shape
-    result = np.zeros(x.shape)
-    for b, i, j in np.ndindex(batch, height, width):
-        u, v = (places[b, axis, i, j].clip(0, n - 1) for axis, n in ((0, width), (1, height)))
-        near = np.maximum(0, 1 - abs(v - np.arange(height)))[:, None] * np.maximum(
-            0, 1 - abs(u - np.arange(width))
-        )
-        result[b, :, i, j] = (x[b] * near).sum(axis=(1, 2))
-    return result
-
-
 @pytest.mark.parametrize("size", [*SIZES, (224, 224)])
 @pytest.mark.parametrize(
     ("dtype", "atol"),
@@ -117,24 +88,24 @@ def test_no_flow_is_the_identity(size, dtype, atol):
     torch.testing.assert_close(moved, clean, rtol=0, atol=0 if exact else atol)
 
 
-@pytest.mark.parametrize("size", [(5, 7), (17, 9), (16, 16)])
+@pytest.mark.parametrize("size", [(9, 11), (17, 9), (16, 16)])
 @pytest.mark.parametrize(("across", "down"), [(1, 0), (0, 2), (-1, 1), (-2, -3)])
 def test_a_flow_of_whole_pixels_is_a_roll_inside_the_border(size, across, down):
     clean = images(1, (2, 3, *size)).double()
     shift = torch.tensor([across, down]).double().view(1, 2, 1, 1).expand(2, 2, *size)
-    moved = Flow(1.0).image(shift, clean)
-    places = grid(*size) + shift
-    inside = ((places >= 0) & (places <= torch.tensor(size[::-1]).view(1, 2, 1, 1) - 1)).all(dim=1)
-    rolled = clean.roll((-down, -across), dims=(2, 3))
-    assert (moved - rolled).abs().amax(dim=1)[inside].max() < 1e-12
+    moved, rolled = Flow(1.0).image(shift, clean), clean.roll((-down, -across), dims=(2, 3))
+    inside = (..., slice(3, -3), slice(3, -3))
+    torch.testing.assert_close(moved[inside], rolled[inside], rtol=0, atol=1e-12)
 
 
 @given(seed=SEEDS, scale=st.sampled_from([0.3, 2.0, 50.0]), size=st.sampled_from(SIZES))
-def test_images_are_the_bilinear_samples_of_the_paper(seed, scale, size):
+def test_images_are_the_bilinear_samples_of_scipy(seed, scale, size):
     clean, flow = images(seed, (2, 2, *size)).double(), flows(seed, (2, 2, *size), scale)
-    expected = bilinear(clean.numpy(), (grid(*size) + flow).numpy())
     moved = Flow(1.0).image(flow, clean)
-    np.testing.assert_allclose(moved.numpy(), expected, rtol=0, atol=1e-10)
+    for image, places, result in zip(clean, (grid(*size) + flow).flip(1), moved, strict=True):
+        for channel, ours in zip(image, result, strict=True):
+            theirs = map_coordinates(channel.numpy(), places.numpy(), order=1, mode="nearest")
+            np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-10)
     assert moved.min() >= 0
     assert moved.max() <= 1
     if min(size) > 1:  # a side of one pixel has one place: nothing to mistake
@@ -219,18 +190,8 @@ def test_the_flow_loss_is_a_sum_over_four_neighbours(seed, height, width):
             if 0 <= k < height and 0 <= m < width:
                 expected[b] += np.sqrt(((r[b, :, i, j] - r[b, :, k, m]) ** 2).sum())
     np.testing.assert_allclose(flow_loss(flow).numpy(), expected, rtol=1e-12, atol=1e-12)
+    assert not flow_loss(flow[:, :, :1, :1].expand_as(flow)).any()  # a constant flow
     assert torch.equal(Flow(0.25).penalty(flow), 0.25 * flow_loss(flow))
-
-
-@given(seed=SEEDS, constant=st.tuples(*[st.floats(-5, 5)] * 2), factor=st.sampled_from([-2.0, 0.5]))
-def test_symmetries_of_the_flow_loss(seed, constant, factor):
-    flow = flows(seed)
-    loss = flow_loss(flow)
-    shift = torch.tensor(constant).double().view(1, 2, 1, 1)
-    for same in (flow.flip(2), flow.flip(3), flow.flip(1), flow.mT.flip(1), flow + shift):
-        torch.testing.assert_close(flow_loss(same), loss)
-    torch.testing.assert_close(flow_loss(factor * flow), abs(factor) * loss)
-    assert not flow_loss(shift.expand_as(flow)).any()
 
 
 def test_the_flow_loss_has_its_gradient_and_dtype():

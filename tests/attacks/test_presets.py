@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from conftest import untrained
-from targeting import shifted
 from torch import nn
 
 from captum_adv2 import ADV2, SoundnessWarning, StADV2
@@ -15,135 +14,85 @@ from captum_adv2.attacks.terms import at
 from captum_adv2.interpreters import CAM, MASK, RTS, Gradient, Unrolled
 from captum_adv2.interpreters.rts import EncoderGuided
 
-INTERPRETERS = {
+BUILD = {
     "GRAD": Gradient,
     "CAM": CAM,
     "RTS": lambda model: RTS(model, untrained(model)),
     "MASK": MASK,
 }
-SIZES = {"GRAD": 56, "CAM": 7, "RTS": 56, "MASK": 28}  # of maps, in the code
-
-# On ResNet: n_total, and lambda; MASK has none in Table 11: two steps of their own.
-TABLE_11 = {"GRAD": (800, 0.007), "CAM": (1200, 0.204), "RTS": (1200, 0.002), "MASK": (1000, 1.0)}
-# The same, and tau.
-TABLE_12 = {
-    "GRAD": (800, 0.023, 0.0005),
-    "CAM": (600, 0.653, 0.0005),
-    "MASK": (1000, 500.0, 0.004),
-    "RTS": (600, 0.0408, 0.0005),
-}
-# The published code: steps of the warm start and after it, the weight of a sum half way.
-PUBLISHED = {
-    "GRAD": (300, 301 + 201 + 101 + 101, 0.004),
-    "CAM": (400, 1200, 7.5 / 49),  # of a mean, on 49 pixels
-    "RTS": (300, 1000, 7.5 / 49),
-    "MASK": (400, 1000, 1.0),
+# Steps of the warm start, steps in all, weight of a sum half way, size of maps, kept iterate.
+ROWS = {
+    ("PAPER", "GRAD"): (400, 800, 0.007, 56, "final"),  # Table 11, §3.6
+    ("PAPER", "CAM"): (400, 1200, 0.204, 7, "final"),
+    ("PAPER", "RTS"): (400, 1200, 0.002, 56, "final"),
+    ("PAPER", "MASK"): (400, 1000, 1.0, 28, "final"),  # no lambda: two steps of their own
+    ("PAPER_STADV", "GRAD"): (400, 800, 0.023, 56, "final"),  # Table 12
+    ("PAPER_STADV", "CAM"): (400, 600, 0.653, 7, "final"),
+    ("PAPER_STADV", "RTS"): (400, 600, 0.0408, 56, "final"),
+    ("PAPER_STADV", "MASK"): (400, 1000, 500.0, 28, "final"),
+    ("OFFICIAL", "GRAD"): (300, 300 + 301 + 201 + 101 + 101, 0.004, 56, "best"),
+    ("OFFICIAL", "CAM"): (400, 400 + 1200, 7.5 / 49, None, "final"),  # of a mean, on 49 pixels
+    ("OFFICIAL", "RTS"): (300, 300 + 1000, 7.5 / 49, None, "final"),
+    ("OFFICIAL", "MASK"): (400, 400 + 1000, 1.0, 28, "best"),
 }
 
 
-def assert_equation_3(term, weight):
-    """Check a term half way through: a weight times the plain sum of squares, on 49 pixels."""
-    generator = torch.Generator().manual_seed(0)
-    maps, goal = torch.rand(2, 3, 1, 7, 7, generator=generator)
-    logits, target = torch.randn(3, 5, generator=generator), torch.tensor([0, 1, 4])
-    loss = term(Candidate(maps, logits, maps, target, goal, 0.5))
-    torch.testing.assert_close(loss, weight * (maps - goal).square().sum(dim=(1, 2, 3)))
+@pytest.mark.parametrize(("table", "name"), ROWS)
+def test_presets_are_the_published_settings(model, table, name):
+    warmup, steps, weight, side, keep = ROWS[table, name]
+    kind = StADV2 if table == "PAPER_STADV" else ADV2
+    attack = kind.from_preset(model, BUILD[name], getattr(presets, table)[name])
+    assert type(attack) is kind
+    assert (attack.warmup, attack.steps, attack.keep) == (warmup, steps, keep)
+    assert attack.interpretation.map_size == (side and (side, side))
+    # The term, half way through, is the plain sum of squares of Eq. 3.
+    maps, goal = torch.rand(2, 3, 1, 7, 7)
+    candidate = Candidate(maps, torch.randn(3, 5), maps, torch.tensor([0, 1, 4]), goal, 0.5)
+    squares = (maps - goal).square().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(attack.interpretation(candidate), weight * squares)
 
-
-def check_surrogate(name, surrogate, **unrolled):
-    if name == "RTS":  # lambda_2 of both tables
-        assert surrogate == EncoderGuided(weight=0.1)
+    if kind is ADV2:
+        assert (attack.eps, attack.alpha) == (0.031, 1.0 / 255)  # §B1
+        assert name == "MASK" or attack.step == SignDescent(momentum=0.0, final=1.0)  # Eq. 4
     else:
-        assert surrogate == (Unrolled(n_step=4, n_reset=50, **unrolled) if name == "MASK" else None)
-
-
-@pytest.mark.parametrize("name", TABLE_11)
-def test_paper_is_table_11(model, name):
-    steps, weight = TABLE_11[name]
-    attack = ADV2.from_preset(model, INTERPRETERS[name], presets.PAPER[name])
-    assert (attack.eps, attack.alpha) == (0.031, 1.0 / 255)  # §B1
-    assert (attack.steps, attack.warmup) == (steps, 400)  # §3.6
-    assert (attack.keep, attack.confidence) == ("final", 0.0)  # the paper does not say
-    assert attack.interpretation.map_size == (SIZES[name], SIZES[name])
-    assert_equation_3(attack.interpretation, weight)
-    check_surrogate(name, attack.surrogate, solved=True)  # Algorithm 1 begins at g(x)
-    if name == "MASK":
-        assert (attack.step.longest, attack.step.searches) == (0.08, 12)
-    else:
-        assert attack.step == SignDescent(momentum=0.0, final=1.0)  # Eq. 4
-    if name == "GRAD":  # §3.6: rho from 0.05 to 0.01, drawn uniformly
+        assert attack.flow_weight == (0.004 if name == "MASK" else 0.0005)
+        assert (attack.alpha, attack.step) == (0.01, AdamDescent((0.9, 0.999), final=1.0))  # §B2
+    if name == "MASK":  # Algorithm 1 begins at g(x), the code where MASK begins
+        assert attack.surrogate == Unrolled(4, 50, table != "OFFICIAL", shrink=0.5, count=100)
+    else:  # lambda_2 of both tables
+        assert attack.surrogate == (EncoderGuided(weight=0.1) if name == "RTS" else None)
+    if name == "GRAD" and table != "OFFICIAL":  # §3.6: drawn uniformly, rho from 0.05 to 0.01
         rho = [at(attack.prediction.rho, progress) for progress in (0.0, 0.5, 1.0)]
         assert rho == pytest.approx([0.05, 0.03, 0.01])
         assert attack.prediction.seed is not None
-    else:
+    elif (table, name) != ("OFFICIAL", "MASK"):
         assert attack.prediction == CrossEntropy(rho=0.0)
 
 
-@pytest.mark.parametrize("name", TABLE_12)
-def test_paper_stadv_is_table_12(model, name):
-    steps, weight, tau = TABLE_12[name]
-    preset = presets.PAPER_STADV[name]
-    attack = StADV2.from_preset(model, INTERPRETERS[name], preset, bound=1.0)
-    assert (attack.steps, attack.warmup, attack.flow_weight) == (steps, 400, tau)
-    assert (attack.alpha, attack.step) == (0.01, AdamDescent((0.9, 0.999), final=1.0))  # §B2
-    assert (attack.keep, attack.bound) == ("final", 1.0)
-    assert attack.interpretation.map_size == (SIZES[name], SIZES[name])
-    assert_equation_3(attack.interpretation, weight)
-    check_surrogate(name, attack.surrogate)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_official_is_the_published_code(model, name):
-    warmup, second, weight = PUBLISHED[name]
-    attack = ADV2.from_preset(model, INTERPRETERS[name], presets.OFFICIAL[name])
-    assert (attack.eps, attack.alpha) == (0.031, 1.0 / 255)
-    assert (attack.warmup, attack.steps) == (warmup, warmup + second)
-    assert attack.keep == ("best" if name in ("GRAD", "MASK") else "final")
-    assert_equation_3(attack.interpretation, weight)
-    check_surrogate(name, attack.surrogate, solved=False, shrink=0.5, count=100)
-    if name == "MASK":
-        assert (attack.step.stride, attack.step.longest, attack.step.searches) == (0.05, 0.08, 10)
-        assert math.log(attack.step.kappa / (1 - attack.step.kappa)) == pytest.approx(10)
-        assert attack.prediction == Margin()
-        return
-    assert attack.step == SignDescent(momentum=0.0, final=1.0)
-    assert attack.prediction == CrossEntropy(rho=0.0)
-    weights = [at(attack.interpretation.weight, number / second) for number in range(second)]
-    if name == "GRAD":
-        stages = {0.001: 301, 0.004: 201, 0.01: 101, 0.05: 101}
-        assert weights == [weight for weight, length in stages.items() for _ in range(length)]
-        assert attack.interpretation.map_size == (56, 56)
-        assert attack.confidence == 0.8
-    else:
-        assert weights == pytest.approx([5 + 5 * number / second for number in range(second)])
-        # The paper's weights of a sum are the code's of a mean, at its end or beginning.
-        ends = {"CAM": 10.0 / 7**2, "RTS": 5.0 / 56**2}
-        assert round(ends[name], 3) == TABLE_11[name][1]
-
-
-def test_rts_has_a_tenth_of_the_encoders_cross_entropy(model, data):
-    images, labels = data
-    attack = ADV2.from_preset(model, INTERPRETERS["RTS"], presets.PAPER["RTS"])
-    target, surrogate = shifted(images, labels), attack.surrogate
-    state = surrogate.init(attack.interpreter, images, target)
-    guided = surrogate(attack.interpreter, images, state, 0.0)
-    p = model(images).softmax(dim=1)[range(len(images)), target]
-    torch.testing.assert_close(guided.penalty, -0.1 * p.log())
-
-
-def test_overrides_win_and_a_subclass_makes_its_own_kind(model):
-    class Mine(ADV2):
-        pass
-
-    step = SignDescent(0.5, 0.5)
-    attack = Mine.from_preset(model, CAM(model), presets.PAPER["CAM"], steps=7, step=step)
-    assert type(attack) is Mine
-    assert (attack.steps, attack.step, attack.eps) == (7, step, 0.031)
+def test_details_of_the_published_code():
+    grad, mask = presets.OFFICIAL["GRAD"], presets.OFFICIAL["MASK"]
+    weight, stages = grad["interpretation"].weight, {0.001: 301, 0.004: 201, 0.01: 101, 0.05: 101}
+    expected = [value for value, length in stages.items() for _ in range(length)]
+    assert [weight(number / 704) for number in range(704)] == expected
+    assert grad["confidence"] == 0.8
+    for name, progress, pixels in (("CAM", 1.0, 7**2), ("RTS", 0.0, 56**2)):
+        weight = presets.OFFICIAL[name]["interpretation"].weight
+        assert [weight(share) for share in (0.0, 0.5, 1.0)] == [5.0, 7.5, 10.0]
+        # The paper's weight of a sum is the code's of a mean, at its end or beginning.
+        assert round(weight(progress) / pixels, 3) == ROWS["PAPER", name][2]
+    assert mask["prediction"] == Margin()
+    for step, searches in ((presets.PAPER["MASK"]["step"], 12), (mask["step"], 10)):
+        assert (step.stride, step.longest, step.searches) == (0.05, 0.08, searches)
+    assert math.log(mask["step"].kappa / (1 - mask["step"].kappa)) == pytest.approx(10)
 
 
 @pytest.mark.parametrize("name", ["GRAD", "CAM", "RTS"])
 def test_a_preset_runs_and_warns_of_another_map_size(model, data, name):
-    attack = ADV2.from_preset(model, INTERPRETERS[name], presets.PAPER[name], steps=4, warmup=1)
+    class Mine(ADV2):
+        pass
+
+    attack = Mine.from_preset(model, BUILD[name], presets.PAPER[name], steps=4, warmup=1)
+    assert type(attack) is Mine
     with pytest.warns(SoundnessWarning, match=r"chosen for maps of size .* got \(8, 8\)"):
         adversarial = attack(*data)
     assert (adversarial - data[0]).abs().max() <= 0.031 + 1e-6

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: MIT
 """StADV2: against its loss written out and stepped by torch.optim.Adam."""
 
-import copy
-
 import kornia.geometry.transform
 import pytest
 import torch
 import torch.nn.functional as F
-from targeting import predictions, shifted, targeted
+from attack_helpers import shifted, targeted
 
 from captum_adv2 import StADV2
 from captum_adv2.attacks import AdamDescent, CrossEntropy, MapDistance, SignDescent
@@ -60,7 +58,7 @@ def test_it_is_equation_21(trained_smooth, three, warmup, aimed, weight):
 
 def test_it_reaches_a_class(model, data):
     attack = targeted(StADV2(model, CAM, alpha=0.2, steps=100))
-    reached = predictions(model, attack(*data)) == shifted(*data)
+    reached = model(attack(*data)).argmax(dim=1) == shifted(*data)
     assert reached.sum() > 3  # all six in every training tried
 
 
@@ -91,14 +89,3 @@ def test_images_are_warped_once_a_step_within_the_bound(monkeypatch, model, data
     assert counts[0] <= 6 + 2  # one more at the end of each phase
     furthest = max(flow.abs().max() for flow in flows)
     assert furthest > 0.1 if bound is None else furthest == pytest.approx(bound)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("size", [(16, 16), (9, 13)])
-def test_dtypes_and_odd_sizes(trained, data, dtype, size):
-    net, images = copy.deepcopy(trained).to(dtype), data[0][..., : size[0], : size[1]].to(dtype)
-    adversarial = StADV2(net, CAM, alpha=0.25, steps=4)(images)
-    assert adversarial.dtype == dtype
-    assert adversarial.shape == images.shape
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1

@@ -1,12 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""Finished images are taken out of the batch, and nothing changes for the others."""
+"""Finished images are taken out of the batch, and nothing changes for the others.
+
+An attack without a stop is followed once, by a term that notes every iterate. From these, where an
+attack with a stop ends, and which iterate is the best, is reckoned a second time.
+"""
 
 from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
-from targeting import FLAT_MAPS, confidence_of, noting, shifted, small_mask, targeted
+from attack_helpers import (
+    FLAT_MAPS,
+    MODES,
+    confidence_of,
+    distance_of,
+    noting,
+    small_mask,
+    targeted,
+)
 from torch import Tensor
 
 from captum_adv2 import ADV2, StADV2
@@ -42,41 +54,62 @@ CASES = {
 }
 
 
+def dark(candidate):
+    """Prefer a dark corner; without a gradient, so that the iterates are the same."""
+    corner = candidate.images.detach()[..., :2, :2].mean(dim=(1, 2, 3))
+    return 20 * (corner - 0.4) + 0 * candidate.images.sum(dim=(1, 2, 3))
+
+
+def score_of(candidate, floor):
+    """Return how good an iterate is, less being better, and whether it is good enough."""
+    p, further = confidence_of(candidate), dark(candidate).detach()
+    reached = candidate.logits.argmax(dim=1) == candidate.target
+    good = distance_of(candidate) + further / (1 + further.abs())
+    enough = reached & (p >= floor)
+    return torch.where(enough, good, 9 + ~reached - p), enough
+
+
 class Path(NamedTuple):
-    """A run without a stop: its iterates, and whether they would do, ``(steps, B, ...)``."""
+    """A run without a stop; all but the final images are ``(steps, B, ...)``."""
 
     iterates: Tensor
     distance: Tensor
+    score: Tensor
     enough: Tensor
     final: Tensor
+
+    def stop(self):
+        """Return a distance that some images reach and others do not, by the widest margin."""
+        least = self.distance.masked_fill(~self.enough, 1.0).amin(dim=0).sort().values
+        gap = least.diff().argmax()
+        return (least[gap] + least[gap + 1]).item() / 2
 
     def finished(self, stop):
         """Return the step at which each image is finished; the number of steps if it never is."""
         done = self.enough & (self.distance <= stop)
         return torch.where(done.any(dim=0), done.long().argmax(dim=0), len(done))
 
-    def some(self):
-        """Return a distance that some images reach and others do not, by the widest margin."""
-        least = self.distance.masked_fill(~self.enough, 1.0).amin(dim=0).sort().values
-        gap = least.diff().argmax()
-        return (least[gap] + least[gap + 1]).item() / 2
-
     def ended(self, finished):
         """Return the iterates at which images are finished; the last ones of those that are not."""
         every = torch.cat([self.iterates, self.final[None]])
         return every[finished, torch.arange(len(finished))]
 
+    def best(self, finished):
+        """Return the iterates of the least score so far."""
+        late = torch.arange(len(self.score))[:, None] > finished
+        index = self.score.masked_fill(late, torch.inf).argmin(dim=0)
+        return self.iterates[index, torch.arange(len(finished))]
 
-def followed(make, batch, mode=targeted):
-    """Run an attack without a stop; return its path."""
+
+def followed(make, batch, floor=FLOOR, mode=targeted):
     seen = []
-    final = mode(make(keep="final", terms=(noting(seen),)))(*batch)
-    reached = [candidate.logits.argmax(dim=1) == candidate.target for candidate in seen]
-    enough = [confidence_of(candidate) >= FLOOR for candidate in seen]
+    final = mode(make(keep="final", confidence=floor, terms=(dark, noting(seen))))(*batch)
+    scores, enough = zip(*(score_of(candidate, floor) for candidate in seen), strict=True)
     return Path(
         torch.stack([candidate.images.detach() for candidate in seen]),
-        torch.stack([(c.maps - c.target_maps).abs().mean(dim=(1, 2, 3)) for c in seen]).detach(),
-        torch.stack(reached) & torch.stack(enough),
+        torch.stack([distance_of(candidate) for candidate in seen]),
+        torch.stack(scores),
+        torch.stack(enough),
         final,
     )
 
@@ -91,13 +124,14 @@ def cam(trained_smooth):
     return partial(CASES["exact, signs"], trained_smooth)
 
 
-def check(make, batch, mode=targeted):
-    """Hold an attack with a stop against its path without; return path, stop, last step."""
-    path, reports = followed(make, batch, mode), []
-    stop = path.some()
-    finished = path.finished(stop)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings(FLAT_MAPS)
+def test_an_image_that_is_finished_changes_nothing_for_the_others(trained_smooth, batch, case):
+    make, reports = partial(CASES[case], trained_smooth), []
+    path = followed(make, batch)
+    finished = path.finished(path.stop())
     assert 0 < (finished < len(path.iterates)).sum() < len(finished)
-    last = mode(make(keep="final", stop=stop, callback=reports.append))(*batch)
+    last = targeted(make(keep="final", stop=path.stop(), callback=reports.append))(*batch)
     torch.testing.assert_close(last, path.ended(finished), **CLOSE)
     warmup = reports[-1].step + 1 - len(path.iterates)
     for number, report in enumerate(reports, start=-warmup):
@@ -105,74 +139,40 @@ def check(make, batch, mode=targeted):
         assert report.confidence.shape == report.distance.shape == report.rows.shape
         if number >= 0:
             torch.testing.assert_close(report.distance, path.distance[number, report.rows], **CLOSE)
-    return path, stop, finished
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings(FLAT_MAPS)
-def test_an_image_that_is_finished_changes_nothing_for_the_others(trained_smooth, batch, case):
-    check(partial(CASES[case], trained_smooth), batch)
+@MODES
+@pytest.mark.parametrize("floor", [0.0, FLOOR, 0.99])
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_best_iterate_is_the_one_of_least_score(cam, batch, mode, floor, stopped):
+    """It is never worse than the last one, on the reported map and after rounding to 8 bits."""
+    make = partial(cam, steps=24, warmup=8, alpha=0.03, step=SignDescent(0.0, 1.0))
+    path, seen = followed(make, batch, floor, mode), []
+    stop = path.stop() if stopped else None
+    attack = make(stop=stop, confidence=floor, terms=(dark, noting(seen)))
+    adversarial = mode(attack)(*batch)
+    finished = path.finished(stop if stopped else -1.0)
+    ended, best = path.ended(finished), path.best(finished)
+    scores = []
+    for judged, images in zip(seen[-2:], (ended, best), strict=True):
+        torch.testing.assert_close(judged.images, quantize(images), **CLOSE)
+        assert judged.rows.tolist() == [0, 1, 2, 3]
+        scores.append(score_of(judged, floor)[0])
+    better = (scores[0] < scores[1]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(adversarial, torch.where(better, ended, best), **CLOSE)
+    for candidate in seen[:-2]:
+        rows = candidate.rows
+        assert (candidate.images - batch[0][rows]).abs().max() <= 0.2 + 1e-9
+        assert len(candidate.target_maps) == len(candidate.maps) == len(rows)
+        assert torch.equal(candidate.target, seen[-1].target[rows])
 
 
-def every_other(problem, variable, memory):
-    """Look at the map at every other step only."""
-    gradient = problem.gradient(variable, "all" if memory else "prediction")
-    assert len(problem.confidence) == len(variable)
-    return problem.move(variable, -problem.alpha * gradient.sign()), not memory
-
-
-def blind(problem, variable, memory):
-    gradient = problem.gradient(variable, "prediction")
-    return problem.move(variable, -problem.alpha * gradient.sign()), None
-
-
-def test_only_a_look_at_the_map_finishes_an_image(cam, batch):
-    reports = []
-    stop = {"stop": 1.0, "confidence": 0.0, "callback": reports.append}
-    for settings in ({"step": blind}, {"warmup": 16}):
-        adversarial = targeted(cam(**settings, **stop))(*batch)
-        assert torch.equal(adversarial, targeted(cam(**settings))(*batch))
-    assert [len(report.rows) for report in reports] == [4] * 32
-    attack = targeted(cam(step=every_other, keep="final", stop=0.3, callback=reports.append))
-    together = attack(*batch)
-    alone = [attack(batch[0][i : i + 1], batch[1][i : i + 1]) for i in range(4)]
-    torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
-
-
-def test_an_untargeted_attack(cam, batch):
-    check(partial(cam, steps=24, warmup=8), batch, mode=lambda attack: attack)
-
-
-def dark(images):
-    return 20 * (images.detach()[..., :2, :2].mean(dim=(-3, -2, -1)) - 0.4)
-
-
-def test_the_best_iterate_of_a_finished_image(cam, batch):
-    """It is its last, unless a further term prefers an earlier one; the others' is as it was."""
-    path, stop, finished = check(cam, batch)
-    early, ended = finished < len(path.iterates), path.ended(finished)
-    best, free = (targeted(cam(stop=s))(*batch) for s in (stop, None))
-    torch.testing.assert_close(best[early], ended[early], **CLOSE)
-    torch.testing.assert_close(best[~early], free[~early], **CLOSE)
-
-    def corner(candidate):  # without a gradient: the iterates are the same
-        return 0 * candidate.images.sum(dim=(1, 2, 3)) + dark(candidate.images)
-
-    seen, further = [], dark(path.iterates)
-    targeted(cam(stop=stop, terms=(corner, noting(seen))))(*batch)
-    score = path.distance + further / (1 + further.abs())
-    late = torch.arange(len(score))[:, None] > finished
-    index = score.masked_fill(late | ~path.enough, torch.inf).argmin(dim=0)
-    chosen = path.iterates[index, torch.arange(4)]
-    judged = seen[-1].images  # after rounding to 8 bits
-    torch.testing.assert_close(judged[early], quantize(chosen)[early], **CLOSE)
-
-
-def test_no_image_is_finished_at_a_distance_of_zero(cam, batch):
-    reports = []
-    stopped = targeted(cam(stop=0.0, callback=reports.append))(*batch)
-    assert torch.equal(stopped, targeted(cam())(*batch))
-    assert [len(report.rows) for report in reports] == [4] * 16
+def test_no_image_is_finished_at_a_distance_of_zero_nor_in_the_warm_start(cam, batch):
+    for settings in ({"stop": 0.0}, {"warmup": 16, "stop": 1.0, "confidence": 0.0}):
+        reports, free = [], cam(warmup=settings.get("warmup", 2))
+        stopped = targeted(cam(**settings, callback=reports.append))(*batch)
+        assert torch.equal(stopped, targeted(free)(*batch))
+        assert [len(report.rows) for report in reports] == [4] * 16
 
 
 def test_the_first_look_may_be_enough(cam, batch):
@@ -184,39 +184,19 @@ def test_the_first_look_may_be_enough(cam, batch):
     assert len(reports) == 1
 
 
-def test_a_finished_image_costs_nothing(trained_smooth, cam, batch):
-    path, sizes, counts = followed(cam, batch), [], []
-    handle = trained_smooth.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
-    for stop in (path.some(), None):
-        sizes.clear()
-        targeted(cam(stop=stop))(*batch)
-        counts.append(sum(sizes))
-    handle.remove()
-    spared = (len(path.iterates) - 1 - path.finished(path.some())).clamp(min=0).sum()
-    assert counts[1] - counts[0] == spared > 0
+@pytest.mark.parametrize("parts", [("prediction",), ("prediction", "all")])
+def test_a_step_rule_need_not_look_at_the_map(cam, batch, parts):
+    """Only a look at the map finishes an image."""
 
+    def step(problem, variable, memory):
+        count = memory or 0
+        gradient = problem.gradient(variable, parts[count % len(parts)])
+        assert len(problem.confidence) == len(variable)
+        return problem.move(variable, -problem.alpha * gradient.sign()), count + 1
 
-def test_terms_see_which_images_they_get(cam, batch):
-    images, labels = batch
-    seen, path = [], followed(cam, batch)
-    targeted(cam(stop=path.some(), terms=(noting(seen),)))(*batch)
-    assert len({len(candidate.rows) for candidate in seen}) > 1
-    for candidate in seen:
-        assert (candidate.images - images[candidate.rows]).abs().max() <= 0.2 + 1e-9
-        assert torch.equal(candidate.target, shifted(*batch)[candidate.rows])
-        assert len(candidate.target_maps) == len(candidate.maps) == len(candidate.rows)
-    for judged in seen[-2:]:
-        assert judged.rows.tolist() == list(range(4))
-
-
-def test_normalisation_and_memory_format(cam, batch):
-    mean, std = [0.4, 0.5, 0.3], [0.2, 0.3, 0.25]
-    normal = (batch[0] - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    normal = normal.contiguous(memory_format=torch.channels_last)
-    stop = followed(cam, batch).some()
-    attack = targeted(cam(stop=stop, keep="final"))
-    attack.set_normalization_used(mean=mean, std=std)
-    together = attack(normal, batch[1])
-    assert together.stride() == normal.stride()
-    alone = [attack(normal[i : i + 1], batch[1][i : i + 1]) for i in range(4)]
+    reports = []
+    attack = targeted(cam(step=step, keep="final", stop=1.0, callback=reports.append))
+    together = attack(*batch)
+    assert (len(reports) < 16) is ("all" in parts)
+    alone = [attack(batch[0][i : i + 1], batch[1][i : i + 1]) for i in range(4)]
     torch.testing.assert_close(together, torch.cat(alone), **CLOSE)

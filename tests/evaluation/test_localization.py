@@ -112,7 +112,7 @@ def test_the_box_of_an_objects_mask_is_the_objects() -> None:
 
 
 def test_maps_of_two_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected maps of shape \(B, 1, h, w\), got \(1, 2, "):
+    with pytest.raises(ValueError, match=r"expected maps of shape \(1, 1, 4, 4\), got \(1, 2, "):
         boxes(torch.zeros(1, 2, 4, 4), (4, 4))
 
 

@@ -58,9 +58,9 @@ def test_overlays_are_a_blend_of_heat_and_grey() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 4, 4), (2, 3, 4, 4)])
 def test_maps_that_do_not_fit_the_images_are_refused(shape: tuple[int, ...]) -> None:
     images, maps = torch.rand(2, 3, 8, 8), torch.rand(shape)
-    with pytest.raises(ValueError, match=r"expected maps of shape \(2, 1, h, w\), got"):
+    with pytest.raises(ValueError, match=r"expected maps of shape \(2, 1, 4, 4\), got"):
         overlay(images, maps)
-    with pytest.raises(ValueError, match=r"expected maps of shape \(2, 1, h, w\), got"):
+    with pytest.raises(ValueError, match=r"expected maps of shape \(2, 1, 4, 4\), got"):
         grid({"benign": {"CAM": (images, maps)}})
 
 

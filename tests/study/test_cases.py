@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What is drawn belongs to the image; what is chosen is what the classifier gets right."""
+"""Draws belong to an image; a study chooses images that the classifier gets right."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_adv2.study import Settings
-from captum_adv2.study.cases import NOISE, Chunk, Plan, noisy, target
+from captum_adv2.study.cases import NOISE, Chunk, Plan, draw_target, noisy
+from captum_adv2.study.data import CorruptImage, Embedded, Sample
 from captum_adv2.study.selection import select
-from captum_adv2.study.sources import CorruptImage, Sample, Source
 from captum_adv2.study.subjects import subject
 
 
@@ -23,21 +24,21 @@ def test_a_target_is_another_class(
     seed: int, number: int, classes: int, data: st.DataObject
 ) -> None:
     own = data.draw(st.integers(0, classes - 1))
-    drawn = target(seed, number, own, classes)
+    drawn = draw_target(seed, number, own, classes)
     assert drawn != own
     assert 0 <= drawn < classes
 
 
 def test_targets_are_uniform_over_the_other_classes() -> None:
-    drawn = torch.tensor([target(0, number, 3, 5) for number in range(4000)])
+    drawn = torch.tensor([draw_target(0, number, 3, 5) for number in range(4000)])
     counts = drawn.bincount(minlength=5)
     assert counts[3] == 0
     # Four classes of 1,000 each; five standard deviations are 137.
     assert (counts[[0, 1, 2, 4]] - 1000).abs().max() < 137
 
 
-class Grey(Source):
-    """Grey images whose class is how bright they are; the fourth of each ten is broken."""
+class Grey:
+    """Grey images whose class is their brightness; the fourth of each ten is broken."""
 
     classes = ("dark", "bright")
 
@@ -56,17 +57,17 @@ class Grey(Source):
 class Brightness(nn.Module):
     """Says whether an image is bright, by its first pixel."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float = 10.0) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.scale = nn.Parameter(torch.tensor(scale))
 
     def forward(self, images: Tensor) -> Tensor:
         bright = self.scale * (images[:, 0, 0, 0] - 0.5)
         return torch.stack([-bright, bright], dim=1)
 
 
-def chunk_of(numbers: tuple[int, ...], seed: int = 0) -> Chunk:
-    return Chunk.of(numbers, [Grey()[number] for number in numbers], 2, seed, "cpu")
+def chunk_of(numbers: Sequence[int], seed: int = 0) -> Chunk:
+    return Chunk.of(Grey(), numbers, 2, seed, torch.device("cpu"))
 
 
 def test_noise_is_the_images_own_and_as_strong_as_it_says() -> None:
@@ -83,68 +84,64 @@ def test_noise_is_the_images_own_and_as_strong_as_it_says() -> None:
 
 
 def test_selection() -> None:
-    settings = Settings(count=20, held_out=9)
-    chosen = select(Brightness(), Grey(), settings, 2, noise=True)
+    chosen = select(Brightness(), Grey(), Settings(count=20, held_out=9), 2, noise=True)
     right = [n for n in range(60) if n % 10 != 3 and n % 7]
     assert chosen.numbers == right[:20]
     assert chosen.labels == [n % 2 for n in right[:20]]
+    assert chosen.names == [f"grey-{n}" for n in right[:20]]
     last = right[19]
     assert chosen.held_out == [n for n in range(last + 1, 60) if n % 10 != 3][:9]
     assert chosen.misclassified == sum(1 for n in range(last) if n % 10 != 3 and n % 7 == 0)
-    assert all("got nothing" in reason for reason in chosen.corrupt)
-    assert chosen.corrupt[0].endswith("3")
+    assert chosen.corrupt[0] == "expected an image, got nothing for 3"
+    chunk = chunk_of(chosen.numbers)
     for (kind, share), level in zip(NOISE, chosen.levels, strict=True):
-        chunk = chunk_of(tuple(chosen.numbers))
-
-        def errors(amount: float, kind: str = kind, chunk: Chunk = chunk) -> float:
-            said = Brightness()(noisy(chunk, kind, amount)).argmax(dim=1)
-            return float((said != chunk.labels).float().mean())
-
-        assert errors(level) >= share
-        assert errors(level - 2 / 4096) < share or share == 0
+        least, less = (
+            (Brightness()(noisy(chunk, kind, amount)).argmax(dim=1) != chunk.labels).float().mean()
+            for amount in (level, level - 2 / 4096)
+        )
+        assert least >= share > less
 
 
 def test_nothing_right_is_an_error() -> None:
-    model = nn.Sequential(Brightness(), nn.Linear(2, 2, bias=False))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))  # says the opposite
-
     class Clean(Grey):
         def __getitem__(self, index: int) -> Sample:
-            sample = super().__getitem__(10 * index + 1 if index % 7 else 1)
-            return sample._replace(label=int(sample.image[0, 0, 0] > 0.5))
+            return super().__getitem__((1, 11, 31, 41, 51)[index])
 
         def __len__(self) -> int:
             return 5
 
     with pytest.raises(ValueError, match="got none of 5"):
-        select(model, Clean(), Settings(), 2, noise=False)
+        select(Brightness(-10.0), Clean(), Settings(), 2, noise=False)
 
 
-def plan(settings: Settings) -> Plan:
-    from captum_adv2.study.sources import Embedded
-
-    one = subject(settings.models[0], settings, Embedded())
-    return Plan(one, settings, 0, (torch.rand(2, 3, 64, 64), torch.tensor([0, 1])), {})
+EVERY = Settings(models=("embedded:resnet",), interpreters=("CAM", "RTS", "RTS-A"))
+WHOLE = {"benign", "PGD", "ADV2", "patch", "class", "adaptive", "stAdv", "StADV2"}
 
 
-def names(settings: Settings) -> set[str]:
-    return {case.attack.partition(":")[0] for case in plan(settings).cases()}
+def plan(settings: Settings, *, pool: bool = True) -> Plan:
+    one = subject(settings.models[0], settings, Embedded(), torch.device("cpu"))
+    images = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])
+    return Plan(one, settings, 0, images if pool else None, {("normal", 0.3): 0.1})
 
 
-def test_settings_say_what_is_done() -> None:
-    every = Settings(models=("embedded:resnet",), interpreters=("CAM", "RTS", "RTS-A"))
-    whole = {"benign", "PGD", "ADV2", "patch", "class", "adaptive", "stAdv", "StADV2"}
-    assert names(every) == whole
-    assert names(replace(every, frameworks=("pgd",))) == whole - {"stAdv", "StADV2"}
-    assert names(replace(every, frameworks=("stadv",))) == {"benign", "stAdv", "StADV2"}
-    assert names(replace(every, targets=("patch",))) == whole - {"ADV2", "StADV2", "class"}
-    assert names(replace(every, detectors=())) == whole - {"adaptive"}
-    assert names(replace(every, adaptive=())) == whole - {"adaptive"}
+def test_settings_determine_the_cases() -> None:
+    for changes, names in (
+        ({}, WHOLE),
+        ({"frameworks": ("pgd",)}, WHOLE - {"stAdv", "StADV2"}),
+        ({"frameworks": ("stadv",)}, {"benign", "stAdv", "StADV2"}),
+        ({"targets": ("patch",)}, WHOLE - {"ADV2", "StADV2", "class"}),
+        ({"detectors": ()}, WHOLE - {"adaptive"}),
+        ({"adaptive": ()}, WHOLE - {"adaptive"}),
+    ):
+        found = plan(replace(EVERY, **changes)).cases()
+        assert {case.attack.partition(":")[0] for case in found} == names | {"noise"}
+    assert "class" not in {case.attack for case in plan(EVERY, pool=False).cases()}
 
 
 def test_the_distilled_interpreter_is_attacked_but_not_studied_for_itself() -> None:
-    settings = Settings(models=("embedded:resnet",), interpreters=("CAM", "RTS", "RTS-A"))
-    aimed = {(case.attack, case.aimed) for case in plan(settings).cases()}
-    assert ("ADV2", "RTS-A") in aimed
-    assert {attack for attack, name in aimed if name == "RTS-A"} == {"ADV2"}
+    cases = [*plan(EVERY).cases()]
+    assert {case.attack for case in cases if case.aimed == "RTS-A"} == {"ADV2"}
+    explained = {(case.attack, case.aimed): case.explained for case in cases}
+    assert explained["ADV2", "RTS-A"] == ("RTS-A",)
+    assert explained["ADV2", "CAM"] == ("CAM", "RTS", "RTS-A")
+    assert explained["noise:normal:0.3", ""] == ("RTS", "RTS-A")

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""The command line says what it takes, takes it, and says what is wrong."""
+"""The command line explains its options, takes them, and rejects wrong ones."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from captum_adv2.study import PROFILES, Settings
-from captum_adv2.study.cli import _described, main
+from captum_adv2.study.cli import main
 
 TINY = """--models embedded:resnet --interpreters CAM --frameworks pgd --targets benign
     --detectors --count 1 --held-out 0 --steps 1 --quiet""".split()  # noqa: SIM905
@@ -19,46 +22,69 @@ TINY = """--models embedded:resnet --interpreters CAM --frameworks pgd --targets
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["study", "--help"])
-    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    text = re.sub(r"-\s+", "-", capsys.readouterr().out)
+    text = re.sub(r"\s+", " ", text)
     for field in fields(Settings):
         assert f"--{field.name.replace('_', '-')} " in text
-        assert _described()[field.name].partition(".")[0] in text
+        assert re.sub(r"-\s+", "-", field.metadata["help"]) in text
     assert "torchrun" in text
 
 
 def test_a_study_is_made(tmp_path: Path) -> None:
-    assert main(["study", *TINY, "--eps", "4/255", "--out", str(tmp_path / "out")]) == 0
+    given = ["study", "--profile", "quick", *TINY, "--eps", "4/255", "--out", str(tmp_path / "out")]
+    assert main(given) == 0
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "eps = 4/255" in page
     assert "python -m captum_adv2 study" in page
-
-
-def test_options_win_over_profiles(tmp_path: Path) -> None:
-    assert main(["study", "--profile", "quick", *TINY, "--out", str(tmp_path / "out")]) == 0
-    settings = (tmp_path / "out" / "study.json").read_text()
-    assert '"count": 1' in settings
-    assert f'"flow_steps": {PROFILES["quick"]["flow_steps"]}' in settings
+    # Options win over profiles.
+    settings = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert settings["count"] == 1
+    assert settings["flow_steps"] == PROFILES["quick"]["flow_steps"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--count", "0"], "expected count at least 1, got 0"),
-        (["--eps", "2"], "expected eps at least 0 and at most 1, got 2"),
-        (["--frameworks", "cw"], "expected frameworks from pgd, stadv, got cw"),
-        (["--targets", "cat"], "expected targets from benign, patch, class, got cat"),
+        (["--eps", "2"], "expected eps in [0, 1], got 2"),
+        (["--eps", "1/0"], "invalid _number value: '1/0'"),
+        (["--eps", "1e400"], "invalid _number value: '1e400'"),
+        (["--frameworks", "cw"], "one of ['pgd', 'stadv'], got 'cw'"),
+        (["--targets", "cat"], "one of ['benign', 'patch', 'class'], got 'cat'"),
         (["--models"], "expected at least one of models, got none"),
+        (["--seeds", "0", "0"], "expected different seeds, got 0, 0"),
+        (["--models", "embedded:resnet", "my:resnet"], "expected different models"),
+        (["--interpreters", "CAM", "my:CAM"], "expected different interpreters"),
         (["--images", "/no/such/folder"], "no such path"),
     ],
 )
-def test_what_is_wrong_is_said_without_a_traceback(
+def test_wrong_options_end_without_a_traceback_and_leave_nothing(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["study", *TINY, *options, "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra_the_networks_load_and_a_study_names_what_to_install(
+    tmp_path: Path,
+) -> None:
+    code = f"""
+import sys
+sys.modules |= {{"pandas": None, "jinja2": None}}  # as if they were not installed
+from captum_adv2.study.embedded import load_resnet
+load_resnet()
+from captum_adv2.study.cli import main
+main(["study", *{TINY!r}, "--out", "out"])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert 'pip install "captum_adv2[study]"' in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_profiles_are_settings() -> None:

@@ -11,24 +11,28 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from synthetic import SETTINGS, pictures, setting, study, without
 
-from captum_adv2.study import figures, page, tables, verdicts
-from captum_adv2.study.records import MAP, SCORE, Frame
+from captum_adv2.study import report
+from captum_adv2.study.engine import Found
+from captum_adv2.study.selection import Selection
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 EVIL = '<script>alert("x")</script>&.png'
-FACTS = page.Facts(
-    command="python -m study --images 'a & b' <folder>",
-    versions={"torch": "2.5"},
-    misclassified={"resnet": 7},
-    corrupt=(EVIL,),
-    redone=("shard-1.pt",),
-    left_out=("RTS on x needs a masking model",),
-)
+COMMAND = "python -m study --images 'a & b' <folder>"
+
+
+def write(folder: Path, *changes, shown=()) -> Path:
+    chosen = Selection([1], ["a"], [0], [], 7, [EVIL], [])
+    rows = study(*changes, models=("resnet", "densenet"))
+    left_out = ["RTS on x needs a masking model"]
+    found = Found(*rows, shown, {"resnet": chosen}, ["shard-1.pt"], left_out)
+    report.write(folder, found, SETTINGS, COMMAND)
+    return folder / "index.html"
 
 
 class Reader(HTMLParser):
@@ -36,11 +40,14 @@ class Reader(HTMLParser):
 
     VOID = ("meta", "img", "br", "link", "input", "hr")
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.open: list[str] = []
         self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
@@ -51,62 +58,55 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attrs for name, attrs in self.found if name == tag]
 
 
-def write(folder: Path, *changes, shown=None, facts=FACTS, rows=None) -> Path:
-    maps, scores = rows or study(*changes, models=("resnet", "densenet"))
-    return page.write(
-        folder,
-        tables.build(maps, scores, SETTINGS),
-        figures.build(maps, scores, pictures() if shown is None else shown, SETTINGS),
-        verdicts.judge(maps, scores, SETTINGS),
-        SETTINGS,
-        facts,
-    )
-
-
-def read(path: Path) -> Reader:
-    reader = Reader()
-    reader.feed(path.read_text(encoding="utf-8"))
-    reader.close()
-    assert reader.open == []
-    return reader
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("page") / "new" / "folder", shown=pictures(count=1))
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("page") / "new" / "folder")
+def reader(written: Path) -> Reader:
+    return Reader(written)
 
 
 def test_files(written: Path) -> None:
     names = {str(p.relative_to(written.parent)) for p in written.parent.rglob("*") if p.is_file()}
-    assert {"index.html", "tables/table-03.md", "tables/table-03.csv"} <= names
+    assert {"index.html", "records/maps.csv", "records/scores.csv"} <= names
+    assert {"tables/table-03.md", "tables/table-03.csv", "tables/figures-15-and-16.md"} <= names
     assert {"figures/figure-04.png", "figures/figure-05-l1.png"} <= names
-    assert "tables/figures-15-and-16.md" in names
     assert not any("part" in name for name in names)
 
 
-def test_every_link_and_picture_is_there_and_nothing_comes_from_elsewhere(written: Path) -> None:
-    reader = read(written)
+def test_records_are_written_as_they_are(written: Path) -> None:
+    for name, rows in zip(("maps", "scores"), study(models=("resnet", "densenet")), strict=True):
+        file = written.parent / "records" / f"{name}.csv"
+        found = pd.read_csv(file, keep_default_na=False, na_values=["nan"])
+        pd.testing.assert_frame_equal(found, rows, check_dtype=False)
+
+
+def test_every_link_and_picture_is_there_and_nothing_comes_from_elsewhere(
+    written: Path, reader: Reader
+) -> None:
     ids = [attrs["id"] for _, attrs in reader.found if "id" in attrs]
     assert len(ids) == len(set(ids))
     for attrs in reader.all("a"):
-        kind, _, name = attrs["href"].partition("#")
+        kind, _, name = str(attrs["href"]).partition("#")
         assert name in ids if not kind else (written.parent / kind).is_file()
     for attrs in reader.all("img"):
-        assert (written.parent / attrs["src"]).is_file()
+        assert (written.parent / str(attrs["src"])).is_file()
         assert attrs["alt"]
     assert not reader.all("script")
     assert not reader.all("link")
     assert "http" not in written.read_text(encoding="utf-8")
 
 
-def test_valid_and_accessible(written: Path) -> None:
-    text, reader = written.read_text(encoding="utf-8"), read(written)
+def test_valid_and_accessible(written: Path, reader: Reader) -> None:
+    text = written.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>\n")
     assert reader.all("html") == [{"lang": "en"}]
     assert {"charset": "utf-8"} in reader.all("meta")
@@ -121,8 +121,7 @@ def test_valid_and_accessible(written: Path) -> None:
     assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
 
 
-def test_verdicts_come_first_then_the_papers_order(written: Path) -> None:
-    reader = read(written)
+def test_verdicts_come_first_then_the_papers_order(reader: Reader) -> None:
     sections = [attrs["id"] for attrs in reader.all("section")]
     assert sections[0] == "verdicts"
     assert sections[-1] == "study"
@@ -130,50 +129,40 @@ def test_verdicts_come_first_then_the_papers_order(written: Path) -> None:
     assert [name for name in sections if name in order] == order
 
 
+def test_texts_are_escaped(written: Path, reader: Reader) -> None:
+    assert EVIL not in written.read_text(encoding="utf-8")
+    assert EVIL in reader.text
+    assert COMMAND in reader.text
+
+
+def test_facts_and_settings(reader: Reader) -> None:
+    text = re.sub(r"\s+", " ", reader.text)
+    for words in (
+        *("resnet gets them wrong: 7.", "shard-1.pt", "RTS on x needs a masking model"),
+        *("Could not be read: 1.", "count20", "torch2", "Table 10: needs the interpreter GradCAM"),
+    ):
+        assert words in text
+
+
 def test_verdicts_in_words(tmp_path: Path) -> None:
     changes = setting({"success": 0.0}, attack="ADV2"), without(attack="StADV2")
-    text = write(tmp_path, *changes, shown=[]).read_text(encoding="utf-8")
+    text = write(tmp_path, *changes).read_text(encoding="utf-8")
     for words in ("holds", "does not hold", "not measured"):
         assert f">{words}</strong>" in text
     assert "(violated)" in text
 
 
-def test_what_others_wrote_is_escaped(written: Path) -> None:
-    reader, text = read(written), written.read_text(encoding="utf-8")
-    assert EVIL not in text
-    assert EVIL in "".join(reader.text)
-    assert FACTS.command in "".join(reader.text)
-
-
-def test_facts_and_settings(written: Path) -> None:
-    text = "".join(read(written).text)
-    for words in (
-        *("resnet 7", "shard-1.pt", "RTS on x needs a masking model", "torch2.5", "count20"),
-        "Table 10: needs the interpreter GradCAM",
-    ):
-        assert words in text
-
-
-def test_nothing_measured(tmp_path: Path) -> None:
-    rows = Frame.of([], MAP), Frame.of([], SCORE)
-    path = write(tmp_path, rows=rows, shown=[], facts=page.Facts("study"))
-    text = "".join(read(path).text)
-    assert text.count("not measured") >= 9
-    assert "Could not be read: 0." in text
-
-
-def test_written_again(tmp_path: Path) -> None:
-    first = write(tmp_path, shown=[]).read_bytes()
-    assert write(tmp_path, shown=[]).read_bytes() == first
-
-
 def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, shown=[])
-    before = path.read_bytes()
-    monkeypatch.setattr(page, "_page", lambda *parts: ["half", 1])
-    with pytest.raises(TypeError):
-        write(tmp_path, shown=[])
-    assert path.read_bytes() == before
+    path = tmp_path / "index.html"
+    path.write_text("old")
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", broken)
+    with pytest.raises(OSError, match="disk full"):
+        report._text(path, "new")
+    assert path.read_text() == "old"
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""Every observation holds, is violated, and is not measured, on rows made for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import results, setting, without
+
+from captum_adv2.study.claims import CLAIMS, Verdict, judge
+
+
+def verdicts(*changes, **how) -> dict[int, Verdict]:
+    return {verdict.number: verdict for verdict in judge(results(*changes, **how))}
+
+
+def changed(change, images=range(20), **wanted):
+    """Return a change of columns on some images, where other columns have some values."""
+    return lambda row: (
+        {**row, **change}
+        if row["image"] in images and wanted.items() <= row.items() and change.keys() <= row.keys()
+        else row
+    )
+
+
+def fails(*images: int, **wanted):
+    """Return a change by which an attack fails on some images."""
+    return changed({"success": 0.0}, images, **wanted)
+
+
+def transferring(row):
+    """Let half the pairs of interpreters transfer."""
+    pairs = (("GRAD", "CAM"), ("CAM", "GRAD"), ("RTS", "CAM"))
+    near = row["attack"] == "ADV2" and (row["aimed"], row.get("interpreter")) in pairs
+    return {**row, "l1": 0.05} if near else row
+
+
+def alike(row):
+    """Let ADV2 reach the same on every interpreter."""
+    if row["attack"] == "ADV2" and row["aimed"] == row.get("interpreter"):
+        return {**row, "l1": 0.05 + 0.001 * (row["image"] % 2), "iou": 0.9}
+    return row
+
+
+def test_all_hold() -> None:
+    found = verdicts()
+    assert list(found) == list(range(1, 10))
+    for verdict in found.values():
+        assert verdict.holds is True, verdict
+        assert verdict.models == {"resnet": True}
+        assert verdict.support
+        assert all(line.endswith("(holds)") for line in verdict.support)
+
+
+SEEN = [
+    changed({"score": 1.0}, [0, 1], attack=attack, squeezer="3x3")
+    for attack in ("ADV2", "adaptive:3x3")
+]
+UNSEEN = [
+    changed({"score": 0.0}, range(2, 20), attack=attack, squeezer="3x3")
+    for attack in ("ADV2", "adaptive:3x3")
+]
+VIOLATIONS = {
+    "1: two of twenty fail": (
+        1,
+        [fails(0, 1, attack="ADV2", aimed="CAM")],
+        "CAM: success of ADV2 90 %",
+    ),
+    "2: L1": (2, [setting({"l1": 0.11}, attack="ADV2", interpreter="CAM")], "of ADV2 0.110"),
+    "2: IoU": (2, [setting({"iou": 0.5}, attack="ADV2", interpreter="RTS")], "IoU of ADV2 0.500"),
+    "3: unseen": (
+        3,
+        [setting({"score": 0.0}, attack="ADV2", aimed="GRAD")],
+        "GRAD: ADV2 detected 0 %",
+    ),
+    "4: seen": (
+        4,
+        [setting({"score": 1.0}, attack="adaptive:3x3", squeezer="3x3")],
+        "adaptive:3x3 on RTS: detected 100 %",
+    ),
+    "4: basic is as evasive": (4, SEEN + UNSEEN, "adaptive:3x3 on RTS: detected 10 %"),
+    "4: fails": (4, [fails(0, 1, attack="adaptive:2 bits")], "success 90 %"),
+    "4: maps": (4, [setting({"l1": 0.1}, attack="adaptive:2 bits")], "L1 0.100"),
+    "5: fails": (
+        5,
+        [fails(0, 1, attack="StADV2", aimed="RTS")],
+        "RTS: success of ADV2 on stAdv 90 %",
+    ),
+    "5: L1": (5, [setting({"l1": 0.12}, attack="StADV2", aimed="RTS")], "L1 0.120"),
+    "6: fails": (6, [fails(0, 1, attack="class", aimed="GRAD")], "class on GRAD: success 90 %"),
+    "6: nearer to benign": (
+        6,
+        [setting({"target_l1": 0.5}, attack="patch", aimed="CAM")],
+        "patch on CAM: success 100 % [100, 100], L1 to target 0.500",
+    ),
+    "6: nearer to the target by chance": (  # on average by 0.008, because of one image
+        6,
+        [
+            changed({"l1": 0.4, "target_l1": 0.41}, attack="patch", aimed="CAM"),
+            changed({"l1": 0.8, "target_l1": 0.45}, [7], attack="patch", aimed="CAM"),
+        ],
+        "paired difference 0.008 [-0.010",
+    ),
+    "7: half": (7, [transferring], "3 of 6 pairs"),
+    "8: transfer": (8, [transferring], "transfer is not low"),
+    "8: alike": (8, [alike], "transfer is low"),
+    "9: ADV2": (
+        9,
+        [setting({"l1": 0.01}, attack="ADV2", aimed="RTS-A")],
+        "ADV2 that knows each: L1 on RTS-A 0.010",
+    ),
+    "9: ADV2 by chance": (  # on average by 0.01, because of one image
+        9,
+        [
+            changed({"l1": 0.1}, attack="ADV2", aimed="RTS"),
+            changed({"l1": 0.09}, attack="ADV2", aimed="RTS-A"),
+            changed({"l1": 0.49}, [7], attack="ADV2", aimed="RTS-A"),
+        ],
+        "paired difference 0.010 [-0.010",
+    ),
+    "9: noise": (
+        9,
+        [
+            setting({"l1": 0.01}, attack=noise)
+            for noise in ("noise:normal:0.03", "noise:uniform:0.3")
+        ],
+        "noise: L1 on RTS-A 0.010",
+    ),
+}
+
+
+@pytest.mark.parametrize(("number", "changes", "named"), VIOLATIONS.values(), ids=VIOLATIONS)
+def test_violated(number: int, changes, named: str) -> None:
+    verdict = verdicts(*changes)[number]
+    assert verdict.holds is False
+    assert verdict.support[0].endswith("(violated)")
+    assert named in verdict.support[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "attacks"),
+    [
+        (1, ["PGD"]),
+        (2, ["ADV2"]),
+        (3, ["PGD"]),
+        (4, ["adaptive:3x3", "adaptive:2 bits"]),
+        (5, ["StADV2"]),
+        (6, ["patch", "class"]),
+        (7, ["ADV2"]),
+        (8, ["PGD"]),
+        (9, ["noise:normal:0.03", "noise:uniform:0.3", "ADV2"]),
+    ],
+)
+def test_not_measured(number: int, attacks: list[str]) -> None:
+    verdict = verdicts(*(without(attack=attack) for attack in attacks))[number]
+    assert verdict.holds is None
+    assert verdict.support[0] == f"needs {CLAIMS[number - 1].needs}"
+
+
+def test_without_success_there_is_no_map_to_compare() -> None:
+    found = verdicts(setting({"success": 0.0}))
+    assert found[1].holds is False
+    assert all(found[number].holds is None for number in range(2, 10))
+
+
+def test_a_little_less_than_pgd_holds() -> None:
+    verdict = verdicts(fails(0, attack="ADV2", aimed="CAM"))[1]
+    assert verdict.holds is True
+    assert any("95 %" in line for line in verdict.support)
+
+
+def test_rates_that_differ_by_chance_are_alike() -> None:
+    # Two of 20 differ, one each way: the interval holds zero.
+    one = setting({"score": 0.0}, attack="ADV2", aimed="CAM", image=0)
+    two = setting({"score": 0.0}, attack="PGD", image=1)
+    assert verdicts(one, two)[3].holds is True
+
+
+def test_models_are_judged_apart() -> None:
+    change = fails(*range(20), model="b", attack="ADV2")
+    dropped = without(model="b", interpreter="RTS-A")
+    found = verdicts(change, dropped, models=("a", "b"))
+    assert found[1].holds is False
+    assert found[1].models == {"a": True, "b": False}
+    assert found[1].support[0].startswith("b: ")
+    # A model that lacks rows decides nothing.
+    assert found[9].holds is True
+    assert found[9].models == {"a": True, "b": None}
+    assert found[9].support[-1].endswith("(not measured)")
+
+
+def test_noise_counts_only_errors() -> None:
+    # Where the classifier is right, maps of RTS-A stay.
+    right = setting({"success": 0.0, "l1": 0.0}, attack="noise:normal:0.03", interpreter="RTS-A")
+    assert verdicts(right)[9].holds is True
+
+
+@settings(max_examples=10)
+@given(st.floats(0.0, 0.5), st.floats(0.0, 0.5))
+def test_second_observation_is_its_rule(ours: float, theirs: float) -> None:
+    mean = np.full(20, ours).mean(), np.full(20, theirs).mean()
+    found = verdicts(
+        setting({"l1": ours, "iou": 0.9}, attack="ADV2"), setting({"l1": theirs}, attack="PGD")
+    )
+    assert found[2].holds is bool(mean[0] <= 0.4 * mean[1])
+
+
+def test_rules_are_docstrings_on_one_line() -> None:
+    assert len(CLAIMS) == 9
+    for claim in CLAIMS:
+        assert claim.rule.endswith(".")
+        assert "\n" not in claim.rule
+        assert "  " not in claim.rule

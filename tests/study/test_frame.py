@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Values are those that count; means, thresholds and flags are NumPy's of the same rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import COUNT, NAMES, SQUEEZERS, results, setting, study
+
+from captum_adv2.evaluation.metrics import interval
+from captum_adv2.study.frame import Estimate, difference
+
+
+def test_an_estimate_is_the_mean_and_its_bootstrap_interval() -> None:
+    values = np.random.default_rng(0).uniform(size=9)
+    assert Estimate.of(pd.Series(values))[:4] == (values.mean(), *interval(values), 9)
+    assert str(Estimate.of(pd.Series(dtype=float), percent=True)) == "–"
+
+
+def test_a_difference_is_on_common_images() -> None:
+    first = pd.Series({(0, 1): 3.0, (0, 2): 1.0})
+    assert difference(first, pd.Series({(0, 1): 1.0, (1, 2): 0.0})).to_dict() == {(0, 1): 2.0}
+
+
+def test_rates_are_over_all_images_and_distances_over_successes() -> None:
+    fails = setting({"success": 0.0, "l1": 9.0}, attack="ADV2", aimed="CAM", image=3)
+    maps, _ = study(fails)
+    rows = maps[(maps.attack == "ADV2") & (maps.aimed == "CAM") & (maps.interpreter == "CAM")]
+    found, place = results(fails), ("resnet", "ADV2", "CAM")
+    assert found.estimate("ASR", *place).mean == pytest.approx(0.95)
+    assert found.values("MC", *place).tolist() == rows.confidence.tolist()
+    won = rows[rows.image != 3]
+    assert found.values("L1", *place).tolist() == won.l1.tolist()
+
+
+def test_an_attack_without_interpreter_is_explained_by_all_and_others_by_their_own() -> None:
+    found = results()
+    for name in NAMES:
+        assert len(found.rows("resnet", "PGD", name)) == COUNT
+        own, other = (found.values("L1", "resnet", "ADV2", name, *a) for a in ((), ("GRAD",)))
+        assert own.equals(other) is (name == "GRAD")
+    assert found.named("adaptive:") == [f"adaptive:{name}" for name in SQUEEZERS]
+    assert found.named("PGD") == ["PGD"]
+    assert found.having("adaptive:3x3") == ["RTS"]
+    assert (found.interpreters, found.every) == ([*NAMES], [*NAMES, "RTS-A"])
+
+
+def test_seeds_are_pooled_but_for_clean_images_and_models_kept_apart() -> None:
+    found = results(seeds=(0, 1), models=("a", "b"))
+    assert found.models == ["a", "b"]
+    assert len(found.values("L1", "b", "PGD", "CAM")) == 2 * COUNT
+    assert len(found.rows("b", "benign", "CAM")) == COUNT
+    assert len(found.scores("a", "benign", "")) == COUNT
+
+
+def test_thresholds_flag_one_of_twenty_held_out_images() -> None:
+    _, scores = study()
+    held = scores[scores.target == -1].pivot(index="image", columns="squeezer", values="score")
+    held["joint"] = held.max(axis=1)
+    found = results().thresholds["resnet"]
+    assert list(found) == [*SQUEEZERS, "joint"]
+    for name, threshold in found.items():
+        assert threshold == np.sort(held[name])[-2]
+
+
+def test_flags_are_of_successful_attacks() -> None:
+    fails = setting({"success": 0.0}, attack="PGD", image=0)
+    low = setting({"score": 0.0}, attack="PGD", image=0)
+    found = results(fails, low)
+    flagged = found.flagged("resnet", "PGD", "")
+    assert len(flagged) == COUNT - 1
+    assert flagged.eq(1).all()
+    assert found.detection("resnet", "PGD", "", "3x3").percent
+    assert found.flagged("resnet", "adaptive:3x3", "RTS", "3x3").mean() < 0.5
+    assert found.flagged("resnet", "adaptive:3x3", "RTS").eq(1).all()  # the other squeezer
+
+
+def test_a_squeezer_without_a_score_leaves_the_joint_score_out() -> None:
+    found = results(setting({"score": np.nan}, squeezer="3x3", image=2))
+    assert len(found.scores("resnet", "PGD", "", "2 bits")) == COUNT
+    assert (0, 2) not in found.scores("resnet", "PGD", "")
+
+
+def test_without_squeezers_nothing_is_flagged() -> None:
+    found = results(lambda row: None if "squeezer" in row else row)
+    assert (found.squeezers, found.thresholds) == ([], {})
+    assert found.flagged("resnet", "PGD", "").empty
+    assert found.detection("resnet", "PGD", "").size == 0
