@@ -15,7 +15,10 @@ from torchattacks.attack import Attack
 from captum_adv2 import ADV2
 from captum_adv2.interpreters import CAM, Gradient
 
-pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
+pytestmark = [
+    pytest.mark.filterwarnings(FLAT_MAPS),
+    pytest.mark.filterwarnings("ignore:.*weights_only:FutureWarning"),  # torchattacks' `load`
+]
 
 CLASSES = 4
 MEAN, STD = [0.25] * 3, [0.5] * 3  # exact in every dtype

@@ -60,8 +60,10 @@ def confidence(model, images, target):
 # Images
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)],
+)
 def test_half_precision(attacked, model, data, dtype, autocast):
     if dtype == torch.float16 and "DeepLift" in attacked.name:
         pytest.skip("its quotients overflow, and the attack says that the map is not finite")

@@ -77,11 +77,8 @@ def test_checks(row: Row) -> None:
 
 
 def test_no_interpreter_is_forgotten(model: nn.Module) -> None:
-    ours = {
-        value
-        for value in (getattr(interpreters, name) for name in interpreters.__all__)
-        if inspect.isclass(value) and issubclass(value, Interpreter)
-    }
+    face = [getattr(interpreters, name) for name in interpreters.__all__]
+    ours = {value for value in face if inspect.isclass(value) and issubclass(value, Interpreter)}
     assert {type(row.build(model)) for row in INTERPRETERS} == ours - {Interpreter}
 
 
