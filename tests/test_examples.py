@@ -188,7 +188,7 @@ def test_skin_cancer_application(tmp_path: Path) -> None:
     assert (tmp_path / "trained" / "lesions.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "trained" / "lesions.csv").read_text().splitlines()) == 1 + 7
     with torch.no_grad():
-        logits = isic.load(tmp_path / "trained" / "lesions.pt")(torch.rand(1, 3, 64, 64))
+        logits = isic.classifier(tmp_path / "trained" / "lesions.pt")(torch.rand(1, 3, 64, 64))
     assert logits.shape == (1, 7)
 
 
