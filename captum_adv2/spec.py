@@ -71,13 +71,12 @@ class Range:
 
     def check(self, value: Any, name: str) -> None:
         """Raise unless a value is a number of the range."""
-        kind = numbers.Integral if self.integer else numbers.Real
+        kind: Any = numbers.Integral if self.integer else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
             wanted = "an integer" if self.integer else "a number"
             raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
-        number = float(value)
-        inside = self.low < number if self.above else self.low <= number
-        if not (math.isfinite(number) and inside and number <= self.high):
+        inside = self.low < value if self.above else self.low <= value
+        if not (inside and value <= self.high and abs(value) < math.inf):
             raise ValueError(f"expected {name} {self}, got {value}")
 
 
@@ -177,8 +176,8 @@ def expect(value: Any, hint: Any, name: str) -> None:
         _expect_mapping(value, args, name)
     elif origin is Callable or getattr(hint, "_is_protocol", False):
         _expect_function(value, args[-1] if args else None, name)
-    elif inspect.isclass(hint) and hint is not Any:  # a class, too, since Python 3.11
-        _expect_instance(value, hint, name)
+    elif inspect.isclass(origin or hint) and hint is not Any:  # a class, too, since Python 3.11
+        _expect_instance(value, origin or hint, name)
 
 
 def _expect_one_of(value: Any, options: tuple[Any, ...], name: str) -> None:
@@ -233,6 +232,12 @@ def _expect_instance(value: Any, kind: type, name: str) -> None:
         got = f"the class {value.__name__}"
         hint = f"; pass {value.__name__}(...)" if issubclass(value, kind) else hint
     raise TypeError(f"expected {name} to be {wanted}, got {got}{hint}")
+
+
+def expect_shape(value: Tensor, shape: tuple[int, ...], name: str) -> None:
+    """Raise unless a tensor has a shape."""
+    if value.shape != shape:
+        raise ValueError(f"expected {name} of shape {tuple(shape)}, got {tuple(value.shape)}")
 
 
 def expect_logits(output: Any, batch: int) -> Tensor:

@@ -6,27 +6,27 @@
     python examples/captum_methods.py --case cifar                      # ResNet-20 on CIFAR-10
 
 One row a method: success rate of ADV2, and L1 and IoU of its maps to the benign ones beside PGD's.
-What is perturbed at random is fooled at the perturbations that the attack has seen; its second row
-judges the same images by an interpreter with fresh ones. Last, which methods resist.
+Methods that perturb the image at random are fooled at the perturbations that the attack has seen;
+a second row judges the same images at fresh ones. The last line names the methods that resist.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from common import EPS, Case, attacked
+from common import EPS, attacked, embedded_case
 from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.evaluation import visualize
-from captum_adv2.interpreters import CaptumInterpreter
 
-from captum_catalogue import METHODS, interpreter  # isort: skip  (common puts it on the path)
-from mask import embedded_case  # isort: skip
+sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
+
+from captum_catalogue import METHODS, interpreter, refusal  # isort: skip
 from real import load_case  # isort: skip
 
 # Width of the smoothed ReLU, of the size of the pre-activations; see docs/captum.md.
@@ -42,25 +42,31 @@ SHOWN = (
     "Lime",
 )
 FRESH = ("ShapleyValueSampling", "KernelShap", "Lime")
-SEEN_AND_FRESH = {"": 0, ", fresh": 1}
 
 
-def build(name: str, case: Case, **settings: Any) -> CaptumInterpreter:
-    """Return a method on the case's model; layers are its second residual stage."""
-    layer = case.model[1].layer2
-    return interpreter(name, case.model, layer, case.images.shape[-1], **settings)
-
-
-def differentiable(case: Case) -> list[str]:
-    """Return the methods that the adapter accepts."""
-    found = []
-    for name in METHODS:
-        try:
-            build(name, case)
-        except TypeError:
-            continue
-        found.append(name)
-    return found
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    title, _, text = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=title, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [name for name in METHODS if refusal(partial(interpreter, name)) is None]
+    parser.add_argument("--case", choices=SMOOTHING, default="embedded", help="classifier")
+    parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="NAME")
+    parser.add_argument("--images", type=int, default=16, help="pictures (default: 16)")
+    parser.add_argument("--steps", type=int, default=100, help="steps an attack (default: 100)")
+    parser.add_argument(
+        "--smoothing", type=float, help=f"width of the smoothed ReLU (default: {SMOOTHING})"
+    )
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture")
+    parser.add_argument("--smoke", action="store_true", help="two pictures, two steps")
+    args = parser.parse_args()
+    if args.smoke:
+        args.images, args.steps = 2, 2
+        args.methods = ["GuidedBackprop", "DeepLift", "KernelShap"]
+    args.smoothing = args.smoothing or SMOOTHING[args.case]
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args
 
 
 def row(name: str, ours: Report, theirs: Report) -> bool:
@@ -76,48 +82,33 @@ def row(name: str, ours: Report, theirs: Report) -> bool:
 
 def main() -> None:
     """Attack, print, draw."""
-    title, _, text = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=title, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", choices=("embedded", "cifar"), default="embedded")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", help="which")
-    for name, default, purpose in (("images", 16, "pictures"), ("steps", 100, "steps an attack")):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{purpose} (default: {default})"
-        )
-    parser.add_argument(
-        "--smoothing", type=float, help=f"width of the smoothed ReLU (default: {SMOOTHING})"
-    )
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture")
-    parser.add_argument("--smoke", action="store_true", help="two pictures, two steps")
-    args = parser.parse_args()
-    if args.smoke:
-        args.images, args.steps = 2, 2
-        args.methods = args.methods or ["GuidedBackprop", "DeepLift", "KernelShap"]
-    args.out.mkdir(parents=True, exist_ok=True)
-
+    args = options()
     cifar = args.case == "cifar"
     case = load_case("resnet20", args.images) if cifar else embedded_case(args.images)
-    names = args.methods or differentiable(case)
     fooled = attacked(PGD(case.model, eps=EPS, steps=args.steps, random_start=False), case)
     print(f"{len(case.images)} images, {args.steps} gradient evaluations, changes of at most 8/255")
     print(f"{'':28s} {'':6s}   {'L1 to benign':14s}   IoU to benign")
     print(f"{'method':28s} {'ASR':>6s}   PGD     ADV2     PGD    ADV2")
     resisting: list[str] = []
     shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
-    for name in names:
-        built = partial(build, name, case, smoothing=args.smoothing or SMOOTHING[args.case])
+    for name in args.methods:
+        built = partial(
+            interpreter,
+            name,
+            case.model,
+            case.model[1].layer2,
+            case.images.shape[-1],
+            smoothing=args.smoothing,
+        )
         adversarial = attacked(ADV2(case.model, built(), eps=EPS, steps=args.steps), case)
-        for title, seed in SEEN_AND_FRESH.items() if name in FRESH else [("", 0)]:
-            judge = built(seed=seed)
+        for seed, title in enumerate((name, f"{name}, fresh") if name in FRESH else (name,)):
             theirs, ours = (
-                evaluate(case.model, judge, case.images, images, case.targets)
+                evaluate(case.model, built(seed=seed), case.images, images, case.targets)
                 for images in (fooled, adversarial)
             )
-            if row(name + title, ours, theirs):
-                resisting.append(name + title)
-            if not title and (name in SHOWN or args.smoke):
+            if row(title, ours, theirs):
+                resisting.append(title)
+            if title in SHOWN:
                 shown["benign"][name] = case.images[:2], theirs.benign_maps[:2]
                 shown["PGD"][name] = fooled[:2], theirs.adversarial_maps[:2]
                 shown["ADV2"][name] = adversarial[:2], ours.adversarial_maps[:2]

@@ -1,43 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""What the scripts of one question each share: command line, models, pictures, interpreters."""
+"""Shared by the scripts of one question each: command line, models, pictures, interpreters."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmark.real import Case
 from torch import Tensor, nn
 
+from captum_adv2.attacks.frameworks import quantize
+from captum_adv2.evaluation.metrics import interval
 from captum_adv2.interpreters import CAM, MASK, RTS, GradCAM, Gradient, Interpreter
-from captum_adv2.study.embedded.models import SmallResNet, load_densenet, load_resnet, load_rts
+from captum_adv2.study.embedded import (
+    CLASSES,
+    SmallResNet,
+    load_densenet,
+    load_resnet,
+    load_rts,
+    make_shapes,
+)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
-
-from figures import EPS, interval, towards
-from mask import embedded_case
-from real import Case
-
-__all__ = [
-    "EPS",
-    "INTERPRETERS",
-    "Case",
-    "Subject",
-    "attacked",
-    "few",
-    "interval",
-    "mean",
-    "options",
-    "subjects",
-]
+EPS = 8 / 255
 
 
 class Subject(NamedTuple):
-    """A classifier, pictures it gets right with random target classes, and what explains it."""
+    """A classifier, pictures it gets right with random target classes, and its interpreters."""
 
     name: str
     case: Case
@@ -46,7 +38,7 @@ class Subject(NamedTuple):
 
 def _rts(model: nn.Module) -> RTS:
     """Return RTS for either classifier; the residual network is the encoder."""
-    if isinstance(model, nn.Sequential) and isinstance(model[1], SmallResNet):
+    if isinstance(model[1], SmallResNet):
         return RTS(model, load_rts(model))
     return RTS(model, load_rts(load_resnet(), "densenet"))
 
@@ -72,52 +64,28 @@ def options(
 
     Args:
         doc: The script's docstring.
-        interpreters: Which ones, unless it says otherwise.
-        steps: Gradient evaluations an attack, unless it says otherwise.
-        models: Which ones, unless it says otherwise.
-        **numbers: Further options: what each is unless it says otherwise, and what it means.
+        interpreters: Default of ``--interpreters``.
+        steps: Default of ``--steps``.
+        models: Default of ``--models``.
+        **numbers: Further options: the default and the help of each.
     """
     title, _, text = doc.partition("\n")
     parser = argparse.ArgumentParser(
         description=title, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=MODELS,
-        default=[*models],
-        metavar="NAME",
-        help=f"classifiers, of {', '.join(MODELS)} (default: {' '.join(models)})",
+    add = parser.add_argument
+    add("--models", nargs="+", choices=MODELS, default=[*models], help="classifiers")
+    add("--interpreters", nargs="+", choices=INTERPRETERS, default=[*interpreters], help="columns")
+    add("--images", type=int, default=100, help="pictures a model (default: 100)")
+    add(
+        "--mask-images", type=int, default=16, help="pictures for MASK, which is slow (default: 16)"
     )
-    parser.add_argument(
-        "--interpreters",
-        nargs="+",
-        choices=INTERPRETERS,
-        default=[*interpreters],
-        metavar="NAME",
-        help=f"of {', '.join(INTERPRETERS)} (default: {' '.join(interpreters)}); MASK is slow",
-    )
-    for name, default, purpose in (
-        ("--images", 100, "pictures a model"),
-        ("--mask-images", 16, "pictures for MASK"),
-        ("--steps", steps, "gradient evaluations an attack"),
-    ):
-        parser.add_argument(
-            name, type=int, default=default, metavar="N", help=f"{purpose} (default: {default})"
-        )
+    add("--steps", type=int, default=steps, help=f"gradient evaluations (default: {steps})")
     for name, (value, purpose) in numbers.items():
-        parser.add_argument(
-            f"--{name}",
-            type=float,
-            default=value,
-            metavar="X",
-            help=f"{purpose} (default: {value:g})",
-        )
-    parser.add_argument(
-        "--out", type=Path, default=Path(), metavar="FOLDER", help="for the picture"
-    )
-    parser.add_argument("--verbose", action="store_true", help="show progress bars")
-    parser.add_argument("--smoke", action="store_true", help="two pictures, four steps: seconds")
+        add(f"--{name}", type=float, default=value, help=f"{purpose} (default: {value:g})")
+    add("--out", type=Path, default=Path(), metavar="FOLDER", help="for the picture")
+    add("--verbose", action="store_true", help="show progress bars")
+    add("--smoke", action="store_true", help="two pictures, four steps: seconds")
     args = parser.parse_args()
     if args.smoke:
         args.images, args.steps = 2, 4
@@ -125,27 +93,33 @@ def options(
     return args
 
 
+def embedded_case(count: int) -> Case:
+    """Return the embedded residual network with pictures it gets right, and random targets."""
+    model = load_resnet()
+    shapes = make_shapes(2 * count, seed=99)
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in shapes.images.split(100)])
+    right = (logits.argmax(dim=1) == shapes.labels).nonzero()[:count, 0]
+    labels = shapes.labels[right]
+    shift = torch.randint(1, len(CLASSES), labels.shape, generator=torch.Generator().manual_seed(0))
+    return Case(model, shapes.images[right], labels, (labels + shift) % len(CLASSES))
+
+
 def subjects(args: argparse.Namespace) -> list[Subject]:
-    """Return the classifiers asked for, on the same pictures, which each of them gets right."""
+    """Return the chosen classifiers, on the same pictures, which each of them gets right."""
     models = {name: MODELS[name]() for name in args.models}
     case = embedded_case(2 * args.images)
     with torch.no_grad():
         wrong = [model(case.images).argmax(dim=1) != case.labels for model in models.values()]
     right = (~torch.stack(wrong).any(dim=0)).nonzero()[: args.images, 0]
-    images, labels, targets = (part[right] for part in case[1:])
+    pictures = [part[right] for part in case[1:]]
     builders = dict(INTERPRETERS)
     if args.smoke:
         builders["MASK"] = partial(MASK.small, iterations=4)
     found = []
     for name, model in models.items():
-        interpreters = {}
-        for title in args.interpreters:
-            try:
-                interpreters[title] = builders[title](model)
-            except FileNotFoundError as error:
-                missing = Path(error.filename).name
-                print(f"{name}: {title} left out, there is no {missing}; see train_rts.py")
-        found.append(Subject(name, Case(model, images, labels, targets), interpreters))
+        interpreters = {title: builders[title](model) for title in args.interpreters}
+        found.append(Subject(name, Case(model, *pictures), interpreters))
     return found
 
 
@@ -155,12 +129,20 @@ def few(case: Case, name: str, args: argparse.Namespace) -> Case:
     return Case(case.model, *(part[:count] for part in case[1:]))
 
 
-def attacked(attack: Any, case: Case) -> Tensor:
+def attacked(attack: Any, case: Case, batch: int = 50) -> Tensor:
     """Attack every picture towards its target class; round to 8 bits."""
-    return (towards(attack, case.targets, case.images, batch=50) * 255).round() / 255
+    attack.set_mode_targeted_by_label(quiet=True)
+    parts = zip(case.images.split(batch), case.targets.split(batch), strict=True)
+    return quantize(torch.cat([attack(images, target) for images, target in parts]))
 
 
 def mean(values: Tensor) -> str:
     """Return a mean and its 95 % bootstrap interval, as text of 23 characters."""
-    low, high = interval(values) if len(values) else (torch.nan, torch.nan)
+    low, high = interval(values)
     return f"{values.mean():.4f} [{low:.4f}, {high:.4f}]".ljust(23)
+
+
+def share(flags: Tensor) -> str:
+    """Return a share and its 95 % bootstrap interval, as text."""
+    low, high = interval(flags)
+    return f"{flags.float().mean():4.0%} [{low:.0%}, {high:.0%}]"

@@ -7,7 +7,7 @@
 ADV2 aims at a random class, and at a map that has nothing to do with image or class: a patch of
 random shape, angle and place; or the map of another image, of another class than the target. If
 both are reached, classifier and interpreter are only loosely coupled. PGD, which looks at no map,
-shows how far from the target map an adversarial image is without an effort.
+shows the distance of an adversarial image to the target map without that aim.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchattacks import PGD
 from captum_adv2 import ADV2, Report, evaluate
 from captum_adv2.attacks import MapDistance, RandomClass, RandomPatch
 from captum_adv2.evaluation import metrics, visualize
-from captum_adv2.study.embedded.shapes import make_shapes
+from captum_adv2.study.embedded import make_shapes
 
 
 def row(names: tuple[str, str, str, str], report: Report, wanted: Tensor) -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         for name, interpreter in subject.interpreters.items():
             model, images, labels, targets = few(subject.case, name, args)
             for aim, target_map in aims.items():
-                # What is random hangs on the image alone: these are the maps of the attack, too.
+                # Random target maps depend on the image alone: the attack aims at the same ones.
                 wanted = target_map(interpreter, images, labels, targets)
                 distance = MapDistance(args.weight, shape=0.5 if interpreter.scaled else 0.0)
                 attack = ADV2(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Does ADV2 work on another attack than PGD? Figures 9 and 10: it moves pixels (§4 Q5).
+"""Does ADV2 work with an attack that moves pixels instead of changing them? Figures 9, 10 (§4 Q5).
 
     python examples/stadv.py                    # MASK is what takes long; --smoke: seconds
     python examples/stadv.py --models ResNet --interpreters CAM GRAD RTS --images 20

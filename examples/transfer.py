@@ -5,28 +5,20 @@
     python examples/transfer.py --models DenseNet ResNet     # crafted on the DenseNet
 
 First every attack, made against one interpreter, is tried on all of them. Then images made against
-the first classifier are tried on the second, with an interpreter of its own. PGD's row says how far
-maps are off where nobody cares about them.
+the first classifier are tried on the second, with an interpreter of its own. PGD's row is the
+distance of maps that an attack on the prediction alone leaves.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from common import EPS, INTERPRETERS, attacked, mean, options, subjects
+from common import EPS, INTERPRETERS, attacked, options, subjects
 from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report
 from captum_adv2.evaluation import transfer, visualize
-
-
-def show(found: transfer.Matrix) -> None:
-    """Print L1 with its 95 % interval, and the success rate, of each pair."""
-    print(" " * 8 + "".join(f"{name:31s}" for name in found.targets).rstrip())
-    for source, row in zip(found.sources, found.reports, strict=True):
-        cells = (f"{mean(r.l1[r.success])} {r.success.float().mean():5.0%}" for r in row)
-        print(f"{source:8s}" + "  ".join(cells), flush=True)
 
 
 def pictures(
@@ -58,10 +50,9 @@ def main() -> None:
     }
     adversarial = {name: attacked(attack, first.case) for name, attack in attacks.items()}
     print(f"{len(images)} images, {args.steps} gradient evaluations, changes of at most 8/255")
-    print("Map L1 [95 % interval] over the successes, success rate; row: made against")
     print(f"\n## From interpreter to interpreter, {first.name}")
     found = transfer.matrix(model, first.interpreters, images, adversarial, targets, labels)
-    show(found)
+    print(found)
     visualize.grid(pictures(found, images, adversarial)).savefig(args.out / "transfer.png", dpi=80)
     for second in others:
         print(f"\n## From the {first.name} to the {second.name}, each explained by its own")
@@ -69,7 +60,7 @@ def main() -> None:
         for name in second.interpreters:
             sources = {source: adversarial[source] for source in ("PGD", name)}
             print(f"{name}:")
-            show(transfer.across(models, INTERPRETERS[name], images, sources, targets, labels))
+            print(transfer.across(models, INTERPRETERS[name], images, sources, targets, labels))
 
 
 if __name__ == "__main__":

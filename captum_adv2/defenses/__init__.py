@@ -12,12 +12,6 @@ from captum_adv2.defenses.squeezing import (
 )
 
 __all__ = [
-    "BitDepth",
-    "Detector",
-    "Distillation",
-    "EnsembleDetector",
-    "FeatureSqueezing",
-    "MedianSmoothing",
-    "NonLocalMeans",
-    "distill",
-]
+    "BitDepth", "Detector", "Distillation", "EnsembleDetector", "FeatureSqueezing",
+    "MedianSmoothing", "NonLocalMeans", "distill",
+]  # fmt: skip

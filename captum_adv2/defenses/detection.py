@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, NamedTuple, Self, TypeAlias, final
+from typing import Annotated, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ class Roc(NamedTuple):
     Attributes:
         fpr: Share of benign images flagged at each threshold, float64 ``(n,)``, from 0 up to 1.
         tpr: Share of adversarial images flagged at the same thresholds, ``(n,)``.
-        auc: Area under the curve, in [0, 1]: the chance that an adversarial image scores above a
-            benign one, a tie counting a half.
+        auc: Area under the curve, the chance that an adversarial image scores above a benign one; a
+            tie counts a half.
     """
 
     fpr: Tensor
@@ -31,13 +31,9 @@ class Roc(NamedTuple):
 
 @checked
 def roc(benign: Scores, adversarial: Scores) -> Roc:
-    """Return the ROC curve of scores, an image being flagged if it scores above a threshold.
+    """Return the ROC curve of finite scores ``(m,)`` of benign, ``(n,)`` of adversarial images.
 
-    Equal scores are one point of the curve, so that their order does not matter.
-
-    Args:
-        benign: Finite scores of benign images ``(m,)``.
-        adversarial: Finite scores of adversarial images ``(n,)``.
+    An image is flagged if it scores above a threshold; equal scores are one point of the curve.
 
     >>> roc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])).auc
     0.875
@@ -55,11 +51,7 @@ def roc(benign: Scores, adversarial: Scores) -> Roc:
 
 @checked
 def threshold_at(benign: Scores, rate: Unit) -> float:
-    """Return the lowest score of a benign image that at most a share ``rate`` of them exceed.
-
-    Args:
-        benign: Finite scores of benign images ``(m,)``.
-        rate: False-positive rate in [0, 1].
+    """Return the lowest of finite scores ``(m,)`` that at most a share ``rate`` of them exceed.
 
     >>> threshold_at(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.25)
     3.0
@@ -75,8 +67,8 @@ def threshold_at(benign: Scores, rate: Unit) -> float:
 class Detector(ABC):
     """Flags images whose score exceeds a threshold, which is set on benign images.
 
-    A subclass implements `scores`, one score for each part of the detector, such as a squeezer; the
-    joint score is the largest. It calls ``super().__init__()``. Subclasses are final.
+    A subclass implements `scores`, with one score for each part of the detector, such as a
+    squeezer, and calls ``super().__init__()``. The joint score is the largest.
     """
 
     def __init__(self) -> None:
@@ -84,30 +76,19 @@ class Detector(ABC):
 
     @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
-        """Return the score of each part on images ``(B, C, H, W)``, ``(B, n)``.
+        """Return the score of each part on images ``(B, C, H, W)``, unchecked, ``(B, n)``."""
 
-        Unlike the other methods, this does not check its input.
-        """
-
-    @final
     @checked
     def score(self, images: Images) -> Tensor:
         """Return the joint score, the largest of the parts', ``(B,)``."""
         return self.scores(images).amax(dim=1)
 
-    @final
     @checked
     def fit(self, images: Images, rate: Unit = 0.05, batch: Count = 32) -> Self:
-        """Set the thresholds on benign images; return the detector.
+        """Set the thresholds on benign images ``(N, C, H, W)``; return the detector.
 
-        At most a share ``rate`` of these images scores above the joint threshold; the same holds
-        for the threshold of each part, for use by itself.
-
-        Args:
-            images: Benign images ``(N, C, H, W)`` in [0, 1]. With fewer than ``1 / rate`` of them
-                none may be flagged, and the largest score is the threshold.
-            rate: False-positive rate in [0, 1].
-            batch: Number of images scored at a time.
+        At most a share ``rate`` of the images scores above the joint threshold, and as many above
+        that of each part by itself; ``batch`` images are scored at a time.
         """
         scores = self._over(images, batch, "images")
         columns = (scores.amax(dim=1), *scores.unbind(dim=1))
@@ -116,22 +97,20 @@ class Detector(ABC):
 
     @property
     def threshold(self) -> float:
-        """The joint threshold; ``ValueError`` before `fit`."""
+        """The joint threshold."""
         return self._expect_fitted()[0]
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """The threshold of each part by itself; ``ValueError`` before `fit`."""
+        """The threshold of each part by itself."""
         return self._expect_fitted()[1:]
 
-    @final
     @checked
     def detect(self, images: Images) -> Tensor:
         """Return whether the joint score exceeds its threshold, bool ``(B,)``."""
         threshold = self.threshold
         return _expect_finite(self.scores(images), "images").amax(dim=1) > threshold
 
-    @final
     @checked
     def detect_each(self, images: Images) -> Tensor:
         """Return whether each part's score exceeds the part's own threshold, bool ``(B, n)``."""
@@ -139,16 +118,9 @@ class Detector(ABC):
         scores = _expect_finite(self.scores(images), "images")
         return scores > scores.new_tensor(thresholds)
 
-    @final
     @checked
     def roc(self, benign: Images, adversarial: Images, batch: Count = 32) -> Roc:
-        """Return the ROC curve of the joint score; needs no `fit`.
-
-        Args:
-            benign: Images ``(N, C, H, W)`` in [0, 1].
-            adversarial: Images ``(M, C, H, W)`` in [0, 1].
-            batch: Number of images scored at a time.
-        """
+        """Return the ROC curve of the joint score on images ``(N, C, H, W)``; needs no `fit`."""
         scores = self._over(benign, batch, "benign"), self._over(adversarial, batch, "adversarial")
         return roc(*(each.amax(dim=1) for each in scores))
 
@@ -160,7 +132,7 @@ class Detector(ABC):
     def _expect_fitted(self) -> tuple[float, ...]:
         if self._fitted is None:
             raise ValueError(
-                f"expected a fitted {type(self).__name__}, got one without threshold; "
+                f"expected a fitted {type(self).__name__}, got one without thresholds; "
                 "call fit(images) with benign images first"
             )
         return self._fitted
@@ -169,8 +141,7 @@ class Detector(ABC):
 def _expect_finite(scores: Tensor, name: str) -> Tensor:
     if not scores.isfinite().all():
         raise ValueError(
-            f"expected finite scores of {name}, got NaN or infinite values; "
-            "look at the model's logits on them"
+            f"expected finite scores of {name}, got NaN or infinity; look at the model's logits"
         )
     return scores
 

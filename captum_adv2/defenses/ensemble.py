@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Ensemble interpretation as a detector: do several interpreters agree on an image (§5 Q3)?
 
-An attack on one interpreter leaves traces in the maps of others (Table 9). The paper proposes the
-defence and leaves open how to aggregate maps to detect an attack; here it is by the distances of
-the pairs. Benign maps differ too (a gradient's is finer than a CAM), and an attack on an
-interpreter may well bring its map nearer to the others'. Look at `Detector.roc` before you rely on
-this detector: it detects regular attacks better than ADV2's.
+An attack on one interpreter leaves traces in the maps of others (Table 9). But benign maps differ
+too, and the attack may bring its map nearer to the others': look at `Detector.roc` before you rely
+on this detector, which detects regular attacks better than ADV2's.
 """
 
 from __future__ import annotations
@@ -25,12 +23,8 @@ from captum_adv2.spec import checked
 class EnsembleDetector(Detector):
     """Flags images on which an ensemble's members disagree (§5 Q3, Defense 1).
 
-    Convention:
-        One score: `Ensemble.disagreement` on the class that the model predicts, the only one a
-        defender knows; in [0, 1].
-
-    Args:
-        ensemble: Interpreters of one model.
+    The score, in [0, 1], is `Ensemble.disagreement` on the class that the model predicts, the only
+    one a defender knows.
 
     >>> from torch import nn
     >>> from captum_adv2.interpreters import CAM, Gradient

@@ -2,18 +2,13 @@
 r"""Feature squeezing: simplifying an image changes the prediction more if it was attacked (§4 Q3).
 
 A *squeezer* :math:`\psi` maps images ``(B, C, H, W)`` in [0, 1] to simpler ones of the same shape,
-dtype and device, each image by itself. The detector compares the classifier's output on both:
+dtype and device, each image by itself; an adaptive attack can differentiate it. The detector
+compares the classifier's softmax vectors p on both:
 
 .. math:: s(x) = \max_\psi \| p(x) - p(\psi(x)) \|_1 \in [0, 2]
 
-with p the softmax vector, and flags an image whose score exceeds a threshold, set so that 5 % of
-benign images are false alarms. Table 4 of the paper has four squeezers: ``BitDepth(2)``,
-``BitDepth(3)``, ``MedianSmoothing(3)`` and ``NonLocalMeans(11, 3, 4)``.
-
-Squeezers are functions that an adaptive attack can differentiate.
-
-Differs from the official code: squeezed images are not cut to 8 bits again before the classifier
-sees them; non-local means is computed in floating point, and on RGB read as RGB.
+Table 4 has four squeezers: ``BitDepth(2)``, ``BitDepth(3)``, ``MedianSmoothing(3)`` and
+``NonLocalMeans(11, 3, 4)``.
 
 Reference: Xu et al., Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks,
 NDSS 2018, https://arxiv.org/abs/1704.01155
@@ -21,9 +16,9 @@ NDSS 2018, https://arxiv.org/abs/1704.01155
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Self, TypeAlias, final
 
@@ -54,16 +49,10 @@ def _wide(images: Tensor) -> Tensor:
 class BitDepth:
     """Bit depth reduction: ``round(x (2^bits - 1)) / (2^bits - 1)``, ties to even.
 
-    Idempotent and monotone. Its gradient is zero, or with ``straight_through`` the identity's.
-
-    Args:
-        bits: Number of bits kept.
-        straight_through: Pass gradients through the rounding unchanged.
+    Its gradient is zero, or with ``straight_through`` the identity's.
 
     >>> BitDepth(1)(torch.tensor([[[[0.2, 0.6]]]])).flatten().tolist()
     [0.0, 1.0]
-
-    Reference: Xu et al., Feature Squeezing, NDSS 2018, §III-A.
     """
 
     bits: Bits
@@ -73,30 +62,21 @@ class BitDepth:
     def __call__(self, images: Pixels) -> Tensor:
         """Return squeezed images ``(B, C, H, W)``."""
         squeezed = quantize(_wide(images), self.bits).to(images.dtype)
-        if not self.straight_through:
-            return squeezed
-        zero = images - images.detach()
-        return squeezed.detach() + zero
+        return squeezed.detach() + (images - images.detach()) if self.straight_through else squeezed
 
 
 @final
 @checked
 @dataclass(frozen=True)
 class MedianSmoothing:
-    """Local smoothing: the median of a window around each pixel, channel by channel.
+    """Local smoothing: the median of a window of side 2 or 3 around each pixel, channel by channel.
 
     Equal to ``scipy.ndimage.median_filter(images, (1, 1, window, window), mode="reflect")``, which
-    Xu et al. use: edge pixels are repeated at the border. The window of side 2 reaches one pixel up
-    and left, and of its four values the upper median, the third smallest, is taken. Differentiable
-    away from ties.
-
-    Args:
-        window: Side of the window, 2 or 3.
+    Xu et al. use: edge pixels are repeated at the border; the window of side 2 reaches one pixel up
+    and left, and of its four values takes the third smallest.
 
     >>> MedianSmoothing(3)(torch.eye(3)[None, None]).flatten().tolist()
     [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
-
-    Reference: Xu et al., Feature Squeezing, NDSS 2018, §III-B.
     """
 
     window: Annotated[int, Range(2, 3, integer=True)] = 3
@@ -122,10 +102,6 @@ def _upper_median(images: Tensor) -> Tensor:
     return torch.maximum(lows, torch.minimum(torch.maximum(a, b), torch.maximum(c, d)))
 
 
-# Smaller weights count as zero, as in OpenCV.
-_NEGLIGIBLE = 1e-3
-
-
 @final
 @checked
 @dataclass(frozen=True)
@@ -137,34 +113,24 @@ class NonLocalMeans:
 
     with q in the search window around p, t in the patch, k over channels, and weights below 0.001
     left out. Follows OpenCV's ``fastNlMeansDenoisingColored``, which Xu et al. use: colours go to
-    L*a*b* (of linear RGB: no gamma is undone); lightness, on a scale to 255, and colour (a, b) are
-    smoothed separately. Grey images are smoothed as they are
-    (``fastNlMeansDenoising``). Borders are mirrored without repeating the edge.
+    L*a*b* (of linear RGB: no gamma is undone), where lightness, on a scale to 255, and colour are
+    smoothed separately; grey images are smoothed as they are. Borders are mirrored without
+    repeating the edge.
 
-    Differs from OpenCV: nothing is rounded, and all is differentiable. OpenCV rounds L*a*b* to
-    integers before and after, and truncates on the way back to RGB. On ImageNet's photographs, at
-    11-3-4, the difference in units of 1/255 is
-
-    - grey: 0.2 on average, below 0.6 for 99.9 % of the values, at most 0.8: OpenCV's rounding;
-    - colour: 0.74 on average (ours is brighter by 0.3, as OpenCV truncates), below 2.7 for 99 % of
-      the values, at most 5.7.
-
-    Code that hands RGB to OpenCV, which reads BGR, computes ``squeezer(x.flip(1)).flip(1)``, as
-    Xu et al.'s and the official code do.
-
-    Memory is that of one row of the search window, with gradients too: the backward pass computes
-    each row's graph again.
+    Differs from OpenCV, which rounds L*a*b*: nothing is rounded, and all is differentiable. On
+    photographs, at 11-3-4, grey values differ by 0.2 / 255 on average and 0.8 / 255 at most,
+    coloured ones by 0.74 / 255 and 5.7 / 255. Code that hands RGB to OpenCV, which reads BGR,
+    computes ``squeezer(x.flip(1)).flip(1)``, as Xu et al.'s and the official code do.
 
     Args:
-        search: Side of the search window, odd.
+        search: Side of the search window, odd. Memory, with gradients too, is that of one row.
         patch: Side of the patches, odd.
         strength: h, in units of 1/255; larger smooths more.
 
     >>> NonLocalMeans(search=3)(torch.full((1, 1, 2, 2), 0.5)).flatten().tolist()
     [0.5, 0.5, 0.5, 0.5]
 
-    Reference: Buades, Coll & Morel, A Non-Local Algorithm for Image Denoising, CVPR 2005; Xu et
-    al., Feature Squeezing, NDSS 2018, §III-B.
+    Reference: Buades, Coll & Morel, A Non-Local Algorithm for Image Denoising, CVPR 2005.
     """
 
     search: Count = 11
@@ -194,14 +160,12 @@ class NonLocalMeans:
         rows, columns = (_mirrored(side, reach, x.device) for side in x.shape[-2:])
         padded = x[:, :, rows][..., columns]
         total, weight = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+        # Without checkpoints, the graph would keep several images for each offset.
+        add_row = partial(
+            checkpoint, self._add_row, padded, use_reentrant=False, preserve_rng_state=False
+        )
         for dy in range(self.search):
-            # Without this, the graph would keep several images' worth of memory for each offset.
-            total, weight = checkpoint(
-                self._add_row,
-                *(padded, total, weight, dy),
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
+            total, weight = add_row(total, weight, dy)
         return x + total / weight
 
     def _add_row(
@@ -215,7 +179,7 @@ class NonLocalMeans:
             change = padded[:, :, dy : dy + height, dx : dx + width] - patches
             unlike = _windows(change.square().mean(dim=1, keepdim=True), self.patch)
             w = (unlike / -((self.patch * self.strength) ** 2)).exp()
-            w = F.threshold(w, _NEGLIGIBLE, 0.0)  # (B, 1, H, W)
+            w = F.threshold(w, 1e-3, 0.0)  # (B, 1, H, W); smaller ones are zero, as in OpenCV
             inner = change[..., margin : height - margin, margin : width - margin]
             total, weight = total + w * inner, weight + w
         return total, weight
@@ -224,15 +188,15 @@ class NonLocalMeans:
 def _windows(x: Tensor, side: int) -> Tensor:
     """Return the sum over each window that lies inside an image (far faster than pooling)."""
     height, width = (length - side + 1 for length in x.shape[-2:])
-    columns = functools.reduce(torch.add, (x[..., i : i + width] for i in range(side)))
-    return functools.reduce(torch.add, (columns[..., i : i + height, :] for i in range(side)))
+    columns = reduce(torch.add, (x[..., i : i + width] for i in range(side)))
+    return reduce(torch.add, (columns[..., i : i + height, :] for i in range(side)))
 
 
 def _mirrored(side: int, reach: int, device: torch.device) -> Tensor:
     """Return the pixels at -reach ... side + reach - 1 of a side mirrored at both ends."""
     period = max(2 * (side - 1), 1)
     index = torch.arange(-reach, side + reach, device=device) % period
-    return torch.minimum(index, period - index) if side > 1 else index
+    return torch.minimum(index, period - index)
 
 
 # Linear RGB to XYZ of the white point D65, over that white: rows X, Y, Z. OpenCV's figures.
@@ -266,20 +230,12 @@ def _from_lab(lab: Tensor) -> Tensor:
     return torch.einsum("ij,bjhw->bihw", _RGB.to(lab), xyz)
 
 
-_KIND = "feature squeezing detector"
-
-
 @final
 class FeatureSqueezing(Detector):
     """The detector of Xu et al.: how far squeezing an image moves the classifier's softmax vector.
 
-    The score of a squeezer is the L1 distance of the softmax vectors, in [0, 2]; the joint score is
-    the largest. Original and squeezed images go through the model in one forward pass, in eval mode
-    and without gradients; softmax is in float32 at least.
-
-    Args:
-        model: Classifier returning logits.
-        squeezers: The squeezers; any functions of images.
+    Original and squeezed images go through the model in one forward pass; softmax is in float32 at
+    least. Squeezers are any functions of images.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     >>> detector = FeatureSqueezing(model, [BitDepth(2), MedianSmoothing(2)])
@@ -288,9 +244,9 @@ class FeatureSqueezing(Detector):
     2
     >>> detector.detect_each(benign).shape
     torch.Size([40, 2])
-
-    Reference: Xu et al., Feature Squeezing, NDSS 2018.
     """
+
+    _KIND = "feature squeezing detector"
 
     @checked
     def __init__(self, model: nn.Module, squeezers: Sequence[Squeezer]) -> None:
@@ -320,23 +276,17 @@ class FeatureSqueezing(Detector):
             "threshold": self.threshold,
             "thresholds": list(self.thresholds),
         }
-        storage.save(record, path, _KIND)
+        storage.save(record, path, self._KIND)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module, squeezers: Sequence[Squeezer]) -> Self:
-        """Return a fitted detector with the thresholds in a file.
+        """Return a fitted detector with the thresholds in a file that `save` wrote.
 
-        Args:
-            path: A file written by `save`.
-            model: The classifier that the thresholds were fitted on.
-            squeezers: The same squeezers, in the same order: their ``repr`` is compared.
-
-        Raises:
-            FileNotFoundError: No such file.
-            ValueError: Another kind of file, or one of other squeezers.
+        The model is the one that they were fitted on; the squeezers are the same in the same order,
+        by their ``repr``.
         """
         detector = cls(model, squeezers)
-        record = storage.load(path, _KIND)
+        record = storage.load(path, cls._KIND)
         ours = [repr(squeezer) for squeezer in detector.squeezers]
         if record["squeezers"] != ours:
             raise ValueError(

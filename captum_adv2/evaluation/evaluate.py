@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One call from images and adversarial images to the paper's numbers (§4 Q1, Q2)."""
+"""From images and adversarial images to the paper's numbers (§4 Q1, Q2)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_adv2 import spec
 from captum_adv2.attacks import frameworks
 from captum_adv2.evaluation import metrics
 from captum_adv2.interpreters.base import Interpreter, eval_mode
-from captum_adv2.spec import Classes, Images, Maps, checked, expect_classes, expect_logits
+from captum_adv2.spec import Classes, Images, Maps, checked
 
 
 class Report(NamedTuple):
@@ -43,23 +44,21 @@ class Report(NamedTuple):
         ``images`` and ``successes`` count the images; a mean over none is NaN. ``linf`` is the
         largest of all images.
         """
-        means = {name: getattr(self, name)[self.success] for name in ("l1", "l2", "iou")}
+        means = {"asr": self.success, "confidence": self.confidence}
+        means |= {name: getattr(self, name)[self.success] for name in ("l1", "l2", "iou")}
         return {
             "images": len(self.success),
             "successes": int(self.success.sum()),
-            "asr": self.success.double().mean().item(),
-            "confidence": self.confidence.double().mean().item(),
             **{name: values.double().mean().item() for name, values in means.items()},
             "linf": self.linf.max().item(),
         }
 
     def __str__(self) -> str:
-        numbers = self.summary()
-        return (
-            f"ASR {numbers['asr']:.1%}, confidence {numbers['confidence']:.3f} "
-            f"({numbers['images']} images); L1 {numbers['l1']:.4f}, L2 {numbers['l2']:.4f}, "
-            f"IoU {numbers['iou']:.3f} ({numbers['successes']} successes)"
+        text = (
+            "ASR {asr:.1%}, confidence {confidence:.3f} ({images} images); "
+            "L1 {l1:.4f}, L2 {l2:.4f}, IoU {iou:.3f} ({successes} successes)"
         )
+        return text.format(**self.summary())
 
 
 @checked
@@ -75,11 +74,10 @@ def evaluate(
     *,
     benign_maps: Maps | None = None,
 ) -> Report:
-    """Measure an attack on prediction and interpretation.
+    """Measure an attack on prediction and interpretation; ``print`` the report for the means.
 
-    Convention:
-        The benign map explains the clean image for its own class, the adversarial map the
-        adversarial image for the target class. Adversarial images are rounded to 8 bits first.
+    The benign map explains the clean image for its own class, the adversarial map the adversarial
+    image for the target class.
 
     Args:
         model: The classifier.
@@ -88,12 +86,8 @@ def evaluate(
         adversarial: Adversarial images, of the same shape.
         target: The attacker's class ``(B,)``.
         labels: Class of the benign map ``(B,)``; default: the model's prediction on ``images``.
-        quantize: Round adversarial images to multiples of 1/255.
-        benign_maps: The benign maps, from an earlier report on the same images and labels, which
-            saves computing them again; default: computed.
-
-    Returns:
-        A `Report`; ``print(report)`` and ``report.summary()`` give the means.
+        quantize: Round adversarial images to 8 bits before anything but ``linf`` is measured.
+        benign_maps: Those of an earlier report on the same images and labels; default: computed.
 
     >>> from captum_adv2.interpreters import Gradient
     >>> model, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(2, 1, 4, 4)
@@ -101,16 +95,13 @@ def evaluate(
     >>> report.l1.shape, sorted(report.summary())[:3]
     (torch.Size([2]), ['asr', 'confidence', 'images'])
     """
-    if adversarial.shape != images.shape:
-        raise ValueError(
-            f"expected adversarial of shape {tuple(images.shape)}, got {tuple(adversarial.shape)}"
-        )
+    spec.expect_shape(adversarial, images.shape, "adversarial")
     judged = (frameworks.quantize(adversarial) if quantize else adversarial).clamp(0, 1)
     with eval_mode(model):
-        logits = expect_logits(model(judged), len(judged))
+        logits = spec.expect_logits(model(judged), len(judged))
         own = model(images).argmax(dim=1) if labels is None else labels
     success, confidence = metrics.success(logits, target), metrics.confidence(logits, target)
-    expect_classes(own, logits, "labels")
+    spec.expect_classes(own, logits, "labels")
     benign = interpreter(images, own) if benign_maps is None else benign_maps
     shown = interpreter(judged, target)
     return Report(

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Weakly supervised localisation (Table 2): boxes from attribution maps, and their errors.
 
-A map is resized to the image and binarised at a threshold; its box is the tightest around the
-largest connected component. A box is wrong where its intersection over union with the true box, or
-with each of several, is below one half.
-
-Differs from Fong & Vedaldi 2017, whose errors are of the same kind: they tune the threshold of each
-interpreter on held-out images. Here it is an argument, one half by default, so errors compare
-interpreters with each other, not with published ones.
+Errors compare interpreters with each other, not with those of Fong & Vedaldi 2017, who tune the
+threshold of each interpreter on held-out images.
 """
 
 from __future__ import annotations
@@ -20,35 +15,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.spec import Count, Maps, Unit, checked
+from captum_adv2.spec import Count, Maps, Unit, checked, expect_shape
 
 
 @checked
 def boxes(maps: Maps, size: tuple[Count, Count], threshold: Unit = 0.5) -> Tensor:
-    """Return the tightest box around the largest connected component of each map.
+    """Return the box of each map ``(B, 1, h, w)``: x0, y0, x1, y1 in pixels, long ``(B, 4)``.
 
-    Args:
-        maps: ``(B, 1, h, w)`` in [0, 1].
-        size: Height and width of the images, to which maps are resized (bilinear).
-        threshold: Value that a pixel must exceed.
-
-    Returns:
-        ``(B, 4)`` long: x0, y0, x1, y1 in pixels, x1 and y1 exclusive; zeros where no pixel does.
+    The map is resized (bilinear) to ``size``, the height and width of the images. The box is the
+    tightest around the largest connected component of the pixels above the threshold, x1 and y1
+    exclusive; zeros where there are none.
 
     >>> maps = torch.zeros(1, 1, 4, 4)
     >>> maps[0, 0, 1:3, 2] = 1
     >>> boxes(maps, (4, 4)).tolist()
     [[2, 1, 3, 3]]
     """
-    if maps.shape[1] != 1:
-        raise ValueError(f"expected maps of shape (B, 1, h, w), got {tuple(maps.shape)}")
-    large = F.interpolate(maps.detach(), size, mode="bilinear", align_corners=False)
+    expect_shape(maps, (len(maps), 1, *maps.shape[2:]), "maps")
+    large = F.interpolate(maps.detach(), size, mode="bilinear")
     found = [_box(above[0].numpy()) for above in (large > threshold).cpu()]
     return torch.tensor(found, device=maps.device)
 
 
 def _box(above: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return the box of the largest of the components, whose pixels share an edge or a corner."""
+    """Return the box of the largest component, of pixels that share an edge or a corner."""
     from scipy import ndimage  # late: it takes long to import
 
     labels, count = ndimage.label(above, structure=np.ones((3, 3)))
@@ -61,11 +51,11 @@ def _box(above: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 @checked
 def wrong(found: Tensor, truth: Tensor | Sequence[Tensor], iou: Unit = 0.5) -> Tensor:
-    """Return whether each box misses every true one of its image, bool ``(B,)``.
+    """Return whether each box ``(B, 4)`` misses every true one of its image, bool ``(B,)``.
 
     Args:
-        found: ``(B, 4)``, see `boxes`.
-        truth: ``(B, 4)``, likewise; or for each image its ``(K, 4)``, one or more.
+        found: See `boxes`.
+        truth: One box an image, ``(B, 4)``; or for each image its boxes ``(K, 4)``, one or more.
         iou: Intersection over union that a box must have with a true one.
 
     >>> wrong(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[0, 0, 2, 3]])).tolist()

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from captum_adv2 import spec
 from captum_adv2.interpreters.gradient import probability
-from captum_adv2.spec import Classes, Count, Logits, Maps, Unit, checked, expect_classes
+from captum_adv2.spec import Classes, Count, Logits, Maps, Unit, checked
 
 
 class Distances(NamedTuple):
@@ -30,11 +31,12 @@ class Distances(NamedTuple):
 
 @checked
 def distances(maps: Maps, reference: Maps, threshold: Unit = 0.5) -> Distances:
-    """Return `l1`, `l2` and `iou` of maps ``(B, 1, h, w)``."""
-    if maps.shape != reference.shape:
-        raise ValueError(
-            f"expected reference of shape {tuple(maps.shape)}, got {tuple(reference.shape)}"
-        )
+    """Return `l1`, `l2` and `iou` of maps ``(B, 1, h, w)``.
+
+    >>> tuple(distances(torch.tensor([[[[0.5, 1.0]]]]), torch.tensor([[[[0.0, 0.5]]]])))
+    (tensor([0.5000]), tensor([0.5000]), tensor([0.]))
+    """
+    spec.expect_shape(reference, maps.shape, "reference")
     pixels = (1, 2, 3)
     change = maps - reference
     ours, theirs = maps > threshold, reference > threshold
@@ -47,35 +49,19 @@ def distances(maps: Maps, reference: Maps, threshold: Unit = 0.5) -> Distances:
 
 
 def l1(maps: Maps, reference: Maps) -> Tensor:
-    """Return the mean absolute difference of maps ``(B, 1, h, w)``, in [0, 1], ``(B,)``.
-
-    >>> l1(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)).tolist()
-    [0.5]
-    """
+    """Return the mean absolute difference of maps ``(B, 1, h, w)``, in [0, 1], ``(B,)``."""
     return distances(maps, reference).l1
 
 
 def l2(maps: Maps, reference: Maps) -> Tensor:
-    """Return the root mean square difference of maps ``(B, 1, h, w)``, in [0, 1], ``(B,)``.
-
-    >>> l2(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)).tolist()
-    [0.5]
-    """
+    """Return the root mean square difference of maps ``(B, 1, h, w)``, in [0, 1], ``(B,)``."""
     return distances(maps, reference).l2
 
 
 def iou(maps: Maps, reference: Maps, threshold: Unit = 0.5) -> Tensor:
-    """Return the intersection over union of the pixels above a threshold, in [0, 1], ``(B,)``.
+    """Return the intersection over union of maps ``(B, 1, h, w)``, in [0, 1], ``(B,)``.
 
-    Two maps without any such pixel have an IoU of 1.
-
-    Args:
-        maps: ``(B, 1, h, w)`` in [0, 1].
-        reference: ``(B, 1, h, w)`` in [0, 1].
-        threshold: Value in [0, 1] that a pixel must exceed.
-
-    >>> iou(torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[1.0, 0.0]]]])).tolist()
-    [0.5]
+    It is of the pixels above the threshold; two maps without any have an IoU of 1.
     """
     return distances(maps, reference, threshold).iou
 
@@ -89,7 +75,7 @@ def success(logits: Logits, target: Classes) -> Tensor:
     >>> success(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), torch.tensor([1, 1])).tolist()
     [True, False]
     """
-    expect_classes(target, logits, "target")
+    spec.expect_classes(target, logits, "target")
     reached = logits.argmax(dim=1) == target.to(logits.device)
     return reached & (logits < torch.inf).all(dim=1)
 
@@ -101,7 +87,7 @@ def confidence(logits: Logits, target: Classes) -> Tensor:
     >>> confidence(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).tolist()
     [0.5]
     """
-    expect_classes(target, logits, "target")
+    spec.expect_classes(target, logits, "target")
     return probability(logits, target.to(logits.device).long())
 
 
@@ -109,12 +95,9 @@ def confidence(logits: Logits, target: Classes) -> Tensor:
 def interval(
     values: Tensor | npt.NDArray[Any], level: Unit = 0.95, draws: Count = 2000
 ) -> tuple[float, float]:
-    """Return the bootstrap interval of a mean (percentiles), from a fixed seed.
+    """Return the bootstrap interval of the mean of values ``(n,)``, of any dtype; NaN of none.
 
-    Args:
-        values: ``(n,)``, of any dtype; the interval of no values is NaN.
-        level: Share of the resampled means that are inside, in [0, 1].
-        draws: Number of resamples.
+    It holds a share ``level`` of the means of resampled values, which are drawn from a fixed seed.
 
     >>> interval(torch.tensor([0.5, 0.5, 0.5])), interval(torch.empty(0))
     ((0.5, 0.5), (nan, nan))

@@ -16,24 +16,19 @@ judged by the same target classes, so attacks are best targeted by label::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from captum_adv2 import spec
 from captum_adv2.evaluation.evaluate import Report, evaluate
 from captum_adv2.interpreters.base import Interpreter
 from captum_adv2.spec import Classes, Images, checked
 
 
 class Matrix(NamedTuple):
-    """Reports on every pair of a source, a row, and a target, a column.
-
-    Attributes:
-        sources: Names of the rows: how the adversarial images were made.
-        targets: Names of the columns: the interpreters or classifiers they are tried on.
-        reports: Row by row; see `Report`.
-    """
+    """Reports row by row: sources of adversarial images, by what they are tried on, the targets."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -49,10 +44,7 @@ class Matrix(NamedTuple):
     def mean(
         self, measure: Literal["asr", "confidence", "l1", "l2", "iou", "linf"] = "l1"
     ) -> Tensor:
-        """Return an entry of `Report.summary`, float64 ``(sources, targets)``.
-
-        Distances are means over the successful images, NaN where there are none.
-        """
+        """Return an entry of `Report.summary`, float64 ``(sources, targets)``."""
         entries = [[report.summary()[measure] for report in row] for row in self.reports]
         return torch.tensor(entries, dtype=torch.float64)
 
@@ -61,7 +53,7 @@ class Matrix(NamedTuple):
         width = max(15, *map(len, self.targets))
         lines = [" " * first + "".join(f"  {name:>{width}}" for name in self.targets)]
         for name, l1, asr in zip(self.sources, self.mean("l1"), self.mean("asr"), strict=True):
-            cells = [f"{a:.4f} ({b:.0%})" for a, b in zip(l1.tolist(), asr.tolist(), strict=True)]
+            cells = [f"{a:.4f} ({b:.0%})" for a, b in zip(l1, asr, strict=True)]
             lines.append(name.ljust(first) + "".join(f"  {cell:>{width}}" for cell in cells))
         return "\n".join(["L1 over successes (ASR); row: source, column: target", *lines])
 
@@ -78,30 +70,19 @@ def matrix(
 ) -> Matrix:
     """Try adversarial images of every source on every interpreter of a model (Table 9).
 
-    Every entry is the report of `evaluate`.
-
-    Args:
-        model: The classifier.
-        interpreters: Interpreters of it by name, the columns.
-        images: Clean images ``(B, C, H, W)`` in [0, 1].
-        adversarial: Adversarial images by their source's name, the rows.
-        target: The attacker's class ``(B,)``, the same for all sources.
-        labels: Class of the benign map ``(B,)``; default: the model's prediction on ``images``.
-        quantize: Round adversarial images to multiples of 1/255.
-
-    Returns:
-        A `Matrix`; ``print`` it for the table.
+    Interpreters by name are the columns, adversarial images by their source's name the rows. Every
+    entry is the report of `evaluate`, which describes the other arguments.
 
     >>> from captum_adv2.interpreters import Gradient
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     >>> images, target = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
     >>> interpreters = {"GRAD": Gradient(model), "fine": Gradient(model, pool=1)}
     >>> found = matrix(model, interpreters, images, {"none": images}, target, labels=target)
-    >>> found.l1.shape, found.mean().shape
+    >>> found.each("l1").shape, found.mean().shape
     (torch.Size([1, 2, 2]), torch.Size([1, 2]))
     """
     columns = {name: (model, interpreter) for name, interpreter in interpreters.items()}
-    return _matrix(columns, images, adversarial, target, labels, quantize)
+    return _matrix(columns, adversarial, images, target, labels, quantize)
 
 
 @checked
@@ -116,40 +97,29 @@ def across(
 ) -> Matrix:
     """Try adversarial images of every source on other classifiers, each with its own interpreter.
 
-    The columns are ``models`` by name, and ``build`` makes each model's interpreter, as the class
-    ``CAM`` does. The rest is as in `matrix`; ``labels`` default to each model's own predictions.
-
-    Returns:
-        A `Matrix`: ``mean("asr")`` is the share of images that fool each model.
+    The columns are ``models`` by name, and ``build``, such as the class ``CAM``, makes each model's
+    interpreter; ``mean("asr")`` is the share of images that fool it. The rest is as in `matrix`.
     """
     columns = {name: (model, build(model)) for name, model in models.items()}
-    return _matrix(columns, images, adversarial, target, labels, quantize)
+    return _matrix(columns, adversarial, images, target, labels, quantize)
 
 
 def _matrix(
     columns: Mapping[str, tuple[nn.Module, Interpreter]],
-    images: Tensor,
     adversarial: Mapping[str, Tensor],
-    target: Tensor,
-    labels: Tensor | None,
-    quantize: bool,
+    images: Tensor,
+    *others: Any,
 ) -> Matrix:
+    """Evaluate every source on every column; ``others`` are further arguments of `evaluate`."""
     if not (columns and adversarial):
         raise ValueError("expected at least one source and one target, got none")
     for name, given in adversarial.items():  # all of them before the first map, which may be slow
-        if given.shape != images.shape:
-            raise ValueError(
-                f"expected adversarial[{name!r}] of shape {tuple(images.shape)}, got "
-                f"{tuple(given.shape)}"
-            )
+        spec.expect_shape(given, images.shape, f"adversarial[{name!r}]")
     reports = []
     for model, interpreter in columns.values():
-        column, benign = [], None
+        column: list[Report] = []
         for given in adversarial.values():
-            report = evaluate(
-                model, interpreter, images, given, target, labels, quantize, benign_maps=benign
-            )
-            column.append(report)
-            benign = report.benign_maps
+            benign = column[0].benign_maps if column else None
+            column.append(evaluate(model, interpreter, images, given, *others, benign_maps=benign))
         reports.append(column)
     return Matrix(tuple(adversarial), tuple(columns), tuple(zip(*reports, strict=True)))

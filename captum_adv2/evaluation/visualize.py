@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Pictures of attacks, as in Figure 4: images beside their attribution maps.
 
-Every function takes tensors; figures are matplotlib's. Matplotlib is imported when something is
-drawn, and its global state stays as it is (figures are not registered with pyplot).
+Matplotlib is imported when something is drawn; figures are not registered with pyplot.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_adv2.attacks.loop import Progress
-from captum_adv2.spec import Images, Maps, Positive, Unit, checked
+from captum_adv2.spec import Images, Maps, Positive, Unit, checked, expect_shape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,32 +26,28 @@ Shown: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
 
 @checked
 def overlay(images: Images, maps: Maps, alpha: Unit = 0.5) -> Tensor:
-    """Blend heat maps (jet: red = important) over grey images.
+    """Return maps as heat (jet: red is important) over grey images, ``(B, 3, H, W)`` on the CPU.
 
     Args:
         images: ``(B, C, H, W)`` in [0, 1].
         maps: ``(B, 1, h, w)`` in [0, 1], resized to the images (bilinear).
-        alpha: Share of the heat map, in [0, 1].
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1], on the CPU.
+        alpha: Share of the heat, in [0, 1].
 
     >>> overlay(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4)).shape
     torch.Size([2, 3, 8, 8])
     """
     from matplotlib import colormaps
 
-    if maps.shape[:2] != (len(images), 1):
-        raise ValueError(
-            f"expected maps of shape ({len(images)}, 1, h, w), got {tuple(maps.shape)}"
-        )
-    grey = images.detach().float().cpu().mean(dim=1, keepdim=True)
-    sized = F.interpolate(
-        maps.detach().float().cpu(), images.shape[-2:], mode="bilinear", align_corners=False
-    )
+    expect_shape(maps, (len(images), 1, *maps.shape[2:]), "maps")
+    grey = _plain(images).mean(dim=1, keepdim=True)
+    sized = F.interpolate(_plain(maps), images.shape[-2:], mode="bilinear")
     colours = colormaps["jet"](sized[:, 0].numpy())[..., :3]  # (B, H, W, 3)
     heat = torch.from_numpy(colours).float().permute(0, 3, 1, 2)
     return ((1 - alpha) * grey + alpha * heat).clamp(0, 1)
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.detach().float().cpu()
 
 
 @checked
@@ -61,17 +56,14 @@ def grid(
     captions: Mapping[str, Sequence[str]] | None = None,
     size: Positive = 1.3,
 ) -> Figure:
-    """Draw Figure 4: a row of images and of each interpreter's overlays for every kind of input.
+    """Draw Figure 4: for every kind of input a row of images, each before its overlays.
 
     Args:
         rows: Name of the input ("benign", "PGD", "ADV2") to, by the interpreter's name, images
-            ``(B, C, H, W)`` and their maps ``(B, 1, h, w)``. Every image is a block of columns,
-            which begins with the image that goes with the first interpreter.
+            ``(B, C, H, W)`` and their maps ``(B, 1, h, w)``. Images of the first interpreter are
+            drawn.
         captions: Name of the input to a caption under each of its images, such as the class.
         size: Width of a picture, in inches.
-
-    Returns:
-        A figure with ``len(rows)`` rows and ``B * (1 + interpreters)`` columns.
 
     >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
     >>> len(grid({"benign": shown, "ADV2": shown}).axes)
@@ -91,21 +83,29 @@ def grid(
     for line, (name, block) in zip(axes, pictures.items(), strict=True):
         texts = iter((captions or {}).get(name, ()))
         for axis, (title, picture) in zip(line, block, strict=True):
-            _draw(axis, picture, title if name == next(iter(rows)) else "")
+            axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(title if name == next(iter(rows)) else "", fontsize=8)
             axis.set_xlabel(next(texts, "") if title == "image" else "", fontsize=7)
         line[0].set_ylabel(name, fontsize=9)
     return figure
+
+
+def _pictures(shown: Shown) -> list[tuple[str, Tensor]]:
+    """Return titled pictures ``(3, H, W)``: each image, then its overlays."""
+    images = _plain(next(iter(shown.values()))[0])
+    coloured = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    columns = [coloured, *(overlay(*pair) for pair in shown.values())]
+    titles = ("image", *shown)
+    return [entry for row in zip(*columns, strict=True) for entry in zip(titles, row, strict=True)]
 
 
 @checked
 def curves(records: Sequence[Progress], size: tuple[Positive, Positive] = (7.0, 2.6)) -> Figure:
     """Draw confidence and map distance, step by step: mean and range over the images.
 
-    A finished image counts on with its last values.
-
-    Args:
-        records: The records of a callback: ``ADV2(..., callback=records.append)``.
-        size: Width and height in inches.
+    Records are those of a callback, ``ADV2(..., callback=records.append)``; a finished image counts
+    on with its last values. The size is in inches.
     """
     from matplotlib.figure import Figure
 
@@ -132,21 +132,3 @@ def _tracks(records: Sequence[Progress], name: str) -> Tensor:
         held[record.rows.cpu()] = getattr(record, name).float().cpu()
         lines.append(held[first])
     return torch.stack(lines)
-
-
-def _pictures(shown: Shown) -> list[tuple[str, Tensor]]:
-    """Return titled pictures ``(3, H, W)``: each image, then its overlays."""
-    overlays = {name: overlay(images, maps) for name, (images, maps) in shown.items()}
-    images = next(iter(shown.values()))[0].detach().float().cpu()
-    return [
-        entry
-        for i, image in enumerate(images)
-        for entry in (("image", image), *((name, heat[i]) for name, heat in overlays.items()))
-    ]
-
-
-def _draw(axis: Any, picture: Tensor, title: str) -> None:
-    channels = picture.expand(3, -1, -1) if len(picture) == 1 else picture[:3]
-    axis.imshow(channels.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=8)

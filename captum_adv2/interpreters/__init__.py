@@ -4,7 +4,6 @@
 from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate
 from captum_adv2.interpreters.bilevel import FiniteDifference, Unrolled
 from captum_adv2.interpreters.cam import CAM, GradCAM
-
 from captum_adv2.interpreters.captum import CaptumInterpreter
 from captum_adv2.interpreters.ensemble import Ensemble
 from captum_adv2.interpreters.gradient import Gradient, IntegratedGradients, SmoothGrad

@@ -22,8 +22,9 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
     """Keep the input or output of a module, by a hook that is removed on leaving the context."""
     tap = Tap()
 
-    def keep_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def keep_input(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
         tap.features = inputs[0]
+        return (inputs[0].clone(), *inputs[1:])  # the module may work in place
 
     def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
         tap.features = output if isinstance(output, Tensor) else None

@@ -11,7 +11,6 @@ differences, in float64 on a small network. Costs are counted on the embedded re
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -27,31 +26,12 @@ from real import Case
 from torch import Tensor, nn
 
 from captum_adv2 import ADV2
-from captum_adv2.checks import SoundnessWarning
 from captum_adv2.interpreters import CaptumInterpreter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-__all__ = ["METHODS", "cells", "greys", "interpreter", "rows"]
+from captum_adv2.spec import SoundnessWarning
 
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 
-_LAYERS: tuple[str, ...] = (
-    "LayerGradCam",
-    "LayerActivation",
-    "LayerGradientXActivation",
-    "LayerConductance",
-    "InternalInfluence",
-    "LayerIntegratedGradients",
-    "LayerLRP",
-    "LayerGradientShap",
-    "LayerDeepLift",
-    "LayerDeepLiftShap",
-    "LayerFeatureAblation",
-    "LayerFeaturePermutation",
-    "GuidedGradCam",
-)
-# Every attribution of images in captum.attr, with the settings of its row.
+# Every attribution of images in captum.attr, with the settings that the table shows.
 METHODS: dict[str, dict[str, Any]] = {
     "Saliency": {},
     "InputXGradient": {},
@@ -75,37 +55,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "ShapleyValues": {},
     "KernelShap": {"n_samples": 48},
     "Lime": {"n_samples": 48},
-    "LRP": {},
-    "LayerLRP": {},
-    "LayerGradientShap": {},
-    "LayerDeepLift": {},
-    "LayerDeepLiftShap": {},
-    "LayerFeatureAblation": {},
-    "LayerFeaturePermutation": {},
-    "FeaturePermutation": {},
+    **dict.fromkeys(("LRP", "LayerLRP", "LayerGradientShap", "LayerDeepLift"), {}),
+    **dict.fromkeys(("LayerDeepLiftShap", "LayerFeatureAblation"), {}),
+    **dict.fromkeys(("LayerFeaturePermutation", "FeaturePermutation"), {}),
 }
 
 
-def cells(side: int, count: int) -> Tensor:
-    """Return a feature mask ``(1, 1, side, side)`` of ``count`` times ``count`` cells."""
-    places = torch.arange(side) * count // side
-    return (places[:, None] * count + places)[None, None]
-
-
-def greys(images: Tensor) -> Tensor:
+def _greys(images: Tensor) -> Tensor:
     """Return three grey images of the kind of these, to start from."""
     return torch.tensor([0.3, 0.5, 0.7]).to(images).view(3, 1, 1, 1).expand(3, *images.shape[1:])
 
 
 def interpreter(
-    name: str,
-    model: nn.Module,
-    layer: nn.Module,
-    side: int,
-    *,
-    features: int = 4,
-    seed: int = 0,
-    smoothing: float = 1e-4,
+    name: str, model: nn.Module, layer: nn.Module, side: int, **settings: Any
 ) -> CaptumInterpreter:
     """Return one of Captum's methods on a model, with the settings of its row.
 
@@ -114,36 +76,33 @@ def interpreter(
         model: The classifier.
         layer: Where methods of a layer attribute to.
         side: Of the images, in pixels.
-        features: Cells along each side, where features are perturbed.
-        seed: Of methods that draw numbers.
-        smoothing: See `CaptumInterpreter`.
-
-    Raises:
-        TypeError: The method is refused.
+        **settings: Others of `CaptumInterpreter`.
     """
-    kind, kwargs = getattr(ca, name), dict(METHODS[name])
-    if name in _LAYERS:
+    kind: Any = getattr(ca, name)
+    if "Layer" in name or name in ("InternalInfluence", "GuidedGradCam"):
         attribution = kind(model, layer)
     elif name == "NoiseTunnel":
         attribution = kind(ca.Saliency(model))
     elif name == "Lime":
-        attribution = kind(model, interpretable_model=SkLearnLinearRegression())
+        attribution = kind(model, SkLearnLinearRegression())
     else:
         attribution = kind(model)
-    if name in ("GradientShap", "DeepLiftShap"):
-        kwargs["baselines"] = greys
-    if name == "DeepLift":
-        kwargs["baselines"] = 0.5
-    if name == "Occlusion":
-        kwargs |= {"sliding_window_shapes": (3, side // 4, side // 4), "strides": side // 8}
-    if name in ("FeatureAblation", "ShapleyValueSampling", "ShapleyValues", "KernelShap", "Lime"):
-        kwargs["feature_mask"] = cells(side, 2 if name == "ShapleyValues" else features)
-    if name in ("NoiseTunnel", "GradientShap", "ShapleyValueSampling", "KernelShap", "Lime"):
-        kwargs["seed"] = seed
-    return CaptumInterpreter(attribution, smoothing=smoothing, **kwargs)
+    more: dict[str, Any] = {
+        "GradientShap": {"baselines": _greys},
+        "DeepLiftShap": {"baselines": _greys},
+        "DeepLift": {"baselines": 0.5},
+        "Occlusion": {"sliding_window_shapes": (3, side // 4, side // 4), "strides": side // 8},
+        "FeatureAblation": {"feature_mask": 4},
+        "ShapleyValueSampling": {"feature_mask": 4},
+        "ShapleyValues": {"feature_mask": 2},
+        "KernelShap": {"feature_mask": 4},
+        "Lime": {"feature_mask": 4},
+    }
+    settings |= METHODS[name] | more.get(name, {})
+    return CaptumInterpreter(attribution, **settings)
 
 
-def small_net() -> nn.Sequential:
+def _small_net() -> nn.Sequential:
     """Return a network in float64 on which rules of activations and poolings matter."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -158,9 +117,9 @@ def small_net() -> nn.Sequential:
     return net.double().eval()
 
 
-def gradient_error(build: Callable[..., CaptumInterpreter], directions: int = 5) -> float:
+def _gradient_error(build: Callable[..., CaptumInterpreter], directions: int = 5) -> float:
     """Return the largest error of a derivative along a direction, relative to the largest."""
-    net, generator = small_net(), torch.Generator().manual_seed(0)
+    net, generator = _small_net(), torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     x = (0.5 + 0.1 * draw(2, 3, 16, 16)).clamp(0, 1).requires_grad_()
     explain, target = build(net, net[1][2], 16).explain, torch.tensor([0, 2])
@@ -182,36 +141,33 @@ def gradient_error(build: Callable[..., CaptumInterpreter], directions: int = 5)
 
 def refusal(build: Callable[..., CaptumInterpreter]) -> str | None:
     """Return why a method is refused, or None where it is not."""
-    net = small_net()
+    net = _small_net()
     try:
         build(net, net[1][2], 16)
     except TypeError as error:
-        return str(error).partition(", got ")[2].partition(": ")[2]
+        _, refused, reason = str(error).partition(", got ")
+        if not refused:
+            raise
+        return reason.partition(": ")[2]
     return None
 
 
-def rows(names: list[str], case: Case) -> list[str]:
-    """Return the table's rows: name, error of the gradient, cost of a map and of a step."""
-    found = []
-    model, images, _, targets = case
+def row(name: str, case: Case) -> str:
+    """Return a row of the table: name, error of the gradient, cost of a map and of a step."""
+    build = partial(interpreter, name)
+    reason = refusal(build)
+    if reason is not None:
+        return f"| `{name}` | refused | | | {reason} |"
+    explain = build(case.model, case.model[1].layer2, case.images.shape[-1])
     with torch.no_grad():
-        unit = flops(lambda: model(images))
-    for name in names:
-        build = partial(interpreter, name)
-        reason = refusal(build)
-        if reason is not None:
-            found.append(f"| `{name}` | refused | | | {reason} |")
-            continue
-        error = gradient_error(build)
-        explain = build(model, model[1].layer2, images.shape[-1])
-        cost = flops(lambda e=explain: e(images, targets)) / unit
-        with warnings.catch_warnings():  # the page says of which maps the gradient is zero
-            warnings.simplefilter("ignore", SoundnessWarning)
-            step = f_units(case, ADV2(model, explain))
-        settings = ", ".join(f"`{key}={value}`" for key, value in METHODS[name].items())
-        found.append(f"| `{name}` | yes, {error:.0e} | {cost:.1f} F | {step:.1f} F | {settings} |")
-        print(found[-1], flush=True)
-    return found
+        unit = flops(lambda: case.model(case.images))
+        cost = flops(lambda: explain(case.images, case.targets)) / unit
+    with warnings.catch_warnings():  # the page names the maps whose gradient is zero
+        warnings.simplefilter("ignore", SoundnessWarning)
+        step = f_units(case, ADV2(case.model, explain))
+    settings = ", ".join(f"`{key}={value}`" for key, value in METHODS[name].items())
+    error = _gradient_error(build)
+    return f"| `{name}` | yes, {error:.0e} | {cost:.1f} F | {step:.1f} F | {settings} |"
 
 
 def main() -> None:
@@ -220,15 +176,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="page whose table is replaced")
     parser.add_argument("--smoke", action="store_true", help="three methods")
     args = parser.parse_args()
-    names = ["Saliency", "KernelShap", "LRP"] if args.smoke else [*METHODS]
-    head = "| method | differentiable, error | map | attack step | settings, or why not |\n"
-    table = head + "| --- | --- | --- | --- | --- |\n" + "\n".join(rows(names, embedded_case(2)))
-    if args.out is None:
-        print(table)
-        return
-    before, _, rest = args.out.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    args.out.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{after}", encoding="utf-8")
+    case = embedded_case(2)
+    lines = [
+        "| method | differentiable, error | map | attack step | settings, or why not |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in ["Saliency", "KernelShap", "LRP"] if args.smoke else METHODS:
+        lines.append(row(name, case))
+        print(lines[-1], flush=True)
+    if args.out is not None:
+        before, _, rest = args.out.read_text(encoding="utf-8").partition(BEGIN)
+        after, table = rest.partition(END)[2], "\n".join(lines)
+        args.out.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,54 @@
 # SPDX-License-Identifier: MIT
-"""Images and models of every kind that users have: types, memory, sizes, devices, callers."""
+"""Images, models and callers of every kind; what a call, an error and a copy leave as it was."""
 
 import copy
+import pickle
+import warnings
 
 import pytest
 import torch
-from conftest import ATTACKS
+import torchattacks
+from attack_helpers import FLAT_MAPS
+from conftest import inner, mixed
+from torch import nn
 
 from captum_adv2 import ADV2, StADV2
-from captum_adv2.interpreters import CAM, MASK, Gradient, Unrolled
+from captum_adv2.attacks import (
+    AdamDescent,
+    Benign,
+    CrossEntropy,
+    Linear,
+    MapDistance,
+    Margin,
+    RandomPatch,
+    SignDescent,
+    TwoPhase,
+    presets,
+)
+from captum_adv2.attacks.frameworks import Flow, LinfBall
+from captum_adv2.defenses import BitDepth, MedianSmoothing, NonLocalMeans
+from captum_adv2.interpreters import CAM, EncoderGuided, FiniteDifference, Unrolled
 from captum_adv2.testing import Network, image_batch, unchanged
 
-pytestmark = pytest.mark.filterwarnings("ignore::captum_adv2.SoundnessWarning")
+pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
 
-HALF = (torch.bfloat16, torch.float16)
-# The least distance of numbers near 1: by that much rounding may leave the ball.
-UNIT = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-9}
+# The distance of neighbouring numbers near 1, and a little more: rounding may leave the ball.
+ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-9}
 EPS = {"ADV2": 0.1, "StADV2": 1.0, "BitDepthADV2": 0.2}
 
 
-def targeted(attacked, model):
-    """Return an attack at the next class."""
-    attack = attacked.build(model)
+def targeted(attack):
     attack.set_mode_targeted_by_label(quiet=True)
     return attack
 
 
-def hold_valid(adversarial, images, attacked):
-    """Hold that images are images, near the clean ones, of their type."""
+def check_valid(adversarial, images, attack):
+    """Check that the result is images near the clean ones, of their shape and dtype."""
     assert adversarial.dtype == images.dtype
     assert adversarial.shape == images.shape
-    assert adversarial.isfinite().all()
     assert ((adversarial >= 0) & (adversarial <= 1)).all()
-    eps = EPS[attacked.name.split()[0]]
-    assert (adversarial.double() - images.double()).abs().max() <= eps + UNIT[images.dtype]
-    assert not torch.equal(adversarial, images)
+    change = (adversarial.double() - images.double()).abs().max()
+    assert change <= EPS[attack.attack] + ROUNDING[images.dtype]
 
 
 def confidence(model, images, target):
@@ -43,196 +57,273 @@ def confidence(model, images, target):
         return model(images.float()).softmax(dim=1).gather(1, target[:, None]).mean().item()
 
 
-class TestPrecision:
-    @pytest.mark.parametrize("dtype", HALF)
-    def test_autocast_around_the_call(self, attacked, model, data, dtype):
-        if dtype == torch.float16 and "DeepLift" in attacked.name:
-            pytest.skip("its quotients leave float16; the attack says that the map is not finite")
-        images, target = data[0][:3], (data[1][:3] + 1) % 4
-        attack = targeted(attacked, model)
-        exact = attack(images, target)
-        with unchanged(model, images), torch.autocast("cpu", dtype=dtype):
-            adversarial = attack(images, target)
-        hold_valid(adversarial, images, attacked)
-        if dtype == torch.float16:
-            return  # a second derivative leaves its range: the image is legal, if little is won
-        reached, wanted = (confidence(model, x, target) for x in (adversarial, exact))
-        clean = confidence(model, images, target)
-        assert reached - clean > 0.5 * (wanted - clean)
-        assert torch.equal(attack(images, target), exact)
-
-    @pytest.mark.parametrize("dtype", HALF)
-    def test_half_precision(self, attacked, model, data, dtype):
-        if dtype == torch.float16 and "DeepLift" in attacked.name:
-            pytest.skip("its quotients leave float16; the attack says that the map is not finite")
-        images, target = data[0][:3].to(dtype), (data[1][:3] + 1) % 4
-        short = copy.deepcopy(model).to(dtype)
-        adversarial = targeted(attacked, short)(images, target)
-        hold_valid(adversarial, images, attacked)
-        if dtype == torch.float16:
-            return  # as under autocast
-        clean = confidence(model, images, target)
-        exact = confidence(model, targeted(attacked, model)(images.float(), target), target)
-        assert confidence(model, adversarial, target) - clean > 0.5 * (exact - clean)
-
-    def test_double_precision_agrees_with_single(self, attacked, trained_smooth, data):
-        images, target = data[0][:3], (data[1][:3] + 1) % 4
-        wide = targeted(attacked, trained_smooth)(images.double(), target)
-        hold_valid(wide, images.double(), attacked)
-        short = targeted(attacked, copy.deepcopy(trained_smooth).float())(images, target)
-        # A gradient near zero may turn its sign: in few pixels.
-        assert ((wide - short).abs() > 1e-3).double().mean() < 0.05
-
-    def test_a_type_that_is_not_the_models_is_told(self, attacked, model, data):
-        with pytest.raises((TypeError, RuntimeError), match=r"(?i)dtype|type|float"):
-            attacked.build(model)(data[0].double(), data[1])
+# Images
 
 
-# Of an operator's kernels, memory chooses one: sums are the same numbers in another order.
-SAME = {"rtol": 0.0, "atol": 1e-6}
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)],
+)
+def test_half_precision(attacked, model, data, dtype, autocast):
+    if dtype == torch.float16 and "DeepLift" in attacked.name:
+        pytest.skip("its quotients overflow, and the attack says that the map is not finite")
+    images, target = data[0][:3], (data[1][:3] + 1) % 4
+    net = model if autocast else copy.deepcopy(model).to(dtype)
+    given = images if autocast else images.to(dtype)
+    attack = targeted(attacked.build(net))
+    with unchanged(net, given), torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        adversarial = attack(given, target)
+    check_valid(adversarial, given, attack)
+    if dtype == torch.bfloat16:  # in float16 second derivatives may underflow
+        assert confidence(model, adversarial, target) > confidence(model, images, target)
 
 
-class TestMemory:
-    @pytest.mark.parametrize("which", ["model", "both"])
-    def test_channels_last(self, attacked, trained_smooth, data, which):
-        images, target = data[0][:2].double(), (data[1][:2] + 1) % 4
-        expected = targeted(attacked, trained_smooth)(images, target)
-        net = copy.deepcopy(trained_smooth).to(memory_format=torch.channels_last)
-        if which != "model":
-            images = images.contiguous(memory_format=torch.channels_last)
-        adversarial = targeted(attacked, net)(images, target)
-        torch.testing.assert_close(adversarial, expected, **SAME)
-        if which != "model":
-            assert adversarial.is_contiguous(memory_format=torch.channels_last)
-
-    @pytest.mark.parametrize("how", ["offset", "expanded", "transposed"])
-    def test_views(self, attacked, trained_smooth, data, how):
-        images, target = data[0][:2].double(), (data[1][:2] + 1) % 4
-        match how:
-            case "offset":
-                view = torch.nn.functional.pad(images, (1, 2, 1, 0), value=9.0)[..., 1:, 1:-2]
-            case "expanded":
-                images, target = images[:1].repeat(2, 1, 1, 1), target[:1].repeat(2)
-                view = images[:1].expand(2, -1, -1, -1)
-            case "transposed":
-                view = images.transpose(2, 3).contiguous().transpose(2, 3)
-        assert not view.is_contiguous()
-        kept = view.clone()
-        attack = targeted(attacked, trained_smooth)
-        adversarial, expected = attack(view, target), attack(images, target)
-        torch.testing.assert_close(adversarial, expected, **SAME)
-        if how != "transposed":  # the rest is made dense before anything is computed
-            assert torch.equal(adversarial, expected)
-        assert torch.equal(view, kept)
-
-    def test_one_image_is_attacked_as_in_a_batch(self, attacked, trained_smooth, data):
-        images, target = data[0][:3].double(), (data[1][:3] + 1) % 4
-        attack = targeted(attacked, trained_smooth)
-        # A random start is a draw for the batch, of which a single image gets the first.
-        number = 0 if getattr(attack, "random_start", False) else 2
-        alone = attack(images[number : number + 1], target[number : number + 1])
-        together = attack(images, target)[number : number + 1]
-        torch.testing.assert_close(alone, together, **SAME)
+def test_double_precision_agrees_with_single(attacked, trained_smooth, data):
+    images, target = data[0][:3], (data[1][:3] + 1) % 4
+    attack = targeted(attacked.build(trained_smooth))
+    double = attack(images.double(), target)
+    check_valid(double, images.double(), attack)
+    single = targeted(attacked.build(copy.deepcopy(trained_smooth).float()))(images, target)
+    assert not torch.equal(double, images.double())
+    # Where a gradient is nearly zero, its sign may differ: in few pixels.
+    assert ((double - single).abs() > 1e-3).double().mean() < 0.1
 
 
-class TestSizes:
-    @pytest.mark.parametrize("shape", [(1, 7, 9), (3, 13, 5), (4, 6, 11)])
-    def test_odd_sizes_and_channels(self, attacked, shape):
-        model = Network("plain", "ReLU", True, seed=3, channels=shape[0])
-        images, target = image_batch((2, *shape), seed=5), torch.tensor([0, 3])
-        with unchanged(model, images):
-            hold_valid(targeted(attacked, model)(images, target), images, attacked)
+LAYOUTS = {
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "offset": lambda x: nn.functional.pad(x, (1, 2, 1, 0), value=9.0)[..., 1:, 1:-2],
+    "expanded": lambda x: x[:1].expand(len(x), -1, -1, -1),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
 
 
-class TestCallers:
-    def test_images_and_labels_that_were_made_in_inference_mode(self, attacked, model, data):
-        with torch.inference_mode():
-            images, labels = data[0][:2] * 1, data[1][:2] * 1
-        attack = attacked.build(model)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_layouts(attacked, trained_smooth, data, layout):
+    images, target = data[0][:2].double(), (data[1][:2] + 1) % 4
+    view = LAYOUTS[layout](images)
+    assert not view.is_contiguous()
+    net = copy.deepcopy(trained_smooth)
+    if layout == "channels last":
+        net = net.to(memory_format=torch.channels_last)
+    with unchanged(net, view):
+        adversarial = targeted(attacked.build(net))(view, target)
+    expected = targeted(attacked.build(trained_smooth))(view.clone().contiguous(), target)
+    # Layouts choose kernels, which add the same numbers in another order.
+    torch.testing.assert_close(adversarial, expected, rtol=0, atol=1e-6)
+    if layout == "channels last":
+        assert adversarial.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 9), (3, 13, 5), (4, 6, 11)])
+def test_odd_sizes_and_channels(attacked, shape):
+    net = Network("plain", "ReLU", True, seed=3, channels=shape[0])  # its ReLUs work in place
+    images, target = image_batch((2, *shape), seed=5), torch.tensor([0, 3])
+    attack = targeted(attacked.build(net))
+    with unchanged(net, images):
+        check_valid(attack(images, target), images, attack)
+
+
+def in_inference_mode(tensor):
+    with torch.inference_mode():
+        return tensor * 1
+
+
+CALLS = {
+    "no_grad": lambda x, y: (x, y),
+    "leaf": lambda x, y: (x.clone().requires_grad_(), y),
+    "graph": lambda x, y: (x.clone().requires_grad_() * 1, y),
+    "made in inference mode": lambda x, y: (in_inference_mode(x), in_inference_mode(y)),
+    "int32": lambda x, y: (x, y.int()),
+    "uint8": lambda x, y: (x, y.to(torch.uint8)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_callers(attacked, model, data, call):
+    attack = attacked.build(model)
+    expected = attack(data[0][:2], data[1][:2])
+    images, labels = CALLS[call](data[0][:2], data[1][:2])
+    watched = () if images.is_inference() else (images,)  # those have no version
+    with torch.set_grad_enabled(call != "no_grad"), unchanged(model, *watched):
         adversarial = attack(images, labels)
-        assert torch.equal(adversarial, attack(data[0][:2], data[1][:2]))
-        assert not adversarial.is_inference()
-
-    def test_images_with_a_graph(self, attacked, model, data):
-        leaf = data[0][:2].clone().requires_grad_()
-        attack = attacked.build(model)
-        with unchanged(model, leaf):
-            adversarial = attack(leaf * 1, data[1][:2])
-        assert torch.equal(adversarial, attack(data[0][:2], data[1][:2]))
-        assert not adversarial.requires_grad
-        assert leaf.grad is None
-
-    def test_inference_mode_is_refused_and_leaves_nothing(self, attacked, model, data):
-        attack = attacked.build(model)
-        expected = attack(*data)
-        with (
-            unchanged(model, *data),
-            torch.inference_mode(),
-            pytest.raises(RuntimeError, match=r"inference_mode\(\); use no_grad"),
-        ):
-            attack(*data)
-        assert torch.equal(attack(*data), expected)
-
-    @pytest.mark.parametrize("caller", ["inference", "autocast"])
-    def test_what_is_kept_for_the_next_call_does_not_remember_the_caller(self, model, data, caller):
-        # A size of its own: what is kept, is kept by size.
-        mask = MASK(copy.deepcopy(model).bfloat16(), size=3, iterations=2, jitter=0)
-        images, labels = data[0][:1, :, :11, :13].bfloat16(), data[1][:1]
-        if caller == "inference":
-            surrogate = Unrolled(n_step=1, solved=False)(mask, images, labels)
-            with torch.inference_mode(), pytest.raises(RuntimeError):
-                surrogate(images)
-        else:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                mask(images, labels)
-        assert mask(images, labels).dtype == torch.bfloat16
+    assert torch.equal(adversarial, expected)
+    assert not adversarial.requires_grad
+    assert not adversarial.is_inference()
+    assert adversarial.data_ptr() != images.data_ptr()
 
 
-def devices():
-    """Return the devices there are, but the CPU, on which everything else runs."""
-    found = [
-        name
-        for name, there in (
-            ("cuda", torch.cuda.is_available()),
-            ("mps", torch.backends.mps.is_available()),
-            ("xpu", hasattr(torch, "xpu") and torch.xpu.is_available()),
-        )
-        if there
-    ]
-    return found or [pytest.param("none", marks=pytest.mark.skip(reason="no accelerator"))]
+def test_inference_mode_is_refused(attacked, model, data):
+    refused = pytest.raises(RuntimeError, match=r"inference_mode\(\); use no_grad")
+    with unchanged(model, *data), torch.inference_mode(), refused:
+        attacked.build(model)(*data)
 
 
-class TestDevices:
-    @pytest.mark.parametrize("device", devices())
-    def test_images_go_to_the_models_device(self, attacked, model, data, device):
-        net = copy.deepcopy(model).to(device)
-        target = (data[1] + 1) % 4
-        adversarial = targeted(attacked, net)(data[0], target)
-        assert adversarial.device.type == device
-        hold_valid(adversarial.cpu(), data[0], attacked)
-        exact = confidence(model, targeted(attacked, model)(data[0], target), target)
-        assert abs(confidence(model, adversarial.cpu(), target) - exact) < 0.1
-
-    @pytest.mark.parametrize("device", devices())
-    def test_an_interpreter_tells_of_another_device(self, row, model, data, device):
-        with pytest.raises(ValueError, match="device|type"):
-            row.build(model)(data[0].to(device), data[1])
-
-    @pytest.mark.parametrize("kind", [ADV2, StADV2])
-    def test_a_model_without_values(self, model, data, kind):
-        empty = copy.deepcopy(model).to("meta")
-        with pytest.raises(ValueError, match="expected .* with values, got .* meta"):
-            kind(empty, Gradient)(*data)
-
-    @pytest.mark.parametrize("kind", [ADV2, StADV2])
-    def test_images_without_values(self, model, data, kind):
-        with pytest.raises(ValueError, match="expected .* with values, got .* meta"):
-            kind(model, CAM)(data[0].to("meta"), data[1])
-        with pytest.raises(ValueError, match="expected .* with values, got .* meta"):
-            kind(model, CAM)(data[0], data[1].to("meta"))
-        with pytest.raises(ValueError, match="expected .* with values, got .* meta"):
-            CAM(model)(data[0].to("meta"), data[1])
+# Models and devices
 
 
-def test_the_table_has_every_kind_of_attack():
-    assert {attacked.name.split()[0] for attacked in ATTACKS} == set(EPS)
+def frozen(net):
+    return copy.deepcopy(net).requires_grad_(False)
+
+
+def in_place(net):
+    clone = copy.deepcopy(net)
+    for module in clone.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    return clone
+
+
+@pytest.mark.parametrize("change", [mixed, frozen, in_place])
+def test_models(attacked, model, data, change):
+    """A model in train mode, or with other flags, is attacked like the model in eval mode."""
+    net = change(model)
+    with unchanged(net, *data):
+        adversarial = targeted(attacked.build(net))(data[0][:2], data[1][2:4])
+    assert torch.equal(adversarial, targeted(attacked.build(model))(data[0][:2], data[1][2:4]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_images_go_to_the_models_device(attacked, model, data):
+    target = (data[1] + 1) % 4
+    attack = targeted(attacked.build(copy.deepcopy(model).cuda()))
+    adversarial = attack(data[0], target)
+    assert adversarial.device.type == "cuda"
+    check_valid(adversarial.cpu(), data[0], attack)
+    exact = confidence(model, targeted(attacked.build(model))(data[0], target), target)
+    assert abs(confidence(model, adversarial.cpu(), target) - exact) < 0.2
+
+
+# Exceptions
+
+
+class Trip:
+    """Counts its calls, and raises an error at one of them."""
+
+    def __init__(self):
+        self.calls, self.at, self.error = 0, None, RuntimeError
+
+    def __call__(self, *_):
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error("tripped")
+
+
+def trip_in_forward(attack, trip):
+    # After the convolutions, where the hooks of interpreters are in place.
+    attack.model.dropout.register_forward_hook(trip)
+
+
+def trip_in_backward(attack, trip):
+    def watch(module, inputs, output):
+        if output.requires_grad:
+            output.register_hook(trip)
+
+    attack.model.dropout.register_forward_hook(watch)
+
+
+def trip_in_term(attack, trip):
+    def term(candidate):
+        trip()
+        return 0 * candidate.images.sum(dim=(1, 2, 3))
+
+    inner(attack).terms = (term,)
+
+
+def trip_in_callback(attack, trip):
+    inner(attack).callback, inner(attack).verbose = trip, True
+
+
+def trip_in_target_map(attack, trip):
+    def target_map(*arguments):
+        trip()
+        return Benign()(*arguments)
+
+    inner(attack).target_map = target_map
+
+
+def state(attack):
+    """Return what an attack and the process hold, beside what `unchanged` looks at."""
+    parts = (attack, *attack._attacks.values(), inner(attack).interpreter)
+    settings = [{k: v for k, v in vars(part).items() if k != "model"} for part in parts]
+    return settings, list(warnings.filters), torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    "place", [trip_in_forward, trip_in_backward, trip_in_term, trip_in_callback, trip_in_target_map]
+)
+def test_an_exception_changes_nothing(attacked, trained, data, place):
+    attack, trip = attacked.build(mixed(trained)), Trip()
+    attack.set_normalization_used([0.25] * 3, [0.5] * 3)
+    place(attack, trip)
+    images, labels = attack.normalize(data[0][:2]), data[1][:2]
+    trip.calls = 0  # building may have run the network
+    with unchanged(attack.model, images, labels):
+        expected = attack(images, labels)
+    last, before = trip.calls, state(attack)
+    assert last
+    for turn, number in enumerate(sorted({1, 2, last // 3, last // 2, last} - {0})):
+        if number > last:
+            continue
+        trip.calls, trip.at = 0, number
+        trip.error = (RuntimeError, KeyboardInterrupt)[turn % 2]
+        with unchanged(attack.model, images, labels):
+            with pytest.raises(trip.error, match="tripped"):
+                attack(images, labels)
+            assert state(attack) == before
+    trip.at = None
+    assert torch.equal(attack(images, labels), expected)
+
+
+# Copies
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_of_attacks(attacked, trained, data, how):
+    attack, data = attacked.build(trained), (data[0][:2], data[1][:2])
+    inner(attack).generator = torch.Generator().manual_seed(5)
+    attack.set_mode_targeted_random(quiet=True)
+    attack(*data)  # the generator has moved on
+    twin = COPIES[how](attack)
+    assert twin.model is not attack.model
+    for part in (twin, *twin._attacks.values(), inner(twin).interpreter):
+        assert part.model is twin.model
+    assert repr(twin) == repr(attack)
+    expected = attack(*data)
+    assert torch.equal(twin(*data), expected)
+    for parameter in twin.model.parameters():
+        parameter.data.neg_()
+    attack.set_mode_targeted_by_label(quiet=True)
+    twin.set_mode_targeted_by_label(quiet=True)
+    assert not torch.equal(twin(*data), attack(*data))
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_inside_multiattack(trained, data, how):
+    weak = torchattacks.PGD(trained, steps=1, eps=0.01, random_start=False)
+    multi = torchattacks.MultiAttack([weak, ADV2(trained, CAM, steps=2), StADV2(trained, steps=2)])
+    twin = COPIES[how](multi)
+    assert all(attack.model is twin.model for attack in twin.attacks)
+    assert torch.equal(twin(*data), multi(*data))
+
+
+PARTS = [
+    *(CrossEntropy(Linear(0.3, 0.1), seed=4), Margin(), MapDistance(Linear(1.0, 2.0), shape=0.1)),
+    *(LinfBall(0.1), Flow(0.1, bound=0.5), RandomPatch(seed=3), Benign()),
+    *(SignDescent(momentum=0.3), AdamDescent((0.3, 0.7)), TwoPhase(kappa=0.2, searches=2)),
+    *(FiniteDifference(1, pace=0.5), Unrolled(1, n_reset=2), EncoderGuided(0.3)),
+    *(BitDepth(3), MedianSmoothing(3), NonLocalMeans(5, 3, 6.0), presets.OFFICIAL["MASK"]),
+]
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: type(part).__name__)
+def test_copies_of_parts(part, how):
+    twin = COPIES[how](part)
+    assert type(twin) is type(part)
+    assert twin == part

@@ -14,7 +14,7 @@ from toys import Brightness, Echo, flat
 
 from captum_adv2 import Report, evaluate
 from captum_adv2.evaluation import metrics
-from captum_adv2.interpreters import CAM, Gradient
+from captum_adv2.interpreters import CAM
 
 
 @pytest.fixture
@@ -83,15 +83,6 @@ def test_measures_are_of_the_rounded_images(model: nn.Module, data: Any) -> None
     assert not any(value.requires_grad for value in report)
 
 
-def test_nothing_changed(model: nn.Module, data: Any) -> None:
-    images, labels = data
-    report = evaluate(model, Gradient(model), images, images, labels)
-    assert not report.l1.any()
-    assert not report.linf.any()
-    assert (report.iou == 1).all()
-    assert report.summary()["asr"] == 1  # the network is trained, the targets are its classes
-
-
 @pytest.mark.parametrize(("quantize", "value"), [(True, 128 / 255), (False, 0.501)])
 def test_rounding_decides(quantize: bool, value: float) -> None:
     model = Brightness(0.5015)  # between 0.501 and 128 / 255, to which it is rounded
@@ -112,12 +103,6 @@ def test_benign_maps_are_for_the_labels_by_default_the_prediction(
     report = evaluate(model, g, clean, flat(0.8, 0.2), target, labels)
     assert report.success.all()
     assert g.asked == [asked, [1, 0]]
-
-
-def test_success_is_reaching_the_target_not_leaving_the_label() -> None:
-    model = Brightness()
-    report = evaluate(model, Echo(model), flat(0.2, 0.2), flat(0.8, 0.8), torch.tensor([0, 1]))
-    assert report.success.tolist() == [False, True]
 
 
 def test_logits_that_are_not_numbers_are_no_success() -> None:

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: MIT
+"""How each of Captum's methods is run, so that its map has its true gradient.
+
+A method is made differentiable on a shallow copy of the attribution, which stays as it was:
+
+- *gradients at the input*: by the attribute ``gradient_func``, a public seam;
+- *gradients at a layer*: by ``grad_kwargs``, another one; and by a forward pass that has a graph
+  also where Captum turns gradients off around it;
+- *a backward pass with rules of its own* (guided backpropagation, DeepLift): see `rules`;
+- *random draws under* ``no_grad``: the same numbers, drawn here from a seed;
+- *perturbations under* ``no_grad``: see `perturbation`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_adv2.interpreters import perturbation, rules
+from captum_adv2.interpreters.perturbation import Distance, Game
+from captum_adv2.interpreters.rules import InnerPass, Rule
+from captum_adv2.interpreters.tap import tapped
+from captum_adv2.spec import Count, NonNegative, checked
+
+
+@dataclass
+class Call:
+    """One explanation to make.
+
+    Attributes:
+        function: The model: images to logits.
+        images: ``(B, C, H, W)``.
+        target: Classes ``(B,)``.
+        seed: Seed of random numbers.
+        graph: Whether the attributions will be differentiated.
+        logits: Of the images, ``(B, classes)``, once the model has run on these very images.
+    """
+
+    function: Callable[..., Tensor]
+    images: Tensor
+    target: Tensor
+    seed: int
+    graph: bool
+    logits: Tensor | None = None
+
+    def forward(self, inputs: Tensor, *args: Any) -> Tensor:
+        """Run the model with a graph: Captum forbids it where activations become the map."""
+        with torch.enable_grad():
+            output = self.function(inputs, *args)
+        if inputs is self.images and self.logits is None:
+            self.logits = output
+        return output
+
+    def gradients(
+        self,
+        forward_fn: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        target_ind: Tensor | None = None,
+        additional_forward_args: Any = None,
+    ) -> tuple[Tensor, ...]:
+        """Stand in for Captum's ``compute_gradients``, which leaves no graph."""
+        if target_ind is None:  # DeepLift's function has its inputs and its target already
+            score = forward_fn()
+        else:
+            output = forward_fn(*inputs, *(additional_forward_args or ()))
+            # Captum repeats the target along with the images, except where it has one entry.
+            score = output.gather(1, target_ind.reshape(-1, 1).expand(len(output), 1))
+        return torch.autograd.grad(score.sum(), inputs, create_graph=self.graph)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method of Captum is run, and what is particular about it.
+
+    Attributes:
+        run: From the attribution, a call and keyword arguments to attributions ``(B, C, h, w)``.
+        smooth: Its map has gradients of the model in it, which ReLUs make piecewise constant.
+        random: It draws numbers, so a ``NoiseTunnel`` cannot go around it.
+        game: From the attribution to its `Game`, where it perturbs features.
+    """
+
+    run: Callable[..., Any]
+    smooth: bool = False
+    random: bool = False
+    game: Callable[[Any], Game] | None = None
+
+
+def _copied(attribution: Any, call: Call, **attributes: Any) -> Any:
+    """Return a shallow copy that runs a call's model, with other attributes."""
+    clone = copy.copy(attribution)
+    vars(clone).update({"forward_func": call.forward} | attributes)
+    return clone
+
+
+def _at_input(attribution: Any, call: Call, **kwargs: Any) -> Any:
+    clone = _copied(attribution, call, gradient_func=call.gradients)
+    return clone.attribute(call.images, target=call.target, **kwargs)
+
+
+def _at_layer(attribution: Any, call: Call, **kwargs: Any) -> Any:
+    clone = _copied(attribution, call)
+    if hasattr(clone, "ig"):  # LayerIntegratedGradients writes to it
+        clone.ig = copy.copy(clone.ig)
+    grad_kwargs = {"create_graph": call.graph}
+    if type(attribution).__name__ == "LayerConductance":
+        # It takes grad_kwargs, and drops them on the way to autograd.
+        clone._attribute = partial(clone._attribute, grad_kwargs=grad_kwargs)
+    return clone.attribute(call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs)
+
+
+def _layer_itself(
+    attribution: Any,
+    call: Call,
+    *,
+    additional_forward_args: Any = None,
+    attribute_to_layer_input: bool = False,
+) -> Any:
+    side: Literal["input", "output"] = "input" if attribute_to_layer_input else "output"
+    with torch.set_grad_enabled(call.graph), tapped(attribution.layer, side) as tap:
+        call.logits = call.function(call.images, *(additional_forward_args or ()))
+    return tap.features
+
+
+def _by_rule(rule: Callable[[Any], Rule], attribution: Any, call: Call, **kwargs: Any) -> Any:
+    # Captum hooks this module, which has none inside, and warns at each call that it does.
+    model: Any = nn.Module()
+    model.forward = call.forward
+    with InnerPass(attribution.model, rule(attribution)) as inner, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*Setting (back|for)ward", UserWarning)
+        gradients = partial(inner.gradients, call.gradients)
+        clone = _copied(attribution, call, forward_func=model, model=model, gradient_func=gradients)
+        return clone.attribute(call.images, target=call.target, **kwargs)
+
+
+_guided_backprop = partial(_by_rule, lambda _: rules.GUIDED)
+_deconvolution = partial(_by_rule, lambda _: rules.DECONVOLUTION)
+_deep_lift = partial(_by_rule, lambda attribution: rules.deep_lift(attribution.eps))
+
+
+def _guided_grad_cam(
+    attribution: Any,
+    call: Call,
+    *,
+    additional_forward_args: Any = None,
+    interpolate_mode: str = "nearest",
+    attribute_to_layer_input: bool = False,
+) -> Any:
+    kwargs = {"additional_forward_args": additional_forward_args}
+    guided = _guided_backprop(attribution.guided_backprop, call, **kwargs)
+    kwargs["attribute_to_layer_input"] = attribute_to_layer_input
+    cam = rules.positive(_at_layer(attribution.grad_cam, call, **kwargs))
+    size = tuple(call.images.shape[2:])
+    return guided * attribution.grad_cam.interpolate(cam, size, interpolate_mode)
+
+
+def _noisy(call: Call, count: int, std: float, generator: torch.Generator) -> Call:
+    """Return a call for noisy copies ``(B count, C, H, W)``; all images get the same noise."""
+    spread = torch.full((count, *call.images.shape[1:]), float(std))
+    noise = torch.normal(0.0, spread, generator=generator).to(call.images)
+    images = (call.images[:, None] + noise).flatten(0, 1)
+    return replace(call, images=images, target=call.target.repeat_interleave(count))
+
+
+@checked
+def _noise_tunnel(
+    attribution: Any,
+    call: Call,
+    *,
+    nt_type: Literal["smoothgrad", "smoothgrad_sq", "vargrad"] = "smoothgrad",
+    nt_samples: Count = 5,
+    nt_samples_batch_size: Count | None = None,
+    stdevs: NonNegative = 1.0,
+    **kwargs: Any,
+) -> Any:
+    inner, batch = attribution.attribution_method, len(call.images)
+    generator = torch.Generator().manual_seed(call.seed)
+    sums, squares = [], []
+    for start in range(0, nt_samples, nt_samples_batch_size or nt_samples):
+        count = min(nt_samples - start, nt_samples_batch_size or nt_samples)
+        noisy = _noisy(call, count, stdevs, generator)
+        repeated = {  # those that are one an image, with it
+            key: value.repeat_interleave(count, dim=0)
+            if isinstance(value, Tensor) and len(value) == batch > 1
+            else value
+            for key, value in kwargs.items()
+        }
+        found = METHODS[type(inner).__name__].run(inner, noisy, **repeated)
+        found = found.reshape(batch, count, *found.shape[1:])
+        sums.append(found.sum(dim=1))
+        squares.append(found.square().sum(dim=1))
+    mean, square = (torch.stack(part).sum(dim=0) / nt_samples for part in (sums, squares))
+    return {"smoothgrad": mean, "smoothgrad_sq": square, "vargrad": square - mean.square()}[nt_type]
+
+
+@checked
+def _gradient_shap(
+    attribution: Any,
+    call: Call,
+    *,
+    baselines: Tensor | Callable[..., Tensor],
+    n_samples: Count = 5,
+    stdevs: NonNegative = 0.0,
+    additional_forward_args: Any = None,
+) -> Any:
+    x = call.images
+    if callable(baselines):
+        baselines = baselines(x) if inspect.signature(baselines).parameters else baselines()
+    # Captum draws from NumPy's old global generator, of which this is a private one.
+    draws = np.random.RandomState(call.seed % 2**32)  # noqa: NPY002
+    noisy = _noisy(call, n_samples, stdevs, torch.Generator().manual_seed(call.seed))
+    baseline = baselines[draws.choice(len(baselines), n_samples)].to(x).repeat(len(x), 1, 1, 1)
+    share = torch.as_tensor(draws.uniform(0.0, 1.0, n_samples)).to(x).repeat(len(x))
+    share = share.view(-1, 1, 1, 1)
+    between = share * noisy.images + (1 - share) * baseline
+    (gradient,) = call.gradients(call.forward, (between,), noisy.target, additional_forward_args)
+    if attribution.multiplies_by_inputs:
+        gradient = (noisy.images - baseline) * gradient
+    return gradient.reshape(len(x), n_samples, *x.shape[1:]).mean(dim=1)
+
+
+def _perturbed(method: Callable[..., tuple[Tensor, Tensor]], call: Call, **kwargs: Any) -> Tensor:
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    with torch.set_grad_enabled(call.graph):
+        attributions, call.logits = method(call.function, call.images, call.target, **given)
+    return attributions
+
+
+def _occlusion(attribution: Any, call: Call, **kwargs: Any) -> Tensor:
+    return _perturbed(perturbation.occlusion, call, **kwargs)
+
+
+def _features(attribution: Any, call: Call, **kwargs: Any) -> Tensor:
+    game: Any = METHODS[type(attribution).__name__].game
+    method = partial(perturbation.attribute, game(attribution), seed=call.seed)
+    return _perturbed(method, call, **kwargs)
+
+
+def _lime(attribution: Any) -> Game:
+    """Return a Captum Lime's method, if its fit has a closed form."""
+    fit = attribution.interpretable_model
+    kind, settings = type(fit).__name__, dict(getattr(fit, "construct_kwargs", {}))
+    ridge = settings.pop("alpha", 1.0) if kind == "SkLearnRidge" else 0.0
+    if kind not in ("SkLearnRidge", "SkLearnLinearRegression") or settings:
+        raise TypeError(
+            "expected a Lime with interpretable_model=SkLearnLinearRegression() or "
+            f"SkLearnRidge(alpha=...), whose fit has a closed form, got {kind}, "
+            "which is fitted outside PyTorch"
+        )
+    if getattr(attribution.perturb_func, "__name__", None) != "default_perturb_func":
+        raise TypeError("expected a Lime with Captum's own perturb_func, got another")
+    return perturbation.lime(*_kernel(attribution.similarity_func), ridge)
+
+
+def _kernel(similarity: Callable[..., float]) -> tuple[float, Distance]:
+    """Return rate r and distance d of an exponential kernel :math:`e^{-r d^2}`, from its values."""
+    right, up, far = (torch.tensor([[[xy]]]) for xy in ([1.0, 0.0], [0.0, 1.0], [2.0, 0.0]))
+    cosine = similarity(right, far, None) == 1
+    value = similarity(right, up if cosine else far, None)  # at a distance of 1
+    expected = value if cosine else value**5
+    if not (value > 0 and math.isclose(similarity(up, far, None), expected, rel_tol=1e-6)):
+        raise TypeError(
+            "expected a Lime with a similarity_func from get_exp_kernel_similarity_function, got "
+            "another: its gradient has not been verified"
+        )
+    return -math.log(value), "cosine" if cosine else "euclidean"
+
+
+METHODS: dict[str, Method] = {
+    "Saliency": Method(_at_input, smooth=True),
+    "InputXGradient": Method(_at_input, smooth=True),
+    "IntegratedGradients": Method(_at_input, smooth=True),
+    "GradientShap": Method(_gradient_shap, smooth=True, random=True),
+    "DeepLift": Method(_deep_lift),
+    "DeepLiftShap": Method(_deep_lift),
+    "GuidedBackprop": Method(_guided_backprop, smooth=True),
+    "Deconvolution": Method(_deconvolution, smooth=True),
+    "GuidedGradCam": Method(_guided_grad_cam, smooth=True),
+    "NoiseTunnel": Method(_noise_tunnel, random=True),
+    "LayerActivation": Method(_layer_itself),
+    "LayerGradCam": Method(_at_layer, smooth=True),
+    "LayerGradientXActivation": Method(_at_layer, smooth=True),
+    "LayerConductance": Method(_at_layer, smooth=True),
+    "LayerIntegratedGradients": Method(_at_layer, smooth=True),
+    "InternalInfluence": Method(_at_layer, smooth=True),
+    "Occlusion": Method(_occlusion),
+    "FeatureAblation": Method(_features, game=lambda _: perturbation.ablation()),
+    "ShapleyValues": Method(_features, game=lambda _: perturbation.shapley()),
+    "ShapleyValueSampling": Method(
+        _features, random=True, game=lambda _: perturbation.shapley_sampling()
+    ),
+    "KernelShap": Method(
+        _features, random=True, game=lambda shap: perturbation.kernel_shap(shap.inf_weight)
+    ),
+    "Lime": Method(_features, random=True, game=_lime),
+}
