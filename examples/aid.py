@@ -1,174 +1,137 @@
 # SPDX-License-Identifier: MIT
-"""Does training against ADV2 make an interpreter honest? The two studies of §5 Q3, with pictures.
+"""Does training against ADV2 make an interpreter reveal attacks? The two studies of §5 Q3.
 
     python examples/aid.py                              # embedded models
     python examples/aid.py --case cifar10 --models DIR  # trained by train_rts.py cifar10
 
-RTS^A is RTS trained on by adversarial interpretation distillation. (a) Figure 15: images with as
-much noise as makes the classifier err on 3 % and 30 %; do the maps of those it errs on change?
-(b) Figure 16: ADV2 on each, and how far RTS^A's maps of clean images are from RTS's.
+RTS^A is RTS trained further by adversarial interpretation distillation. (a) Figure 15: noise at
+which the classifier errs on 3 % and 30 % of the images; do their maps change? (b) Figure 16: ADV2
+on each, and the distance of RTS^A's maps of clean images to RTS's.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from benchmark.real import FOLDER, Case, load_case
+from common import attacked, embedded_case, mean
+from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, evaluate
+from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.evaluation import metrics, visualize
 from captum_adv2.interpreters import RTS, MaskingModel
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
-
-from figures import interval, line, towards
-from real import FOLDER, Case, load_case
-
-from captum_adv2.study.embedded.models import load_resnet
-from captum_adv2.study.embedded.shapes import make_shapes
-
-HERE = Path(__file__).resolve().parent
-LEVELS = (0.03, 0.30)
+from captum_adv2.study.embedded import load_rts
 
 
-def normal(images: Tensor, level: float) -> Tensor:
-    """Add Gaussian noise of a standard deviation; round to 8 bits."""
-    return _noisy(images, level * torch.randn(images.shape, generator=_generator()))
-
-
-def uniform(images: Tensor, level: float) -> Tensor:
-    """Add uniform noise of a standard deviation; round to 8 bits."""
-    unit = 2 * torch.rand(images.shape, generator=_generator()) - 1
-    return _noisy(images, level * 3**0.5 * unit)
-
-
-def _noisy(images: Tensor, noise: Tensor) -> Tensor:
-    return ((images + noise).clamp(0, 1) * 255).round() / 255
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor) -> Tensor:
+def predict(case: Case, images: Tensor) -> Tensor:
     """Return the classes ``(N,)``."""
-    return torch.cat([model(part).argmax(dim=1) for part in images.split(200)])
+    with torch.no_grad():
+        return torch.cat([case.model(part).argmax(dim=1) for part in images.split(200)])
 
 
-@torch.no_grad()
 def explain(rts: RTS, images: Tensor, target: Tensor) -> Tensor:
     """Return the maps ``(N, 1, h, w)``."""
     parts = zip(images.split(200), target.split(200), strict=True)
-    return torch.cat([rts(part, classes) for part, classes in parts])
+    with torch.no_grad():
+        return torch.cat([rts(part, classes) for part, classes in parts])
 
 
-def level_for(
-    share: float, add: Callable[[Tensor, float], Tensor], case: Case
-) -> tuple[float, Tensor]:
-    """Return the noise at which the classifier errs on a share of images, found by bisection."""
+def noisy(case: Case, kind: str, share: float) -> tuple[float, Tensor]:
+    """Return the noise at which the classifier errs on a share of images, and these, by bisection.
+
+    Noise is Gaussian or uniform, of a standard deviation; images are rounded to 8 bits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = case.images.shape
+    if kind == "normal":
+        noise = torch.randn(shape, generator=generator)
+    else:
+        noise = 3**0.5 * (2 * torch.rand(shape, generator=generator) - 1)
     low, high = 0.0, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        errs = (predict(case.model, add(case.images, middle)) != case.labels).float().mean()
-        low, high = (middle, high) if errs < share else (low, middle)
-    return high, add(case.images, high)
+        errs = predict(case, quantize((case.images + middle * noise).clamp(0, 1))) != case.labels
+        low, high = (middle, high) if errs.float().mean() < share else (low, middle)
+    return high, quantize((case.images + high * noise).clamp(0, 1))
 
 
 def noise_study(case: Case, interpreters: dict[str, RTS], out: Path) -> None:
-    """Print how far maps move on images that noise makes the classifier err on; draw some."""
-    print(
-        f"\n## (a) Noise: L1 of clean to noisy maps, of {len(case.images)} images those it errs on"
-    )
-    both, rows = torch.ones_like(case.labels, dtype=torch.bool), {"clean": case.images}
-    for kind, add in (("normal", normal), ("uniform", uniform)):
-        for share in LEVELS:
-            level, noisy = level_for(share, add, case)
-            classes = predict(case.model, noisy)
+    """Print how far noise moves the maps of images on which the classifier errs; draw some."""
+    print(f"\n## (a) L1 of clean to noisy maps, of {len(case.images)} images those misclassified")
+    every, drawn = torch.ones_like(case.labels, dtype=torch.bool), {"clean": case.images}
+    for kind in ("normal", "uniform"):
+        for share in (0.03, 0.30):
+            level, images = noisy(case, kind, share)
+            classes = predict(case, images)
             wrong = classes != case.labels
             moved = {
                 name: metrics.l1(
+                    explain(rts, images[wrong], classes[wrong]),
                     explain(rts, case.images[wrong], case.labels[wrong]),
-                    explain(rts, noisy[wrong], classes[wrong]),
                 )
                 for name, rts in interpreters.items()
             }
-            first, second = moved.values()
-            texts = [
-                f"{name} {values.mean():.4f} [{low:.4f}, {high:.4f}]"
-                for name, values in (*moved.items(), ("difference", second - first))
-                for low, high in [interval(values)]
-            ]
+            moved["difference"] = moved["RTS^A"] - moved["RTS"]
             print(
                 f"{kind:8s} std {level:.4f}, {wrong.float().mean():5.1%} misclassified "
-                f"({int(wrong.sum())} images): " + "; ".join(texts)
+                f"({int(wrong.sum())} images):",
+                "; ".join(f"{name} {mean(values)}" for name, values in moved.items()),
             )
-        rows[kind], both = noisy, both & wrong  # of the higher level
-    chosen = both.nonzero()[:4, 0]
+        drawn[kind], every = images, every & wrong  # of the higher level
+    chosen = every.nonzero()[:4, 0]
     shown = {
         kind: {
-            name: (
-                images[chosen],
-                explain(rts, images[chosen], predict(case.model, images[chosen])),
-            )
+            name: (images[chosen], explain(rts, images[chosen], predict(case, images[chosen])))
             for name, rts in interpreters.items()
         }
-        for kind, images in rows.items()
+        for kind, images in drawn.items()
     }
     visualize.grid(shown).savefig(out / "aid-noise.png", dpi=80)
 
 
 def attack_study(case: Case, interpreters: dict[str, RTS], steps: int, out: Path) -> None:
-    """Print what ADV2 achieves on each interpreter, which it knows; draw some maps."""
+    """Print the results of ADV2 on each interpreter, which it knows; draw some maps."""
     print(f"\n## (b) ADV2, {steps} gradient evaluations, {len(case.images)} images")
-    shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
-    pgd = towards(PGD(case.model, steps=steps, random_start=False), case.targets, case.images, 100)
+    shown: dict[str, dict[str, Any]] = {"benign": {}, "PGD": {}, "ADV2": {}}
     for name, rts in interpreters.items():
-        attack = ADV2(case.model, rts, steps=steps)
-        images = {"PGD": pgd, "ADV2": towards(attack, case.targets, case.images, 100)}
-        for kind, adversarial in images.items():
+        pgd = PGD(case.model, steps=steps, random_start=False)
+        for kind, attack in (("PGD", pgd), ("ADV2", ADV2(case.model, rts, steps=steps))):
+            adversarial = attacked(attack, case)
             report = evaluate(case.model, rts, case.images, adversarial, case.targets)
-            line(f"{kind} on {name}", report)
+            distance = mean(report.l1[report.success])
+            print(f"{kind} on {name}".ljust(16), report, f"L1 of successes {distance}", flush=True)
             shown["benign"][name] = (case.images[:4], report.benign_maps[:4])
             shown[kind][name] = (adversarial[:4], report.adversarial_maps[:4])
     maps = [explain(rts, case.images, case.labels) for rts in interpreters.values()]
-    drift = metrics.l1(*maps)
-    low, high = interval(drift)
-    print(f"maps of clean images, one to the other: L1 {drift.mean():.4f} [{low:.4f}, {high:.4f}]")
+    print(f"maps of clean images, one to the other: L1 {mean(metrics.l1(*maps))}")
     visualize.grid(shown).savefig(out / "aid-attack.png", dpi=80)
 
 
-def load(name: str, count: int, models: Path, real: Path) -> tuple[Case, dict[str, RTS]]:
+def load(args: argparse.Namespace) -> tuple[Case, dict[str, RTS]]:
     """Return a case of images that the model gets right, and its two interpreters."""
-    case = load_case("resnet20", count, real) if name == "cifar10" else _shapes(count)
-    stem = "rts-cifar10" if name == "cifar10" else "rts-resnet"
-    files = {"RTS": f"{stem}.pt", "RTS^A": f"{stem}-aid.pt"}
-    return case, {
-        title: RTS(case.model, MaskingModel.load(models / file, case.model))
-        for title, file in files.items()
-    }
-
-
-def _shapes(count: int) -> Case:
-    model, shapes = load_resnet(), make_shapes(count, seed=99)
-    right = predict(model, shapes.images) == shapes.labels
-    images, labels = shapes.images[right], shapes.labels[right]
-    shift = torch.randint(1, 10, labels.shape, generator=_generator())
-    return Case(model, images, labels, (labels + shift) % 10)
+    if args.case == "cifar10":
+        case = load_case("resnet20", args.images, args.real)
+        files = [args.models / f"rts-cifar10{kind}.pt" for kind in ("", "-aid")]
+        found = [MaskingModel.load(file, case.model) for file in files]
+    else:
+        case = embedded_case(args.images)
+        found = [load_rts(case.model, name) for name in ("resnet", "resnet-aid")]
+    pairs = zip(("RTS", "RTS^A"), found, strict=True)
+    return case, {title: RTS(case.model, masking_model) for title, masking_model in pairs}
 
 
 def main() -> None:
     """Run both studies."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--case", choices=("embedded", "cifar10"), default="embedded")
-    parser.add_argument("--models", type=Path, default=HERE / "embedded", help="masking models")
+    parser.add_argument("--models", type=Path, default=Path(), help="folder of masking models")
     parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
-    parser.add_argument("--images", type=int, default=2000, help="images of the noise study")
+    parser.add_argument("--images", type=int, default=1969, help="images of the noise study")
     parser.add_argument("--attacked", type=int, default=100, help="images of the attack study")
     parser.add_argument("--steps", type=int, default=100, help="gradient evaluations of attacks")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for pictures")
@@ -177,7 +140,7 @@ def main() -> None:
     if args.smoke:
         args.images, args.attacked, args.steps = 100, 4, 4
     args.out.mkdir(parents=True, exist_ok=True)
-    case, interpreters = load(args.case, args.images, args.models, args.real)
+    case, interpreters = load(args)
     noise_study(case, interpreters, args.out)
     few = Case(case.model, *(part[: args.attacked] for part in case[1:]))
     attack_study(few, interpreters, args.steps, args.out)

@@ -49,6 +49,12 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 
+DEVICES = (
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+)
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "examples" / "benchmark")]
@@ -224,6 +230,26 @@ ATTACKS = (
 )
 
 
+# Each class of attacks, around an interpreter or its class.
+BUILD = {
+    "ADV2": lambda model, interpreter: ADV2(model, interpreter, steps=4),
+    "StADV2": lambda model, interpreter: StADV2(model, interpreter, steps=4),
+    "BitDepthADV2": lambda model, interpreter: BitDepthADV2(
+        ADV2(model, interpreter, eps=0.2, steps=4), bits=3, steps=3
+    ),
+}
+
+
+@pytest.fixture(params=BUILD)
+def build(request: pytest.FixtureRequest) -> Callable[[nn.Module, Any], CarefulAttack]:
+    return BUILD[request.param]
+
+
+def inner(attack: CarefulAttack) -> ADV2 | StADV2:
+    """Return the attack that optimises the image: of two stages, the second."""
+    return getattr(attack, "second", attack)
+
+
 @pytest.fixture(params=ATTACKS, ids=lambda attacked: attacked.name)
 def attacked(request: pytest.FixtureRequest) -> Attacked:
     return request.param
@@ -310,6 +336,22 @@ def _trained() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return train(TinyNet())
+
+
+@functools.cache
+def torchvision_net(name: str) -> nn.Module:
+    """Return a frozen network of torchvision with 10 classes and ordinary activations."""
+    from torchvision import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = getattr(models, name)(num_classes=10).eval()
+        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:  # statistics of a batch make up for weights that are not trained
+            norm.train().momentum = 1.0
+        with torch.no_grad():
+            net(torch.rand(4, 3, 96, 96))
+    return net.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def test_imports_run_one_way(module: str) -> None:
 def test_there_is_no_circle_of_modules() -> None:
     graph = {module: set(imports(module)) - {module} for module in MODULES}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
-    assert "captum_adv2.attacks.loop" in graph["captum_adv2.attacks.base"]
+    assert "captum_adv2.attacks.loop" in graph["captum_adv2.attacks.dual"]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_faces_are_small() -> None:
     names = [
         name for module, names in faces().items() if "embedded" not in module for name in names
     ]
-    assert len(set(names)) <= 55
+    assert len(set(names)) <= 60
 
 
 @pytest.mark.parametrize("module", sorted(faces()))

@@ -129,7 +129,7 @@ class FiniteDifference(Surrogate):
         direction = gradient / (safe_sqrt(second) + self.damping)
         largest = direction.abs().amax(dim=(1, 2, 3), keepdim=True)
         change = self.reach * _ratio(direction, largest)
-        masks = torch.cat([kept + change, kept - change]).clamp(0, 1)
+        masks = torch.cat([kept + change, kept - change]).clamp(0, 1).to(kept)
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
             scene = mask.scene(leaf, pursuit.target)

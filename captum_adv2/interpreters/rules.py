@@ -100,7 +100,8 @@ class InnerPass:
             z = inputs.pop()
             if output.requires_grad and z.requires_grad:
                 number = len(self._visits)
-                # Copies: what follows may change the tensors in place.
+                # Copies: what follows may change the tensors in place. Where z is the output of
+                # another such module, that one sees the true gradient at it, as in Captum.
                 self._visits.append(Visit(module, z.clone(), output.clone()))
                 output.register_hook(partial(self._at_output, number))
                 z.register_hook(partial(self._at_input, number))

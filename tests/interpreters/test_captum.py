@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import captum.attr as ca
 import numpy as np
@@ -19,123 +19,92 @@ from torch import Tensor, nn
 from captum_adv2.interpreters import CaptumInterpreter
 from captum_adv2.interpreters.base import Exact, Smoothed, min_max
 
-REGIONS = torch.arange(16)[:, None] // 8 * 2 + torch.arange(16) // 8
-BASELINES = torch.linspace(0.1, 0.8, 3).view(3, 1, 1, 1).expand(3, 3, 16, 16)
-Build = Callable[[Any], Any]
+QUARTERS = (torch.arange(16)[:, None] // 8 * 2 + torch.arange(16) // 8)[None, None]
+THIRDS = QUARTERS // 2 + 2 * torch.arange(3).view(1, 3, 1, 1)  # a half of one channel
+GREYS = torch.linspace(0.1, 0.8, 3).view(3, 1, 1, 1).expand(3, 3, 16, 16)
+EUCLIDEAN = get_exp_kernel_similarity_function("euclidean", 3.0)
 
-# Name to (how to build it on a model, keyword arguments of attribute).
-SUPPORTED: dict[str, tuple[Build, dict[str, Any]]] = {
-    "Saliency": (ca.Saliency, {}),
-    "Saliency, signed": (ca.Saliency, {"abs": False}),
-    "InputXGradient": (ca.InputXGradient, {}),
-    "IntegratedGradients": (ca.IntegratedGradients, {"n_steps": 5}),
-    "IntegratedGradients, grey": (ca.IntegratedGradients, {"n_steps": 4, "baselines": 0.5}),
-    "IntegratedGradients, trapezoid": (
-        ca.IntegratedGradients,
-        {"n_steps": 4, "method": "riemann_trapezoid"},
+
+class Case(NamedTuple):
+    """What builds an attribution on a model, and arguments of its ``attribute``."""
+
+    build: Callable[[Any], Any]
+    kwargs: dict[str, Any]
+
+
+def case(build: Callable[[Any], Any], **kwargs: Any) -> Case:
+    return Case(build, kwargs)
+
+
+def at(layer: str, kind: Any, **kwargs: Any) -> Case:
+    return Case(lambda model: kind(model, getattr(model, layer)), kwargs)
+
+
+def tunnel(inner: Case, **kwargs: Any) -> Case:
+    return Case(lambda model: ca.NoiseTunnel(inner.build(model)), {"stdevs": 0.1} | kwargs)
+
+
+def local(kind: Any, **kwargs: Any) -> Case:
+    return Case(lambda model: kind(model, multiply_by_inputs=False), kwargs)
+
+
+def lime(fit: Any, similarity: Any = None, **kwargs: Any) -> Case:
+    return Case(lambda model: ca.Lime(model, fit, similarity_func=similarity), kwargs)
+
+
+SUPPORTED: dict[str, Case] = {
+    "Saliency": case(ca.Saliency),
+    "Saliency, signed": case(ca.Saliency, abs=False),
+    "InputXGradient": case(ca.InputXGradient),
+    "IntegratedGradients": case(ca.IntegratedGradients, n_steps=5),
+    "IntegratedGradients, grey": case(ca.IntegratedGradients, n_steps=4, baselines=0.5),
+    "IntegratedGradients, local": local(ca.IntegratedGradients, method="riemann_trapezoid"),
+    "GradientShap": case(ca.GradientShap, baselines=GREYS, n_samples=3),
+    "GradientShap, noisy": local(ca.GradientShap, baselines=lambda: GREYS, stdevs=0.1),
+    "DeepLift": case(ca.DeepLift),
+    "DeepLift, grey": local(ca.DeepLift, baselines=0.45),
+    "DeepLiftShap": case(ca.DeepLiftShap, baselines=GREYS),
+    "GuidedBackprop": case(ca.GuidedBackprop),
+    "Deconvolution": case(ca.Deconvolution),
+    "GuidedGradCam": at("body", ca.GuidedGradCam),
+    "GuidedGradCam, smooth": at("body", ca.GuidedGradCam, interpolate_mode="bilinear"),
+    "NoiseTunnel": tunnel(case(ca.InputXGradient), nt_samples=4),
+    "NoiseTunnel, squares in parts": tunnel(
+        case(ca.IntegratedGradients),
+        **{"nt_type": "smoothgrad_sq", "nt_samples_batch_size": 2, "n_steps": 3, "baselines": 0.2},
     ),
-    "IntegratedGradients, local": (
-        lambda m: ca.IntegratedGradients(m, multiply_by_inputs=False),
-        {"n_steps": 4},
+    "NoiseTunnel, variance": tunnel(case(ca.DeepLift), nt_type="vargrad", nt_samples=3),
+    "NoiseTunnel, layer": tunnel(at("body", ca.LayerGradCam), nt_samples=3),
+    "NoiseTunnel, windows": tunnel(
+        case(ca.Occlusion), nt_samples=2, sliding_window_shapes=(3, 8, 8), strides=8
     ),
-    "GradientShap": (ca.GradientShap, {"baselines": BASELINES, "n_samples": 3}),
-    "GradientShap, noisy": (
-        lambda m: ca.GradientShap(m, multiply_by_inputs=False),
-        {"baselines": lambda: BASELINES, "n_samples": 4, "stdevs": 0.1},
+    "LayerActivation": at("body", ca.LayerActivation),
+    "LayerActivation, input": at("body", ca.LayerActivation, attribute_to_layer_input=True),
+    "LayerGradCam": at("body", ca.LayerGradCam),
+    "LayerGradCam, ReLU": at("body", ca.LayerGradCam, relu_attributions=True),
+    "LayerGradCam, channels": at("body", ca.LayerGradCam, attr_dim_summation=False),
+    "LayerGradientXActivation": at("stem", ca.LayerGradientXActivation),
+    "LayerConductance": at("stem", ca.LayerConductance, n_steps=4),
+    "LayerIntegratedGradients": at("stem", ca.LayerIntegratedGradients, baselines=0.2),
+    "LayerIntegratedGradients, input": at(
+        "body", ca.LayerIntegratedGradients, n_steps=3, attribute_to_layer_input=True
     ),
-    "DeepLift": (ca.DeepLift, {}),
-    "DeepLift, grey": (lambda m: ca.DeepLift(m, multiply_by_inputs=False), {"baselines": 0.45}),
-    "DeepLiftShap": (ca.DeepLiftShap, {"baselines": BASELINES}),
-    "GuidedBackprop": (ca.GuidedBackprop, {}),
-    "Deconvolution": (ca.Deconvolution, {}),
-    "GuidedGradCam": (lambda m: ca.GuidedGradCam(m, m.body), {}),
-    "GuidedGradCam, smooth": (
-        lambda m: ca.GuidedGradCam(m, m.body),
-        {"interpolate_mode": "bilinear"},
+    "InternalInfluence": at("stem", ca.InternalInfluence, n_steps=4),
+    "Occlusion": case(ca.Occlusion, sliding_window_shapes=(3, 5, 4), strides=(3, 4, 3)),
+    "Occlusion, a channel": case(
+        ca.Occlusion, sliding_window_shapes=(1, 8, 8), strides=(1, 4, 8), baselines=0.4
     ),
-    "NoiseTunnel": (
-        lambda m: ca.NoiseTunnel(ca.InputXGradient(m)),
-        {"stdevs": 0.1, "nt_samples": 4},
+    "FeatureAblation": case(ca.FeatureAblation, feature_mask=QUARTERS),
+    "FeatureAblation, of channels": case(
+        ca.FeatureAblation, feature_mask=THIRDS, baselines=GREYS[:1], perturbations_per_eval=2
     ),
-    "NoiseTunnel, squares in parts": (
-        lambda m: ca.NoiseTunnel(ca.IntegratedGradients(m)),
-        {
-            "stdevs": 0.1,
-            "nt_type": "smoothgrad_sq",
-            "nt_samples": 5,
-            "nt_samples_batch_size": 2,
-            "n_steps": 3,
-            "baselines": 0.2,
-        },
-    ),
-    "NoiseTunnel, variance": (
-        lambda m: ca.NoiseTunnel(ca.DeepLift(m)),
-        {"stdevs": 0.1, "nt_type": "vargrad", "nt_samples": 3},
-    ),
-    "NoiseTunnel, layer": (
-        lambda m: ca.NoiseTunnel(ca.LayerGradCam(m, m.body)),
-        {"stdevs": 0.1, "nt_samples": 3},
-    ),
-    "NoiseTunnel, windows": (
-        lambda m: ca.NoiseTunnel(ca.Occlusion(m)),
-        {"stdevs": 0.1, "nt_samples": 2, "sliding_window_shapes": (3, 8, 8), "strides": 8},
-    ),
-    "LayerActivation": (lambda m: ca.LayerActivation(m, m.body), {}),
-    "LayerActivation, input": (
-        lambda m: ca.LayerActivation(m, m.body),
-        {"attribute_to_layer_input": True},
-    ),
-    "LayerGradCam": (lambda m: ca.LayerGradCam(m, m.body), {}),
-    "LayerGradCam, ReLU": (lambda m: ca.LayerGradCam(m, m.body), {"relu_attributions": True}),
-    "LayerGradCam, channels": (
-        lambda m: ca.LayerGradCam(m, m.body),
-        {"attr_dim_summation": False},
-    ),
-    "LayerGradientXActivation": (lambda m: ca.LayerGradientXActivation(m, m.stem), {}),
-    "LayerConductance": (lambda m: ca.LayerConductance(m, m.stem), {"n_steps": 4}),
-    "LayerIntegratedGradients": (
-        lambda m: ca.LayerIntegratedGradients(m, m.stem),
-        {"n_steps": 4, "baselines": 0.2},
-    ),
-    "LayerIntegratedGradients, input": (
-        lambda m: ca.LayerIntegratedGradients(m, m.body),
-        {"n_steps": 3, "attribute_to_layer_input": True},
-    ),
-    "InternalInfluence": (lambda m: ca.InternalInfluence(m, m.stem), {"n_steps": 4}),
-    "Occlusion": (ca.Occlusion, {"sliding_window_shapes": (3, 5, 4), "strides": (3, 4, 3)}),
-    "Occlusion, a channel": (
-        ca.Occlusion,
-        {"sliding_window_shapes": (1, 8, 8), "strides": (1, 4, 8), "baselines": 0.4},
-    ),
-    "FeatureAblation": (ca.FeatureAblation, {"feature_mask": REGIONS[None, None]}),
-    "FeatureAblation, of channels": (
-        ca.FeatureAblation,
-        {
-            "feature_mask": REGIONS // 2 + 2 * torch.arange(3).view(1, 3, 1, 1),
-            "baselines": BASELINES[:1],
-            "perturbations_per_eval": 2,
-        },
-    ),
-    "ShapleyValueSampling": (
-        ca.ShapleyValueSampling,
-        {"feature_mask": REGIONS[None, None], "n_samples": 3},
-    ),
-    "ShapleyValues": (ca.ShapleyValues, {"feature_mask": REGIONS[None, None]}),
-    "KernelShap": (ca.KernelShap, {"feature_mask": REGIONS[None, None], "n_samples": 12}),
-    "Lime": (
-        lambda m: ca.Lime(m, interpretable_model=SkLearnLinearRegression()),
-        {"feature_mask": REGIONS[None, None] + 1, "n_samples": 14, "baselines": 0.3},
-    ),
-    "Lime, ridge": (
-        lambda m: ca.Lime(
-            m,
-            interpretable_model=SkLearnRidge(alpha=0.3),
-            similarity_func=get_exp_kernel_similarity_function("euclidean", 3.0),
-        ),
-        {"feature_mask": REGIONS[None, None], "n_samples": 9},
-    ),
+    "ShapleyValueSampling": case(ca.ShapleyValueSampling, feature_mask=QUARTERS, n_samples=3),
+    "ShapleyValues": case(ca.ShapleyValues, feature_mask=QUARTERS),
+    "KernelShap": case(ca.KernelShap, feature_mask=QUARTERS, n_samples=12),
+    "Lime": lime(SkLearnLinearRegression(), feature_mask=QUARTERS + 1, n_samples=14),
+    "Lime, ridge": lime(SkLearnRidge(alpha=0.3), EUCLIDEAN, feature_mask=QUARTERS, baselines=0.3),
 }
-supported = pytest.mark.parametrize(("build", "kwargs"), SUPPORTED.values(), ids=SUPPORTED)
+supported = pytest.mark.parametrize("case", SUPPORTED.values(), ids=SUPPORTED)
 
 REDUCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "abs-max": lambda a: np.abs(a).max(axis=1, keepdims=True),
@@ -161,8 +130,7 @@ class LeastSquares:
         masks, values, root = (t.double().numpy() for t in (masks, values, weights.sqrt()))
         features = masks.shape[1]
         design = np.hstack([np.ones((len(masks), 1)), masks]) * root[:, None]
-        penalty = np.sqrt(self.ridge) * np.eye(1 + features)[1:]
-        rows = np.vstack([design, penalty])
+        rows = np.vstack([design, np.sqrt(self.ridge) * np.eye(1 + features)[1:]])
         right = np.concatenate([values * root, np.zeros(features)])
         self.slopes = np.linalg.lstsq(rows, right)[0][1:]
 
@@ -179,7 +147,7 @@ def by_captum(attribution: Any, images: Tensor, labels: Tensor, **kwargs: Any) -
     targeted = not isinstance(attribution, ca.LayerActivation)
     found = []
     with warnings.catch_warnings(), torch.random.fork_rng():
-        warnings.simplefilter("ignore")  # Captum says that it sets hooks
+        warnings.simplefilter("ignore")  # Captum warns that it sets hooks
         for image, label in zip(images.split(1), labels.split(1), strict=True):
             torch.manual_seed(0)
             np.random.seed(0)  # noqa: NPY002  (what Captum draws from)
@@ -235,53 +203,43 @@ def slope(maps: Tensor, x: Tensor) -> Tensor:
 @supported
 class TestSupported:
     def test_equals_captum_and_its_gradient_is_true(
-        self, build: Build, kwargs: dict[str, Any], net: nn.Module, pair: Any
+        self, case: Case, net: nn.Module, pair: Any
     ) -> None:
         x, target = pair
-        interpreter = CaptumInterpreter(build(net), **kwargs)
+        interpreter = CaptumInterpreter(case.build(net), **case.kwargs)
         maps = interpreter(x, target)
-        expected = scaled(REDUCTIONS["abs-max"](by_captum(build(net), *pair, **kwargs)))
+        expected = scaled(REDUCTIONS["abs-max"](by_captum(case.build(net), *pair, **case.kwargs)))
         # Captum sums up perturbations in single precision.
         np.testing.assert_allclose(maps.detach().numpy(), expected, atol=1e-5)
         assert slope(maps, x).any()
         assert correct(lambda x: interpreter.explain(x, target).maps, x)
 
-    def test_the_attribution_is_unchanged(
-        self, build: Build, kwargs: dict[str, Any], model: nn.Module, data: Any
-    ) -> None:
+    def test_the_attribution_is_unchanged(self, case: Case, model: nn.Module, data: Any) -> None:
         images, labels = data[0][:2], data[1][:2]
-        attribution = build(model)
-        first = by_captum(attribution, images, labels, **kwargs)
+        attribution = case.build(model)
+        first = by_captum(attribution, images, labels, **case.kwargs)
         before = {key: (id(value), repr(value)) for key, value in vars(attribution).items()}
-        interpreter = CaptumInterpreter(attribution, **kwargs)
+        interpreter = CaptumInterpreter(attribution, **case.kwargs)
         x = images.clone().requires_grad_()
         slope(attacked(interpreter, x, labels), x)
         with pytest.raises((RuntimeError, ValueError, AssertionError)):
             interpreter(images[..., :1, :1], labels)
         assert before == {key: (id(value), repr(value)) for key, value in vars(attribution).items()}
-        assert np.array_equal(by_captum(attribution, images, labels, **kwargs), first)
+        assert np.array_equal(by_captum(attribution, images, labels, **case.kwargs), first)
 
-    def test_a_function_in_place_of_a_model(
-        self, build: Build, kwargs: dict[str, Any], model: nn.Module, data: Any
-    ) -> None:
-        images, labels = data
-        expected = CaptumInterpreter(build(model), **kwargs)(images, labels)
-        attribution = build(model)
+    def test_a_function_in_place_of_a_model(self, case: Case, model: nn.Module, data: Any) -> None:
+        expected = CaptumInterpreter(case.build(model), **case.kwargs)(*data)
+        attribution = case.build(model)
         attribution.forward_func = lambda x: model(x)
-        interpreter = CaptumInterpreter(attribution, **kwargs)
+        interpreter = CaptumInterpreter(attribution, **case.kwargs)
         assert interpreter.model is None
-        assert interpreter.explain(images, labels).logits is None
-        torch.testing.assert_close(interpreter(images, labels), expected)
+        assert interpreter.explain(*data).logits is None
+        torch.testing.assert_close(interpreter(*data), expected)
 
     def test_no_graph_without_need(
-        self,
-        build: Build,
-        kwargs: dict[str, Any],
-        model: nn.Module,
-        data: Any,
-        monkeypatch: pytest.MonkeyPatch,
+        self, case: Case, model: nn.Module, data: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        interpreter, graphs = CaptumInterpreter(build(model), **kwargs), []
+        interpreter, graphs = CaptumInterpreter(case.build(model), **case.kwargs), []
         grad = torch.autograd.grad
 
         def spy(outputs: Any, inputs: Any, **settings: Any) -> Any:
@@ -289,49 +247,25 @@ class TestSupported:
             return grad(outputs, inputs, **settings)
 
         monkeypatch.setattr(torch.autograd, "grad", spy)
-        x = data[0].clone().requires_grad_()
-        maps = interpreter(x, data[1])
+        maps = interpreter(data[0].clone().requires_grad_(), data[1])
         assert all(graphs)
-        assert not graphs or maps.requires_grad
         inner, graphs[:] = bool(graphs), []
         with model.fc.register_forward_hook(lambda *io: graphs.append(io[2].requires_grad)):
-            without = interpreter(*data)
-        assert torch.equal(without, maps)
+            assert torch.equal(interpreter(*data), maps)
         # Methods of gradients run the model with a graph, and differentiate it without one.
         assert set(graphs) == ({True, False} if inner else {False})
 
 
-def test_a_function_from_the_start(model: nn.Module, data: Any) -> None:
-    images, labels = data
-    interpreter = CaptumInterpreter(ca.Saliency(lambda x: model(x).log_softmax(dim=1)))
-    assert interpreter.model is None
-    assert repr(interpreter) == "CaptumInterpreter(Saliency)"
-    maps, logits, _penalty = interpreter.explain(images, labels)
-    assert logits is None
-    x = images.clone().requires_grad_()
-    score = model(x).log_softmax(dim=1).gather(1, labels[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, x)
-    expected = scaled(REDUCTIONS["abs-max"](gradient.numpy()))
+def squared_green(a: Any) -> Any:
+    return a[:, 1:2] ** 2
+
+
+@pytest.mark.parametrize("reduce", [*REDUCTIONS, squared_green])
+def test_reduce(reduce: Any, model: nn.Module, data: Any) -> None:
+    attribution = ca.InputXGradient(model)
+    expected = scaled(REDUCTIONS.get(reduce, squared_green)(by_captum(attribution, *data)))
+    maps = CaptumInterpreter(attribution, reduce)(*data)
     np.testing.assert_allclose(maps.numpy(), expected, atol=1e-5)
-
-
-class TestReduce:
-    @pytest.mark.parametrize("name", REDUCTIONS)
-    def test_by_name(self, model: nn.Module, data: Any, name: str) -> None:
-        attribution = ca.InputXGradient(model)
-        expected = scaled(REDUCTIONS[name](by_captum(attribution, *data)))
-        maps = CaptumInterpreter(attribution, name)(*data)
-        np.testing.assert_allclose(maps.numpy(), expected, atol=1e-5)
-
-    def test_by_function(self, model: nn.Module, data: Any) -> None:
-        attribution = ca.InputXGradient(model)
-        expected = scaled(by_captum(attribution, *data)[:, 1:2] ** 2)
-        maps = CaptumInterpreter(attribution, lambda a: a[:, 1:2].square())(*data)
-        np.testing.assert_allclose(maps.numpy(), expected, atol=1e-5)
-
-    def test_unknown(self, model: nn.Module) -> None:
-        with pytest.raises(ValueError, match=r"reduce to be one of \['abs-max', .*got 'mean'"):
-            CaptumInterpreter(ca.Saliency(model), reduce="mean")
 
 
 def test_captums_graphs_are_wrong(net: nn.Module, pair: Any) -> None:
@@ -360,6 +294,12 @@ def test_captums_graphs_are_wrong(net: nn.Module, pair: Any) -> None:
             assert not correct(maps, x, check_undefined_grad=False)
 
 
+AT_A_LAYER = (
+    *(ca.LayerGradCam, ca.LayerGradientXActivation, ca.LayerConductance),
+    *(ca.LayerIntegratedGradients, ca.InternalInfluence, ca.GuidedGradCam),
+)
+
+
 class TestSurrogate:
     @pytest.mark.parametrize("tau", [1e-4, 0.1])
     def test_saliency_of_a_logit_moves_only_when_smoothed(
@@ -374,28 +314,15 @@ class TestSurrogate:
         plain = CaptumInterpreter(ca.Saliency(model), smoothing=None)
         assert not slope(attacked(plain, x, labels), x).any()
 
-    @pytest.mark.parametrize(
-        "kind",
-        [
-            ca.LayerGradCam,
-            ca.LayerGradientXActivation,
-            ca.LayerConductance,
-            ca.LayerIntegratedGradients,
-            ca.InternalInfluence,
-            ca.GuidedGradCam,
-        ],
-    )
+    @pytest.mark.parametrize("kind", AT_A_LAYER)
     def test_gradients_at_a_layer_are_smoothed(self, kind: Any, data: Any) -> None:
-        images, labels = data
-        net = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten()
-        )
-        net.append(nn.Linear(net(images).shape[1], 4))
-        x = images.clone().requires_grad_()
+        net = Mixed()
+        net.body.append(nn.Conv2d(5, 5, 1)).append(nn.ReLU())
+        x = data[0].clone().requires_grad_()
 
         def gradients(smoothing: float | None) -> list[Tensor]:
-            interpreter = CaptumInterpreter(kind(net, net[0]), smoothing=smoothing)
-            both = interpreter(x, labels), attacked(interpreter, x, labels)
+            interpreter = CaptumInterpreter(kind(net, net.stem[0]), smoothing=smoothing)
+            both = interpreter(x, data[1]), attacked(interpreter, x, data[1])
             return [slope(maps, x) for maps in both]
 
         true, smooth = gradients(0.1)
@@ -428,15 +355,12 @@ def test_another_seed_is_another_draw(name: str, model: nn.Module, data: Any) ->
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(
-    ("name", "calls"), [("Saliency", 1), ("InputXGradient", 1), ("IntegratedGradients", 1)]
-)
-def test_logits_are_of_the_very_images(name: str, calls: int, model: nn.Module, data: Any) -> None:
-    clone, ran = copy.deepcopy(model), []
-    clone.fc.register_forward_hook(lambda *_: ran.append(1))
-    build, kwargs = SUPPORTED[name]
-    logits = CaptumInterpreter(build(clone), **kwargs).explain(*data).logits
-    assert len(ran) == calls
+@pytest.mark.parametrize("name", ["Saliency", "InputXGradient", "IntegratedGradients"])
+def test_logits_are_of_the_very_images(name: str, model: nn.Module, data: Any) -> None:
+    clone, calls = copy.deepcopy(model), []
+    clone.fc.register_forward_hook(lambda *_: calls.append(1))
+    logits = CaptumInterpreter(SUPPORTED[name].build(clone)).explain(*data).logits
+    assert calls == [1]
     # Integrated gradients run the images of the path alone.
     assert logits is None if name.startswith("Integrated") else torch.equal(logits, model(data[0]))
 
@@ -456,115 +380,56 @@ def similarity(original: Tensor, perturbed: Tensor, kept: Tensor, **_: Any) -> f
     return 1 / (1 + (original - perturbed).norm().item())
 
 
-# Name of the case to (attribution, keyword arguments, error, message).
-REFUSED: dict[str, tuple[Build, dict[str, Any], type[Exception], str]] = {
-    "LRP": (ca.LRP, {}, TypeError, r"got LRP: it reads activations off \.data, .*InputXGradient"),
-    "a layer's LRP": (lambda m: ca.LayerLRP(m, m.body), {}, TypeError, "got LayerLRP: as LRP"),
-    "no gradient at the layer": (
-        lambda m: ca.LayerGradientShap(m, m.body),
-        {},
-        TypeError,
-        r"got LayerGradientShap: Captum runs it under torch\.no_grad\(\)",
-    ),
-    "detached": (lambda m: ca.LayerDeepLift(m, m.body), {}, TypeError, "detaches .*; use DeepLift"),
-    "not verified": (
-        lambda m: ca.NeuronGradient(m, m.body),
-        {},
-        TypeError,
-        "got NeuronGradient: its gradient has not been verified",
-    ),
-    "a map of the batch": (ca.FeaturePermutation, {}, TypeError, "it shuffles features among"),
-    "a subclass": (OwnSaliency, {}, TypeError, r"verified; subclass captum_adv2\.interpreters"),
-    "a namesake": (Saliency, {}, TypeError, r"method of captum\.attr, got Saliency; for one of"),
-    "the class": (lambda m: ca.Saliency, {}, TypeError, r"method of captum\.attr, got type"),
-    "the lasso": (ca.Lime, {}, TypeError, "a Lime with .*got SkLearnLasso, which is fitted out"),
-    "a fit without intercept": (
-        lambda m: ca.Lime(m, SkLearnRidge(fit_intercept=False)),
-        {},
-        TypeError,
-        "a Lime with .*, got SkLearnRidge",
-    ),
-    "another kernel": (
-        lambda m: ca.Lime(m, SkLearnLinearRegression(), similarity_func=similarity),
-        {},
-        TypeError,
-        "a similarity_func from get_exp_kernel_similarity_function, got another",
-    ),
-    "other perturbations": (
-        lambda m: ca.Lime(m, SkLearnLinearRegression(), perturb_func=lambda x, **_: x),
-        {},
-        TypeError,
-        "Captum's own perturb_func",
-    ),
-    "a tunnel around draws": (
-        lambda m: ca.NoiseTunnel(ca.GradientShap(m)),
-        {"baselines": 0},
-        TypeError,
-        "draws no numbers itself, got one around GradientShap",
-    ),
-    "a tunnel around a refused one": (
-        lambda m: ca.NoiseTunnel(ca.LRP(m)),
-        {},
-        TypeError,
-        "got LRP: it reads",
-    ),
-    "parts of a path": (
-        ca.IntegratedGradients,
-        {"internal_batch_size": 4},
-        ValueError,
-        "expected no internal_batch_size, got 4; Captum cuts the graph",
-    ),
-    "two results": (
-        ca.DeepLift,
-        {"return_convergence_delta": True},
-        ValueError,
-        "expected no return_convergence_delta, got True; a map is all",
-    ),
-    "draws of another kind": (
-        lambda m: ca.NoiseTunnel(ca.Saliency(m)),
-        {"draw_baseline_from_distrib": True},
-        ValueError,
-        "expected no draw_baseline_from_distrib",
-    ),
-    "an unknown argument": (ca.Saliency, {"steps": 3}, TypeError, "unexpected .* 'steps'"),
-    "an unknown argument in a tunnel": (
-        lambda m: ca.NoiseTunnel(ca.Saliency(m)),
-        {"n_steps": 3},
-        TypeError,
-        "unexpected .* 'n_steps'",
-    ),
+def drawn_otherwise(model: nn.Module) -> ca.Lime:
+    return ca.Lime(model, SkLearnLinearRegression(), perturb_func=lambda x, **_: x)
+
+
+REFUSED: dict[str, Case] = {
+    r"got LRP: it reads activations off \.data, .* InputXGradient": case(ca.LRP),
+    r"got LayerLRP: as LRP, it reads": at("body", ca.LayerLRP),
+    r"got LayerGradientShap: .* torch\.no_grad\(\)": at("body", ca.LayerGradientShap),
+    r"got LayerDeepLift: Captum detaches .*; use DeepLift": at("body", ca.LayerDeepLift),
+    r"got NeuronGradient: its gradient has not been veri": at("body", ca.NeuronGradient),
+    r"got FeaturePermutation: it shuffles features among": case(ca.FeaturePermutation),
+    r"got OwnSaliency: .* verified; subclass captum_adv2": case(OwnSaliency),
+    r"method of captum\.attr, got Saliency; for one of your own, subclass": case(Saliency),
+    r"method of captum\.attr, got type": case(lambda model: ca.Saliency),
+    r"a Lime with .*, got SkLearnLasso, which is fitted outside": case(ca.Lime),
+    r"a Lime with .*, got SkLearnRidge": lime(SkLearnRidge(fit_intercept=False)),
+    r"a similarity_func from .*, got another": lime(SkLearnLinearRegression(), similarity),
+    r"Captum's own perturb_func": case(drawn_otherwise),
+    r"draws no numbers itself, got one around GradientShap": tunnel(case(ca.GradientShap)),
+    r"got LRP: it": tunnel(case(ca.LRP)),
+    r"no internal_batch_size, got 4; Captum cuts": case(ca.DeepLift, internal_batch_size=4),
+    r"no return_convergence_delta, got": case(ca.DeepLift, return_convergence_delta=True),
+    r"no draw_baseline_from": tunnel(case(ca.Saliency), draw_baseline_from_distrib=True),
+    r"no grad_kwargs, got": at("body", ca.LayerGradCam, grad_kwargs={"create_graph": True}),
+    r"unexpected .* 'steps'": case(ca.Saliency, steps=3),
+    r"unexpected .* 'n_steps'": tunnel(case(ca.Saliency), n_steps=3),
+    r"reduce to be one of \['abs-max', .*got 'mean'": case(ca.Saliency, reduce="mean"),
 }
 
 
-@pytest.mark.parametrize(("build", "kwargs", "error", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused(
-    build: Build, kwargs: dict[str, Any], error: type[Exception], message: str, model: nn.Module
-) -> None:
-    attribution = build(model)
+@pytest.mark.parametrize(("message", "case"), REFUSED.items())
+def test_refused(message: str, case: Case, model: nn.Module) -> None:
+    attribution = case.build(model)
     before = set(vars(attribution))
-    with pytest.raises(error, match=message):
-        CaptumInterpreter(attribution, **kwargs)
+    with pytest.raises((TypeError, ValueError), match=message):
+        CaptumInterpreter(attribution, **case.kwargs)
     assert set(vars(attribution)) == before
 
 
-@pytest.mark.parametrize(
-    ("build", "kwargs", "error", "message"),
-    [
-        (lambda m: ca.LayerActivation(m, m.fc), {}, ValueError, r"\(B, C, h, w\), got .*one layer"),
-        (lambda m: ca.NoiseTunnel(ca.Saliency(m)), {"nt_type": "mean"}, ValueError, "got 'mean'"),
-        (ca.KernelShap, {"n_samples": 0}, ValueError, "expected n_samples at least 1, got 0"),
-        (ca.GradientShap, {}, TypeError, "missing .* 'baselines'"),
-        (ca.FeatureAblation, {"additional_forward_args": 3}, TypeError, "unexpected"),
-    ],
-)
-def test_refused_at_a_call(
-    build: Build,
-    kwargs: dict[str, Any],
-    error: type[Exception],
-    message: str,
-    model: nn.Module,
-    data: Any,
-) -> None:
-    interpreter = CaptumInterpreter(build(model), **kwargs)
-    with pytest.raises(error, match=message):
+REFUSED_AT_A_CALL = {
+    r"LayerActivation .*\(B, C, h, w\), got .*one layer": at("fc", ca.LayerActivation),
+    r"nt_type to be one of .* got 'mean'": tunnel(case(ca.Saliency), nt_type="mean"),
+    r"expected n_samples at least 1, got 0": case(ca.KernelShap, n_samples=0),
+    r"missing .* 'baselines'": case(ca.GradientShap),
+    r"unexpected .* 'additional_forward_args'": case(ca.KernelShap, additional_forward_args=3),
+}
+
+
+@pytest.mark.parametrize(("message", "case"), REFUSED_AT_A_CALL.items())
+def test_refused_at_a_call(message: str, case: Case, model: nn.Module, data: Any) -> None:
+    interpreter = CaptumInterpreter(case.build(model), **case.kwargs)
+    with pytest.raises((TypeError, ValueError), match=message):
         interpreter(*data)

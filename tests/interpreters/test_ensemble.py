@@ -19,7 +19,6 @@ from captum_adv2.interpreters import (
     EncoderGuided,
     Ensemble,
     Explanation,
-    GradCAM,
     Gradient,
     Interpreter,
     Surrogate,

@@ -10,7 +10,6 @@ import captum.attr
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import TinyNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,27 +35,21 @@ def softmax_gradient(model: nn.Module, images: Tensor, target: Tensor) -> np.nda
     return torch.autograd.grad(p[torch.arange(len(x)), target].sum(), x)[0].numpy()
 
 
-logit_lists = st.lists(st.floats(-8, 8), min_size=2, max_size=6)
-
-
 class TestScores:
-    @given(logit_lists, st.integers(0, 1))
-    def test_log_odds_is_its_definition(self, values: list[float], target: int) -> None:
-        logits = torch.tensor([values], dtype=torch.float64)
-        p = np.exp(values) / np.exp(values).sum()
-        expected = np.log(p[target] / np.delete(p, target).sum())
-        assert log_odds(logits, torch.tensor([target])).item() == pytest.approx(expected, abs=1e-9)
-
-    @given(logit_lists, st.integers(0, 1))
-    def test_probability_is_softmax(self, values: list[float], target: int) -> None:
-        logits = torch.tensor([values], dtype=torch.float64)
-        p = logits.softmax(dim=1)[0, target].item()
-        assert probability(logits, torch.tensor([target])).item() == pytest.approx(p, abs=1e-12)
-
-    @given(logit_lists, st.floats(-50, 50))
-    def test_a_common_shift_changes_nothing(self, values: list[float], shift: float) -> None:
-        logits, target = torch.tensor([values], dtype=torch.float64), torch.tensor([0])
-        torch.testing.assert_close(log_odds(logits + shift, target), log_odds(logits, target))
+    @given(
+        st.lists(st.floats(-8, 8), min_size=2, max_size=6),
+        st.integers(0, 1),
+        st.integers(0, 1),
+        st.floats(-50, 50),
+    )
+    def test_definitions(self, values: list[float], one: int, two: int, shift: float) -> None:
+        logits, target = torch.tensor([values, values[::-1]]).double(), torch.tensor([one, two])
+        p = logits.softmax(dim=1)
+        index = torch.arange(2), target
+        rest = p.sum(dim=1) - p[index]
+        odds = log_odds(logits + shift, target)
+        torch.testing.assert_close(odds, (p[index] / rest).log(), atol=1e-9, rtol=1e-6)
+        torch.testing.assert_close(probability(logits, target), p[index], atol=1e-12, rtol=1e-9)
 
     @given(st.floats(-90, 90), st.floats(-90, 90))
     def test_two_classes_are_opposites(self, a: float, b: float) -> None:
@@ -64,21 +57,6 @@ class TestScores:
         first, second = (log_odds(logits, torch.tensor([c])).item() for c in (0, 1))
         assert first == pytest.approx(a - b)
         assert first == -second
-
-    @given(st.integers(0, 2**31), st.integers(2, 9))
-    def test_probabilities_sum_to_one(self, seed: int, classes: int) -> None:
-        logits = torch.randn(1, classes, generator=torch.Generator().manual_seed(seed)) * 9
-        every = probability(logits.double().expand(classes, -1), torch.arange(classes))
-        assert every.sum().item() == pytest.approx(1)
-        assert ((every >= 0) & (every <= 1)).all()
-
-    def test_one_class_an_image(self) -> None:
-        logits = torch.tensor([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]])
-        odds = log_odds(logits, torch.tensor([2, 0]))
-        singles = [log_odds(logits[:1], torch.tensor([c])) for c in (2, 0)]
-        assert odds.shape == (2,)
-        torch.testing.assert_close(odds, torch.cat(singles))
-        assert odds[0] > odds[1]
 
     @pytest.mark.parametrize("function", [log_odds, probability])
     def test_derivatives(self, function: Any) -> None:
@@ -122,22 +100,6 @@ class TestPooling:
         assert pool_maps(maps, 3).flatten().tolist() == [7, 10, 25, 28]
         assert torch.equal(pool_maps(maps, 1), maps)
         assert torch.equal(pool_maps(maps, 2), pool_maps(maps, None))
-
-    def test_too_large(self, model: nn.Module, data: Any) -> None:
-        with pytest.raises(ValueError, match=r"pool at most 16, the images' shorter side, got 17"):
-            Gradient(model, pool=17)(*data)
-        assert Gradient(model, pool=16)(*data).shape == (6, 1, 1, 1)
-
-    @pytest.mark.parametrize("kind", [Gradient, SmoothGrad, IntegratedGradients])
-    def test_bad_arguments(self, model: nn.Module, kind: Any) -> None:
-        with pytest.raises(ValueError, match="expected pool at least 1, got 0"):
-            kind(model, pool=0)
-        with pytest.raises(TypeError, match="expected pool to be an integer, got float"):
-            kind(model, pool=2.0)
-        with pytest.raises(ValueError, match="expected smoothing above 0, got 0"):
-            kind(model, smoothing=0)
-        with pytest.raises(TypeError, match="expected model to be a torch"):
-            kind(lambda x: x)
 
 
 class TestGradient:
@@ -187,11 +149,6 @@ class TestGradient:
 
 
 class TestSmoothGrad:
-    def test_without_noise_is_the_gradient(self, model: nn.Module, data: Any) -> None:
-        images, labels = data
-        maps = SmoothGrad(model, samples=2, std=0)(images, labels)
-        torch.testing.assert_close(maps, Gradient(model)(images, labels), atol=2e-4, rtol=0)
-
     def test_is_the_mean_over_noisy_copies(self, smooth: nn.Module) -> None:
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(2, 3, 8, 8, generator=generator, dtype=torch.float64)
@@ -202,26 +159,9 @@ class TestSmoothGrad:
         np.testing.assert_allclose(maps.numpy(), reduced(np.mean(gradients, axis=0), 1), atol=1e-9)
 
     def test_seed(self, model: nn.Module, data: Any) -> None:
-        torch.manual_seed(1)
         first = SmoothGrad(model, samples=2, seed=3)(*data)
-        torch.manual_seed(2)
         assert torch.equal(SmoothGrad(model, samples=2, seed=3)(*data), first)
         assert not torch.equal(SmoothGrad(model, samples=2, seed=4)(*data), first)
-        assert not torch.equal(SmoothGrad(model, samples=3, seed=3)(*data), first)
-        assert not torch.equal(SmoothGrad(model, samples=2, seed=3, std=0.2)(*data), first)
-
-    def test_images_of_a_batch_share_the_noise(self, model: nn.Module, data: Any) -> None:
-        image, target = data[0][:1], data[1][:1]
-        maps = SmoothGrad(model, samples=2)(image.repeat(2, 1, 1, 1), target.repeat(2))
-        torch.testing.assert_close(maps[0], maps[1], atol=1e-6, rtol=0)
-
-    def test_bad_arguments(self, model: nn.Module) -> None:
-        with pytest.raises(ValueError, match="expected samples at least 1, got 0"):
-            SmoothGrad(model, samples=0)
-        with pytest.raises(ValueError, match=r"expected std at least 0, got -0\.1"):
-            SmoothGrad(model, std=-0.1)
-        with pytest.raises(ValueError, match="expected seed at least 0, got -1"):
-            SmoothGrad(model, seed=-1)
 
 
 class TestIntegratedGradients:
@@ -232,7 +172,7 @@ class TestIntegratedGradients:
         target = torch.tensor([0, 2, 3])
         smooth.fc.weight.data.mul_(20)
         interpreter = IntegratedGradients(smooth, steps=30, baseline=baseline)
-        attributions, logits = interpreter._attribute(images.requires_grad_(), target, False)
+        attributions, logits = interpreter.attribute(images.requires_grad_(), target, False)
         start = torch.as_tensor(baseline).to(images).expand_as(images)
         index = torch.arange(3), target
         rise = smooth(images).softmax(dim=1)[index] - smooth(start).softmax(dim=1)[index]
@@ -269,7 +209,7 @@ class TestIntegratedGradients:
             image = (clean + size * (torch.rand_like(clean) - 0.5)).clamp(0, 1)
         interpreter = IntegratedGradients(net, steps=20, baseline=clean[0])
         index = torch.tensor([target])
-        attributions, _ = interpreter._attribute(image.requires_grad_(), index, False)
+        attributions, _ = interpreter.attribute(image.requires_grad_(), index, False)
         gain = (net(image).softmax(dim=1) - net(clean).softmax(dim=1))[0, target].item()
         assert abs(gain) <= attributions.abs().sum().item() + 1e-9
         assert gain == pytest.approx(attributions.sum().item(), abs=1e-6)
@@ -286,20 +226,3 @@ class TestIntegratedGradients:
         maps = IntegratedGradients(model, 3, images[0])(x, labels[:1])
         assert not maps.any()
         assert torch.autograd.grad(maps.sum(), x)[0].isfinite().all()
-
-    def test_bad_arguments(self, model: nn.Module) -> None:
-        with pytest.raises(ValueError, match="expected steps at least 1, got 0"):
-            IntegratedGradients(model, steps=0)
-
-
-def test_pools_by_four_from_128_pixels_on() -> None:
-    net = nn.Sequential(
-        nn.AvgPool2d(8), nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    images = torch.rand(1, 3, 128, 128)
-    for kind in (Gradient, IntegratedGradients):
-        assert kind(net)(images, torch.tensor([0])).shape == (1, 1, 32, 32)
-    assert F.interpolate(Gradient(net, pool=8)(images, torch.tensor([0])), 128).shape[2:] == (
-        128,
-        128,
-    )

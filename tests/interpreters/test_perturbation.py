@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -58,35 +57,20 @@ def quarters(game: Game, case: Case, **kwargs: Any) -> Tensor:
     return found[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
 
 
-def drawn(game: Game, samples: int, seed: int) -> Tensor:
-    """Return which of four features are kept."""
-    return game.masks(4, samples, torch.Generator().manual_seed(seed))
-
-
-def game_of(model: nn.Module, image: Tensor, label: int, baseline: float) -> Callable[..., float]:
-    """Return the logit of an image of which some of the four quarters are kept."""
+@torch.no_grad()
+def exact_shapley(model: nn.Module, image: Tensor, label: Tensor, baseline: float) -> list[float]:
+    """Return the Shapley values of an image's quarters by their definition."""
     regions = grid(2, *image.shape[1:])
 
-    @torch.no_grad()
-    def value(kept: tuple[int, ...]) -> float:
+    def value(*kept: int) -> float:
         mask = torch.isin(regions, torch.tensor(kept, dtype=torch.long))
         return model(torch.where(mask, image, baseline)[None])[0, label].item()
 
-    return value
-
-
-def exact_shapley(value: Callable[..., float], features: int) -> list[float]:
-    """Return Shapley values by their definition, a sum over subsets."""
-    found = []
-    for feature in range(features):
-        others = [f for f in range(features) if f != feature]
-        total = 0.0
-        for size in range(features):
-            for kept in itertools.combinations(others, size):
-                share = math.factorial(size) * math.factorial(features - size - 1)
-                gain = value((*kept, feature)) - value(kept)
-                total += share / math.factorial(features) * gain
-        found.append(total)
+    found = [0.0] * 4
+    for feature, size in itertools.product(range(4), range(4)):
+        share = math.factorial(size) * math.factorial(3 - size) / math.factorial(4)
+        for kept in itertools.combinations({*range(4)} - {feature}, size):
+            found[feature] += share * (value(*kept, feature) - value(*kept))
     return found
 
 
@@ -94,7 +78,7 @@ class TestShapley:
     def test_over_all_subsets(self, case: Case) -> None:
         found = quarters(shapley(), case, baselines=0.3)
         for values, image, label in zip(found, *case[1:], strict=True):
-            exact = exact_shapley(game_of(case[0], image, label, 0.3), 4)
+            exact = exact_shapley(case[0], image, label, 0.3)
             assert values.tolist() == pytest.approx(exact, rel=1e-10)
 
     @pytest.mark.parametrize(("name", "samples"), [("sampling", 300), ("kernel", 900)])
@@ -102,20 +86,6 @@ class TestShapley:
         exact = quarters(shapley(), case)
         error = quarters(GAMES[name], case, n_samples=samples) - exact
         assert error.norm() < 0.1 * exact.norm()
-
-    def test_a_fit_to_all_subsets_is_exact(self, case: Case) -> None:
-        """KernelSHAP's own theorem: its kernel makes the slopes Shapley values."""
-        masks = drawn(shapley(), 0, 0).double()
-        kept = masks.sum(dim=1)
-        # Size 2 of 4 has six subsets, sizes 1 and 3 have four: the kernel a subset.
-        weights = torch.tensor([1e6, 1 / 4, 1 / 8, 1 / 4, 1e6]).double()[kept.long()]
-        game = Game(
-            lambda *_: masks.bool(),
-            lambda outcome: (least_squares(outcome.masks, weights) @ outcome.change).T,
-        )
-        torch.testing.assert_close(
-            quarters(game, case), quarters(shapley(), case), atol=1e-5, rtol=1e-4
-        )
 
     @settings(max_examples=10)
     @given(
@@ -173,56 +143,14 @@ class TestLeastSquares:
         matrix = least_squares(torch.tensor(masks), torch.tensor(weights), ridge)
         np.testing.assert_allclose(matrix.numpy() @ values, expected, atol=1e-8)
 
-    @pytest.mark.parametrize("ridge", [0.0, 0.3])
-    def test_derivative(self, ridge: float) -> None:
-        masks = torch.randint(0, 2, (9, 3)).double()
-        weights = (torch.rand(2, 9).double() + 0.2).requires_grad_()
-        assert torch.autograd.gradcheck(lambda w: least_squares(masks, w, ridge), weights)
-
-    @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-    @pytest.mark.parametrize("ridge", [0.0, 0.2])
-    def test_lime_is_this_fit(self, distance: Any, ridge: float, case: Case) -> None:
-        """By hand: perturbed images, their distances, NumPy's fit."""
-        model, images, labels = case
-        game, width = lime(1 / 8, distance, ridge), 2.0
-        found = quarters(game, case, n_samples=12, baselines=0.4, seed=3)
-        masks, regions = drawn(game, 12, 3), grid(2, 16, 16)
-        for values, image, label in zip(found, images, labels, strict=True):
-            perturbed = torch.where(masks[:, regions][:, None], image, 0.4)
-            apart = (
-                1 - nn.functional.cosine_similarity(perturbed.flatten(1), image.flatten()[None])
-                if distance == "cosine"
-                else (perturbed - image).flatten(1).norm(dim=1)
-            )
-            root = (-apart.square() / (2 * width**2)).exp().sqrt().numpy()
-            scores = model(perturbed)[:, label].detach().numpy()
-            design = root[:, None] * np.hstack([np.ones((12, 1)), masks.double().numpy()])
-            rows = np.vstack([design, np.sqrt(ridge) * np.eye(5)[1:]])
-            fit = np.linalg.lstsq(rows, np.append(root * scores, np.zeros(4)))[0]
-            np.testing.assert_allclose(values.numpy(), fit[1:], atol=1e-8)
-
-    def test_kernel_shap_is_this_fit(self, case: Case) -> None:
-        game = kernel_shap(100.0)
-        found = quarters(game, case, n_samples=11, baselines=0.4, seed=3)
-        masks = drawn(game, 11, 3)
-        kept = masks.sum(dim=1)
-        assert kept[:2].tolist() == [4, 0]
-        assert ((kept[2:] > 0) & (kept[2:] < 4)).all()
-        root = np.where((kept == 0) | (kept == 4), 10.0, 1.0)
-        design = root[:, None] * np.hstack([np.ones((11, 1)), masks.double().numpy()])
-        for values, image, label in zip(found, *case[1:], strict=True):
-            value = game_of(case[0], image, label, 0.4)
-            scores = [value(tuple(mask.nonzero()[:, 0].tolist())) for mask in masks]
-            fit = np.linalg.lstsq(design, root * scores)[0]
-            np.testing.assert_allclose(values.numpy(), fit[1:], atol=1e-8)
-
     @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
     def test_lime_has_a_derivative_where_nothing_is_replaced(
         self, distance: Any, smooth: nn.Module
     ) -> None:
         x = torch.rand(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
         halves, game = torch.arange(6).expand(6, 6) // 3, lime(0.5, distance, 0.0)
-        assert {0, 4} <= {*drawn(game, 40, 0).sum(dim=1).tolist()}
+        kept = game.masks(2, 40, torch.Generator().manual_seed(0)).sum(dim=1)
+        assert {0, 2} <= {*kept.tolist()}
 
         def found(x: Tensor) -> Tensor:
             settings = {"feature_mask": halves, "n_samples": 40}
@@ -231,25 +159,13 @@ class TestLeastSquares:
         assert torch.autograd.gradcheck(found, x, fast_mode=True)
 
 
-class TestAblation:
-    def test_features(self, case: Case) -> None:
-        found = quarters(ablation(), case, baselines=0.3)
-        for values, image, label in zip(found, *case[1:], strict=True):
-            value, whole = game_of(case[0], image, label, 0.3), (0, 1, 2, 3)
-            expected = [value(whole) - value(tuple({*whole} - {f})) for f in whole]
-            assert values.tolist() == pytest.approx(expected)
-
-    @given(
-        window=st.integers(1, 5),
-        stride=st.integers(1, 5),
-        side=st.integers(5, 9),
-        wide=st.booleans(),
-    )
-    def test_windows(self, window: int, stride: int, side: int, wide: bool) -> None:
+class TestOcclusion:
+    @given(window=st.integers(1, 5), stride=st.integers(1, 5), side=st.integers(5, 9))
+    def test_windows(self, window: int, stride: int, side: int) -> None:
         """Pixel by pixel: the mean over the windows on it, of what each takes away."""
         stride = min(stride, window)
         torch.manual_seed(0)
-        shape = (2, side, side + wide)
+        shape = (2, side, side + 1)
         model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3), nn.Tanh()).double()
         image = torch.rand(1, *shape).double()
         total, count = torch.zeros(shape[1:]).double(), torch.zeros(shape[1:])
@@ -263,14 +179,8 @@ class TestAblation:
             occluded[place] = 0.5
             total[place] += (model(image) - model(occluded))[0, 1].item()
             count[place] += 1
-        found, _ = occlusion(
-            model,
-            image,
-            torch.tensor([1]),
-            sliding_window_shapes=(2, window, window),
-            strides=(2, stride, stride),
-            baselines=0.5,
-        )
+        sizes = {"sliding_window_shapes": (2, window, window), "strides": (2, stride, stride)}
+        found, _ = occlusion(model, image, torch.tensor([1]), baselines=0.5, **sizes)
         torch.testing.assert_close(found, (total / count).expand(1, *shape))
 
     def test_windows_that_leave_gaps(self, case: Case) -> None:
@@ -293,13 +203,6 @@ class TestPerturbations:
         whole, parts = (method(*case, perturbations_per_eval=c) for c in (None, chunk))
         torch.testing.assert_close(parts, whole)
 
-    @pytest.mark.parametrize("method", [*ALL.values(), OCCLUSION], ids=[*ALL, "occlusion"])
-    def test_baselines(self, method: Any, case: Case) -> None:
-        colour = torch.full((3, 1, 1), 0.3, dtype=torch.float64)
-        grey, same, black = (method(*case, baselines=b)[0] for b in (0.3, colour, 0.0))
-        assert torch.equal(grey, same)
-        assert not torch.allclose(black, grey)
-
     def test_the_model_sees_no_perturbation_twice(self, case: Case) -> None:
         model, sizes = copy.deepcopy(case[0]), []
         model.fc.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
@@ -313,41 +216,36 @@ class TestPerturbations:
         assert sizes == [12, 12, 12, 12, 3]
 
 
-class TestMask:
-    @pytest.mark.parametrize(("height", "width"), [(5, 7), (16, 16), (2, 9)])
-    @pytest.mark.parametrize("cells", [1, 3, 100])
-    def test_grid(self, cells: int, height: int, width: int) -> None:
-        mask = grid(cells, height, width)
-        rows, columns = (min(cells, n) for n in (height, width))
-        assert mask.shape == (height, width)
-        assert mask.unique().tolist() == [*range(rows * columns)]
-        sizes = mask.unique(return_counts=True)[1]
-        assert sizes.amax() <= -(-height // rows) * -(-width // columns)
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (16, 16), (2, 9)])
+@pytest.mark.parametrize("cells", [1, 3, 100])
+def test_grid(cells: int, height: int, width: int) -> None:
+    mask = grid(cells, height, width)
+    rows, columns = (min(cells, n) for n in (height, width))
+    assert mask.shape == (height, width)
+    assert mask.unique().tolist() == [*range(rows * columns)]
+    sizes = mask.unique(return_counts=True)[1]
+    assert sizes.amax() <= -(-height // rows) * -(-width // columns)
 
-    @pytest.mark.parametrize(
-        ("mask", "expected"),
-        [
-            (None, [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]),
-            (1, [[[0, 0], [0, 0]], [[0, 0], [0, 0]]]),
-            (torch.tensor([[3, 3], [4, 5]]), [[[0, 0], [1, 2]], [[0, 0], [1, 2]]]),
-            (torch.tensor([[[[0, 1]]]]), [[[0, 1], [0, 1]], [[0, 1], [0, 1]]]),
-            (torch.arange(2).view(2, 1, 1), [[[0, 0], [0, 0]], [[1, 1], [1, 1]]]),
-        ],
-    )
-    def test_what_belongs_together(self, mask: Any, expected: list[Any]) -> None:
-        """By ablation of a linear model, where each value is worth its feature's number."""
-        features = torch.tensor(expected)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(8, 2, bias=False)).double()
-        size = features.flatten().bincount()[features]
-        model[1].weight.data[:] = (features / size).flatten()
-        found, _ = attribute(
-            ablation(),
-            model,
-            torch.ones(1, 2, 2, 2).double(),
-            torch.tensor([0]),
-            feature_mask=mask,
-        )
-        torch.testing.assert_close(found[0].detach(), features.double())
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (None, [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]),
+        (1, [[[0, 0], [0, 0]], [[0, 0], [0, 0]]]),
+        (torch.tensor([[3, 3], [4, 5]]), [[[0, 0], [1, 2]], [[0, 0], [1, 2]]]),
+        (torch.tensor([[[[0, 1]]]]), [[[0, 1], [0, 1]], [[0, 1], [0, 1]]]),
+        (torch.arange(2).view(2, 1, 1), [[[0, 0], [0, 0]], [[1, 1], [1, 1]]]),
+    ],
+)
+def test_features_of_a_mask(mask: Any, expected: list[Any]) -> None:
+    """By ablation of a linear model in which each feature is worth its number."""
+    features = torch.tensor(expected)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 2, bias=False)).double()
+    size = features.flatten().bincount()[features]
+    model[1].weight.data[:] = (features / size).flatten()
+    images, target = torch.ones(1, 2, 2, 2).double(), torch.tensor([0])
+    found, _ = attribute(ablation(), model, images, target, feature_mask=mask)
+    torch.testing.assert_close(found[0].detach(), features.double())
 
 
 def test_an_attack_brings_the_map_nearer(model: nn.Module, data: Any) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import results, setting, without
+from synthetic import NAMES, results, setting, without
 
 from captum_adv2.study.claims import CLAIMS, Verdict, judge
 
@@ -81,6 +81,11 @@ VIOLATIONS = {
         "adaptive:3x3 on RTS: detected 100 %",
     ),
     "4: basic is as evasive": (4, SEEN + UNSEEN, "adaptive:3x3 on RTS: detected 10 %"),
+    "4: seen less often than basic": (  # but by 40 %
+        4,
+        [changed({"score": 1.0}, range(8), attack="adaptive:3x3", squeezer="3x3")],
+        "adaptive:3x3 on RTS: detected 45 %",
+    ),
     "4: fails": (4, [fails(0, 1, attack="adaptive:2 bits")], "success 90 %"),
     "4: maps": (4, [setting({"l1": 0.1}, attack="adaptive:2 bits")], "L1 0.100"),
     "5: fails": (
@@ -106,6 +111,17 @@ VIOLATIONS = {
     "7: half": (7, [transferring], "3 of 6 pairs"),
     "8: transfer": (8, [transferring], "transfer is not low"),
     "8: alike": (8, [alike], "transfer is low"),
+    "8: alike but for chance": (  # means of 0.05 to 0.06, which single images make
+        8,
+        [
+            *(
+                changed({"l1": 0.05, "iou": 0.9}, attack="ADV2", aimed=n, interpreter=n)
+                for n in NAMES
+            ),
+            changed({"l1": 0.25}, [7], attack="ADV2", aimed="RTS", interpreter="RTS"),
+        ],
+        "L1 from CAM 0.050 [0.050, 0.050] to RTS 0.060 [0.050,",
+    ),
     "9: ADV2": (
         9,
         [setting({"l1": 0.01}, attack="ADV2", aimed="RTS-A")],
@@ -172,10 +188,12 @@ def test_a_little_less_than_pgd_holds() -> None:
 
 
 def test_rates_that_differ_by_chance_are_alike() -> None:
-    # Two of 20 differ, one each way: the interval holds zero.
-    one = setting({"score": 0.0}, attack="ADV2", aimed="CAM", image=0)
-    two = setting({"score": 0.0}, attack="PGD", image=1)
-    assert verdicts(one, two)[3].holds is True
+    # Of 20 images, 5 are detected after PGD alone and 2 after ADV2 alone: the interval holds zero.
+    one = changed({"score": 0.0}, range(5), attack="ADV2", aimed="CAM")
+    two = changed({"score": 0.0}, (5, 6), attack="PGD")
+    verdict = verdicts(one, two)[3]
+    assert verdict.holds is True
+    assert any("CAM: ADV2 detected 75 % [" in line for line in verdict.support)
 
 
 def test_models_are_judged_apart() -> None:
