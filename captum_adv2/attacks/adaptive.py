@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import final
 
 import torch
@@ -135,6 +135,7 @@ class BitDepthADV2(CarefulAttack):
     steps: Count = 100
     weight: NonNegative = 1.0
     slack: NonNegative = 0.0
+    second: ADV2 = field(init=False)
 
     def __post_init__(self, attack: ADV2) -> None:
         """Take over the attack's mode, device and normalisation."""
