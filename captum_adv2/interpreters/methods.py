@@ -26,18 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.interpreters import rules
-from captum_adv2.interpreters.perturbation import (
-    ABLATION,
-    SHAPLEY,
-    SHAPLEY_SAMPLING,
-    Distance,
-    Game,
-    attribute,
-    kernel_shap,
-    lime,
-    occlusion,
-)  # fmt: skip
+from captum_adv2.interpreters import perturbation, rules
+from captum_adv2.interpreters.perturbation import Distance, Game
 from captum_adv2.interpreters.tap import tapped
 from captum_adv2.spec import Count, NonNegative, checked
 
@@ -215,10 +205,10 @@ def _gradient_shap(
 
 
 def _perturbed(attribution: Any, call: Call, **kwargs: Any) -> Tensor:
-    method: Callable[..., tuple[Tensor, Tensor]] = occlusion
+    method: Callable[..., tuple[Tensor, Tensor]] = perturbation.occlusion
     game = METHODS[type(attribution).__name__].game
     if game is not None:
-        method = partial(attribute, game(attribution), seed=call.seed)
+        method = partial(perturbation.attribute, game(attribution), seed=call.seed)
     with torch.set_grad_enabled(call.graph):
         attributions, call.logits = method(call.function, call.images, call.target, **kwargs)
     return attributions
@@ -236,7 +226,7 @@ def _lime(attribution: Any) -> Game:
         )
     if getattr(attribution.perturb_func, "__name__", None) != "default_perturb_func":
         raise TypeError("expected a Lime with Captum's own perturb_func, got another")
-    return lime(*_kernel(attribution.similarity_func), penalties[kind])
+    return perturbation.lime(*_kernel(attribution.similarity_func), penalties[kind])
 
 
 def _kernel(similarity: Callable[..., float]) -> tuple[float, Distance]:
@@ -271,9 +261,11 @@ METHODS: dict[str, Method] = {
     "LayerIntegratedGradients": Method(_at_layer, smooth=True),
     "InternalInfluence": Method(_at_layer, smooth=True),
     "Occlusion": Method(_perturbed),
-    "FeatureAblation": Method(_perturbed, game=lambda _: ABLATION),
-    "ShapleyValues": Method(_perturbed, game=lambda _: SHAPLEY),
-    "ShapleyValueSampling": Method(_perturbed, random=True, game=lambda _: SHAPLEY_SAMPLING),
-    "KernelShap": Method(_perturbed, random=True, game=lambda a: kernel_shap(a.inf_weight)),
+    "FeatureAblation": Method(_perturbed, game=lambda _: perturbation.ABLATION),
+    "ShapleyValues": Method(_perturbed, game=lambda _: perturbation.SHAPLEY),
+    "ShapleyValueSampling": Method(_perturbed, random=True, game=lambda _: perturbation.SAMPLING),
+    "KernelShap": Method(
+        _perturbed, random=True, game=lambda shap: perturbation.kernel_shap(shap.inf_weight)
+    ),
     "Lime": Method(_perturbed, random=True, game=_lime),
 }
