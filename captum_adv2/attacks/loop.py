@@ -3,7 +3,7 @@
 
 A `Problem` is the attacker's loss on a batch of images, as a function of what a framework lets the
 attacker change. The warm start is a problem on the prediction alone, the rest of the attack one on
-prediction and map (Eq. 3). Nothing here depends on the kind of interpreter, framework or step rule.
+prediction and map (Eq. 3).
 """
 
 from __future__ import annotations
@@ -45,26 +45,12 @@ Callback: TypeAlias = Callable[[Progress], object]
 
 
 class Batch(NamedTuple):
-    """Images under attack, and the classes and maps to reach.
+    """Images under attack, and the classes and maps to reach."""
 
-    Attributes:
-        clean: Clean images ``(B, C, H, W)``.
-        target: The target classes ``(B,)``; in an untargeted warm start, the labels to avoid.
-        target_maps: Maps to reach ``(B, 1, h, w)``; not used in the warm start.
-        rows: Indices ``(B,)`` of these images in the attacked batch.
-    """
-
-    clean: Tensor
-    target: Tensor
-    target_maps: Tensor
-    rows: Tensor
-
-
-class Best(NamedTuple):
-    """The best iterate of each image ``(B, C, H, W)``, and its score ``(B,)``; low is good."""
-
-    images: Tensor
-    score: Tensor
+    clean: Tensor  # (B, C, H, W)
+    target: Tensor  # classes (B,); in an untargeted warm start, the labels to avoid
+    target_maps: Tensor  # (B, 1, h, w); not used in the warm start
+    rows: Tensor  # indices (B,) of these images in the attacked batch
 
 
 class Step(Protocol):
@@ -82,46 +68,31 @@ class Step(Protocol):
 class Problem:
     """One phase of an attack, as a step rule sees it: gradients, confidence and legal moves.
 
-    Attributes:
-        logits: Images in [0, 1] to the model's logits.
-        framework: What is optimised, and within which bounds.
-        alpha: Step size.
-        steps: Number of steps of this phase.
-        interpreter: The interpreter under attack.
-        batch: The images that are not finished.
-        terms: Prediction loss, interpretation loss, further terms.
-        surrogate: What is differentiated in place of the interpreter; ``None`` in the warm start,
-            whose loss is the prediction loss alone.
-        state: The surrogate's state.
-        untargeted: Whether to move away from ``batch.target`` instead of towards it.
-        floor: Probability of the target class that is enough.
-        stop: Map distance at which an image is finished; ``None``: no image ever is.
-        progress: Share of the phase that is done, in [0, 1).
-        confidence: See `Progress`; NaN before the first gradient evaluation.
-        distance: See `Progress`; NaN where the latest gradient evaluation computed no map.
-        enough: Whether each image was of the target class with enough confidence ``(B,)``, at the
-            latest gradient evaluation that computed a map; ``seen`` are the images there.
-        best: The best iterates of the whole batch.
+    Its ``batch`` has the images that are not finished. ``confidence`` and ``distance`` are those of
+    `Progress`, at the latest gradient evaluation; NaN where it computed none.
     """
 
-    logits: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor]  # images in [0, 1] to the model's output
     framework: Framework
-    alpha: float
+    alpha: float  # step size
     steps: int
     interpreter: Interpreter
     batch: Batch
-    terms: tuple[Term, ...]
-    surrogate: Surrogate | None = None
-    state: Any = None
-    untargeted: bool = False
-    floor: float = 0.0
-    stop: float | None = None
-    progress: float = field(default=0.0, init=False)
+    terms: tuple[Term, ...]  # prediction loss, interpretation loss, further terms
+    surrogate: Surrogate | None = None  # None in the warm start: the prediction loss alone
+    state: Any = None  # the surrogate's
+    untargeted: bool = False  # whether to move away from the batch's target
+    floor: float = 0.0  # confidence that is enough
+    stop: float | None = None  # map distance at which an image is finished
+    progress: float = field(default=0.0, init=False)  # share of the phase that is done
     confidence: Tensor = field(init=False)
     distance: Tensor = field(init=False)
+    # Of the latest gradient evaluation that computed a map: whether images were of the target class
+    # with enough confidence (B,), and these images. And the best iterate of the whole batch so far.
     enough: Tensor = field(init=False)
     seen: Tensor = field(init=False)
-    best: Best | None = field(default=None, init=False)
+    best: Tensor | None = field(default=None, init=False)
+    _score: Tensor = field(init=False)  # of the best iterates (B,); low is good
     _advanced: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -162,7 +133,7 @@ class Problem:
         if self.best is None:
             return final
         scores = []
-        for images in (final, self.best.images):
+        for images in (final, self.best):
             rounded = quantize(images)
             maps, logits, _ = self.interpreter.explain(rounded, whole.target)
             logits = self.logits(rounded) if logits is None else logits
@@ -170,14 +141,13 @@ class Problem:
                 rounded, logits, maps, whole.target, whole.target_maps, 1.0, whole.rows
             )
             scores.append(self._judge(candidate, total(self.terms[2:], candidate))[-1])
-        return _choose(scores[0] < scores[1], final, self.best.images)
+        return torch.where((scores[0] < scores[1]).view(-1, 1, 1, 1), final, self.best)
 
     def take_finished(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Remove finished images from the batch.
+        """Remove finished images from the batch; return ``None`` where there are none.
 
-        Returns:
-            ``None`` if there are none; otherwise, of the batch before, its rows ``(B,)``, the
-            images ``(B, C, H, W)`` whose maps were judged, and the indices of those that remain.
+        Otherwise return, of the batch before, its rows ``(B,)``, the images ``(B, C, H, W)`` whose
+        maps were judged, and the indices of those that remain.
         """
         if self.stop is None:
             return None
@@ -191,7 +161,7 @@ class Problem:
         return rows, seen, remaining
 
     def _losses(self, images: Tensor, part: Part) -> Tensor:
-        """Return the loss ``(B,)`` of images; where maps are computed, keep the best iterates."""
+        """Return the loss ``(B,)``; where maps are computed, keep the best iterates."""
         if self.surrogate is None or part == "prediction":
             return self._prediction(images)
         maps, logits, penalty = self.surrogate(self.interpreter, images, self.state, self.progress)
@@ -204,7 +174,6 @@ class Problem:
         return losses if penalty is None else losses + penalty
 
     def _prediction(self, images: Tensor) -> Tensor:
-        """Return the prediction loss ``(B,)``."""
         logits = self.logits(images)
         self.confidence = self._confidence(logits.detach())
         self.distance = torch.full_like(self.confidence, torch.nan)
@@ -225,14 +194,12 @@ class Problem:
         rows, self.seen = self.batch.rows, candidate.images.detach()
         self.confidence, self.distance, self.enough, score = self._judge(candidate, further)
         if self.best is None:  # the first iterate: no image is finished yet
-            self.best = Best(self.seen, score)
+            self.best, self._score = self.seen.clone(), score
             return
-        images, least = self.best.images[rows], self.best.score[rows]
+        best, least = self.best[rows], self._score[rows]
         lower = score < least
-        self.best = Best(
-            _put(self.best.images, rows, _choose(lower, self.seen, images)),
-            _put(self.best.score, rows, torch.where(lower, score, least)),
-        )
+        self.best[rows] = torch.where(lower.view(-1, 1, 1, 1), self.seen, best)
+        self._score[rows] = torch.where(lower, score, least)
 
     @torch.no_grad()
     def _judge(self, candidate: Candidate, further: Tensor) -> tuple[Tensor, ...]:
@@ -261,7 +228,7 @@ def descend(
 
     The last image of one that is finished early is the one whose map was judged.
     """
-    last, memory = problem.batch.clean, None
+    last, memory = problem.batch.clean.clone(), None
     for number in numbers:
         problem.begin((number - numbers.start) / len(numbers))
         variable, memory = step(problem, variable, memory)
@@ -270,12 +237,12 @@ def descend(
         if finished is None:
             continue
         rows, images, remaining = finished
-        last = _put(last, rows, images)  # those that remain are replaced when they end
+        last[rows] = images  # those that remain are replaced when they end
         if not len(remaining):
             return variable, last
         variable, memory = take((variable, memory), remaining)
-    images = problem.framework.image(variable, problem.batch.clean)
-    return variable, _put(last, problem.batch.rows, images)
+    last[problem.batch.rows] = problem.framework.image(variable, problem.batch.clean)
+    return variable, last
 
 
 def take(state: Any, index: Tensor) -> Any:
@@ -295,13 +262,3 @@ def take(state: Any, index: Tensor) -> Any:
         "expected a state of tensors, numbers and tuples of these, from which finished images can "
         f"be removed, got {type(state).__name__}; return such a state, or attack with stop=None"
     )
-
-
-def _choose(first: Tensor, images: Tensor, others: Tensor) -> Tensor:
-    """Return ``images`` where ``first (B,)`` is true, ``others`` elsewhere."""
-    return torch.where(first.view(-1, 1, 1, 1), images, others)
-
-
-def _put(whole: Tensor, rows: Tensor, part: Tensor) -> Tensor:
-    """Return a batch with some rows replaced, in the same memory format."""
-    return whole.index_put((rows,), part)  # `index_copy` loses the format
