@@ -70,18 +70,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Method:
-    """How a method of Captum is run, and what is particular about it.
+    """How a method of Captum is run, and what is particular about it."""
 
-    Attributes:
-        run: From the attribution, a call and keyword arguments to attributions ``(B, C, h, w)``.
-        smooth: Its map has gradients of the model in it, which ReLUs make piecewise constant.
-        random: It draws numbers, so a ``NoiseTunnel`` cannot go around it.
-        game: From the attribution to its `Game`, where it perturbs features.
-    """
-
+    # From the attribution, a call and keyword arguments to attributions (B, C, h, w).
     run: Callable[..., Any]
+    # Its map has gradients of the model in it, which ReLUs make piecewise constant.
     smooth: bool = False
+    # It draws numbers, so a NoiseTunnel cannot go around it.
     random: bool = False
+    # From the attribution to its game, where it perturbs features.
     game: Callable[[Any], Game] | None = None
 
 
@@ -237,8 +234,7 @@ def _kernel(similarity: Callable[..., float]) -> tuple[float, Distance]:
     expected = value if cosine else value**5
     if not (value > 0 and math.isclose(similarity(up, far, None), expected, rel_tol=1e-6)):
         raise TypeError(
-            "expected a Lime with a similarity_func from get_exp_kernel_similarity_function, got "
-            "another: its gradient has not been verified"
+            "expected a similarity_func from get_exp_kernel_similarity_function, got another"
         )
     return -math.log(value), "cosine" if cosine else "euclidean"
 
