@@ -49,6 +49,12 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 
+DEVICES = (
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+)
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "examples" / "benchmark")]

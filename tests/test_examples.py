@@ -133,7 +133,7 @@ def test_skin_cancer_application(tmp_path: Path) -> None:
         assert word in table
     assert (tmp_path / "trained" / "lesions.png").read_bytes().startswith(PNG)
     with torch.no_grad():
-        logits = isic.load(tmp_path / "trained" / "lesions.pt")(torch.rand(1, 3, 64, 64))
+        logits = isic.classifier(tmp_path / "trained" / "lesions.pt")(torch.rand(1, 3, 64, 64))
     assert logits.shape == (1, 7)
 
 

@@ -22,17 +22,16 @@ their random colours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from captum_adv2 import storage
@@ -42,8 +41,8 @@ from captum_adv2.interpreters.rts import MaskingModel
 from captum_adv2.seeds import mixed
 from captum_adv2.spec import Classes, Count, Images, Index, NonNegative, Positive, Unit, checked
 
-Loader: TypeAlias = DataLoader[Any] | Sequence[tuple[Tensor, Tensor]]
-"""Gives batches ``(images, labels)``, and has a length."""
+Loader: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+"""Gives batches ``(images, labels)``, and has a length: a ``DataLoader``, or a list."""
 
 _EVERY = 100  # steps from checkpoint to checkpoint
 
@@ -188,7 +187,7 @@ def train_masking_model(
 
     Args:
         model: Classifier, images in [0, 1] to logits.
-        loader: Batches ``(images, labels)``: a ``DataLoader``, or a list; has a length.
+        loader: Batches ``(images, labels)``: a ``DataLoader``, a list, or the like, with a length.
         masking_model: Model to train, in place; default: a new one with the classifier as encoder.
         loss: Loss to minimise; default: ``MaskingLoss(model)``.
         epochs: Passes over the loader.
@@ -209,7 +208,7 @@ def train_masking_model(
     """
     if masking_model is None:
         with _seeded(loader) as reseed:
-            reseed(seed)
+            reseed(mixed(seed))
             images, _ = next(iter(loader))
             masking_model = MaskingModel(model, image_shape=images.shape[1:])
     training = Training("RTS", epochs, lr, seed, checkpoint, verbose)
@@ -240,10 +239,11 @@ def fit(
     The classifier runs in eval mode and is left as it was; the masking model ends in eval mode.
     """
     kind, epochs, lr, seed, checkpoint, verbose = training
-    length, total = len(loader), epochs * len(loader)
+    length = _length(loader)
+    total = epochs * length
     run = f"{kind}, seed {seed}, {epochs} epochs of {length} batches, lr {lr}"
     parameters = [*masking_model.selector.parameters(), *masking_model.decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr)
+    optimizer = torch.optim.Adam(parameters)
     optimizer.zero_grad()
     done = _resume(masking_model, optimizer, checkpoint, run)
     masking_model.eval()
@@ -254,7 +254,8 @@ def fit(
             numbered = enumerate(loader, epoch * length)
             # Batches that are done are loaded again: the loader's next draws depend on them.
             for step, (images, labels) in islice(numbered, max(0, done - epoch * length), None):
-                optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / total)) / 2
+                rate = lr * (1 + math.cos(math.pi * step / total)) / 2
+                optimizer.param_groups[0]["lr"] = float(rate)  # NumPy's could not be loaded again
                 generator = torch.Generator().manual_seed(mixed(seed, step, "step"))
                 terms = _step(masking_model, optimizer, objectives, images, labels, generator)
                 bar.update()
@@ -311,14 +312,20 @@ def _resume(
     return done
 
 
+def _length(loader: Loader) -> int:
+    """Return the number of batches of a loader, which has some."""
+    if not (isinstance(loader, Sized) and len(loader)):
+        raise ValueError(f"expected a loader with at least one batch and a length, got {loader!r}")
+    return len(loader)
+
+
 @contextmanager
 def _seeded(loader: Loader) -> Iterator[Callable[[int], None]]:
     """Yield a function that seeds the generators a loader may draw from; restore them at the end.
 
     These are torch's global generator for the CPU, and the loader's own.
     """
-    if not len(loader):
-        raise ValueError("expected a loader of at least one batch, got length 0")
+    _length(loader)
     own = getattr(loader, "generator", None)
     generators = [torch.default_generator, *([] if own is None else [own])]
     states = [generator.get_state() for generator in generators]

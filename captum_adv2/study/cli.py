@@ -35,7 +35,9 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0, or 2 where something given is wrong."""
     given = sys.argv[1:] if arguments is None else [*arguments]
-    parser = argparse.ArgumentParser("python -m captum_adv2", description="ADV2 by command.")
+    parser = argparse.ArgumentParser(
+        "python -m captum_adv2", description="ADV2 on the command line."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     study = commands.add_parser(
         "study",
@@ -46,8 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _declare(study)
     args = vars(parser.parse_args(given))
-    names = {field.name for field in fields(Settings)}
-    chosen = {name: args[name] for name in names if args[name] is not None}
+    chosen = {
+        field.name: tuple(value) if isinstance(value, list) else value
+        for field in fields(Settings)
+        if (value := args[field.name]) is not None
+    }
     try:
         run(
             Settings(**(PROFILES[args["profile"]] | chosen)),
@@ -77,21 +82,13 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         several = isinstance(default, tuple)
         kind = type(default[0]) if several else type(default)
         shown = " ".join(map(str, default)) if several else default
-        extra: dict[str, Any] = {"nargs": "*", "action": _Tuple} if several else {}
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=_number if kind is float else kind,
             metavar={str: "TEXT", int: "N", float: "X"}[kind],
             help=f"{field.metadata['help']} (default: {shown or 'none'})".replace("%", "%%"),
-            **extra,
+            nargs="*" if several else None,
         )
-
-
-class _Tuple(argparse.Action):
-    """Keeps several values as a tuple, which is what `Settings` holds."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
 
 
 def _number(text: str) -> float:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Does a study take two processes as it should, and does it survive being killed?
+"""Measure how a study uses two processes, and whether it survives being killed.
 
     python examples/benchmark/study.py kill processes quick
 
 ``kill`` kills all processes of a study (SIGKILL) at ten random moments, each time in a new folder,
-goes on with one process or two, and compares the records, byte by byte, with those of a run that
-nobody disturbed. ``processes`` compares the images a second of two processes with those of one, one
-thread each, from start to end, in pairs of runs, one after the other. ``quick`` times ``--profile
-quick``.
+resumes it with one process or two, and compares the records, byte by byte, with those of a run that
+was not killed. ``processes`` compares the images a second of two processes with those of one, one
+thread each, in pairs of runs. ``quick`` times ``--profile quick``.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def kill_all(folder: Path) -> None:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for a study; stop with what it says if it fails."""
+    """Wait for a study; stop with its errors if it fails."""
     _, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"the study failed with status {process.returncode}:\n{errors}")
@@ -89,7 +88,7 @@ def kill(folder: Path, args: argparse.Namespace) -> None:
             f"{others}: records {'identical' if equal else 'DIFFERENT'}",
             flush=True,
         )
-    print(f"{same} of {args.times} identical to the run that nobody disturbed")
+    print(f"{same} of {args.times} identical to the run that was not killed")
 
 
 def processes(folder: Path, args: argparse.Namespace) -> None:

@@ -28,8 +28,9 @@ from captum_adv2.interpreters import CAM, Ensemble, Gradient, Unrolled
 
 FLOOR = 0.5
 CLOSE = {"rtol": 0, "atol": 1e-6}
-pixels = partial(ADV2, eps=0.2, alpha=0.02, steps=16, warmup=2, confidence=FLOOR)
-flows = partial(StADV2, alpha=0.15, steps=24, warmup=4, confidence=FLOOR)
+settings = {"steps": 16, "warmup": 2, "confidence": FLOOR}
+pixels = partial(ADV2, eps=0.2, alpha=0.02, **settings)
+flows = partial(StADV2, alpha=0.2, **settings)
 
 SURROGATES = {
     "exact": {"interpreter": CAM},
@@ -197,6 +198,6 @@ def test_a_step_rule_need_not_look_at_the_map(cam, batch, parts):
     reports = []
     attack = targeted(cam(step=step, keep="final", stop=1.0, callback=reports.append))
     together = attack(*batch)
-    assert (len(reports) < 16) is ("all" in parts)
+    assert (sum(len(report.rows) for report in reports) < 4 * 16) is ("all" in parts)
     alone = [attack(batch[0][i : i + 1], batch[1][i : i + 1]) for i in range(4)]
     torch.testing.assert_close(together, torch.cat(alone), **CLOSE)

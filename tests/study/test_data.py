@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -82,13 +80,13 @@ def made(kind: str, root: Path) -> Source:
     """Return a source of each kind."""
     if kind == "embedded":
         return opened("embedded")
-    if kind == "tensors":
-        return opened(tensor_file(root / "held.pt", boxes=torch.tensor([[1, 2, 4, 8]] * 4)))
-    if kind == "floats":
-        return opened(tensor_file(root / "held.pt", images=torch.rand(4, 3, 8, 6)))
-    (root / "xml").mkdir()
-    (root / "xml" / "cat_0.xml").write_text(annotation((40, 30), [(5, 6, 30, 29)]))
-    return opened(folder(root / "pictures"), boxes=str(root / "xml"))
+    if kind == "folder":
+        (root / "xml").mkdir()
+        (root / "xml" / "cat_0.xml").write_text(annotation((40, 30), [(5, 6, 30, 29)]))
+        return opened(folder(root / "pictures"), boxes=str(root / "xml"))
+    images = {"images": torch.rand(4, 3, 8, 6)} if kind == "floats" else {}
+    boxes = torch.tensor([[1, 2, 4, 8]] * 4)
+    return opened(tensor_file(root / "held.pt", boxes=boxes, **images))
 
 
 @pytest.fixture(params=["embedded", "tensors", "floats", "folder"])
@@ -101,32 +99,23 @@ def same(one: Sample, other: Sample) -> bool:
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
-def test_samples_are_what_they_say(source: Source) -> None:
+def test_samples_are_what_they_say_in_any_order_and_may_be_changed(source: Source) -> None:
     count = min(len(source), 60)
-    names = set()
-    for index in range(count):
-        image, label, name, boxes = source[index]
+    samples = [source[index] for index in reversed(range(count))][::-1]
+    assert len({sample.name for sample in samples}) == count
+    for index, (image, label, _, boxes) in enumerate(samples):
         channels, height, width = image.shape
         assert (channels, image.dtype, type(image)) == (3, torch.float32, torch.Tensor)
         assert 0 <= image.min() < image.max() <= 1
         assert type(label) is int
-        assert not source.classes or source.classes[label]
         assert (boxes.dtype, boxes.shape[1:], type(boxes)) == (torch.int64, (4,), torch.Tensor)
         for x0, y0, x1, y1 in boxes.tolist():
             assert 0 <= x0 < x1 <= width
             assert 0 <= y0 < y1 <= height
-        names.add(name)
-    assert len(names) == count
-
-
-def test_samples_are_the_same_in_any_order_and_may_be_changed(source: Source) -> None:
-    last, first = source[len(source) - 1], source[0]
-    kept = first._replace(image=first.image.clone(), boxes=first.boxes.clone())
-    assert not torch.equal(last.image, first.image)
-    first.image.zero_()
-    first.boxes.zero_()
-    assert same(source[0], kept)
-    assert same(source[len(source) - 1], last)
+        kept = samples[index]._replace(image=image.clone(), boxes=boxes.clone())
+        image.zero_()
+        boxes.zero_()
+        assert same(source[index], kept)
 
 
 class TestFolder:
@@ -157,15 +146,6 @@ class TestFolder:
         assert torch.equal(found.image, usual(picture(size=shape)))
         assert found.name == "a/one.png"
 
-    @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1"])
-    def test_pictures_of_any_mode_become_rgb(self, mode: str, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir()
-        converted = picture().convert(mode)
-        converted.save(tmp_path / "a" / "one.tif")
-        found = opened(tmp_path, 30, resize=30)[0].image
-        middle = converted.convert("RGB").crop((5, 0, 35, 30))
-        assert torch.equal((found * 255).round().byte(), transforms.PILToTensor()(middle))
-
     def test_a_file_of_classes_gives_the_labels(self, tmp_path: Path) -> None:
         root, names = folder(tmp_path / "pictures"), ["zebra", "dog", "wild ape", "cat"]
         (tmp_path / "names.txt").write_text("\n".join(names) + "\n\n")
@@ -190,23 +170,14 @@ class TestFolder:
         with pytest.raises(ValueError, match="expected resize at least 16, the size, got 15"):
             opened(folder(tmp_path), 16, resize=15)
 
-    @pytest.mark.parametrize(
-        "spoil",
-        [
-            lambda file: file.write_bytes(file.read_bytes()[:200]),
-            Path.unlink,
-            lambda file: file.write_bytes(b""),
-            lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)),
-        ],
-        ids=["truncated", "gone", "empty", "broken chunk"],
-    )
+    @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n" + bytes(100)])
     def test_corrupt_pictures_are_named_and_the_rest_is_read(
-        self, spoil: Callable[[Path], Any], tmp_path: Path
+        self, content: bytes | None, tmp_path: Path
     ) -> None:
         found = opened(folder(tmp_path))
         assert isinstance(found, Folder)
         file = Path(found.samples[2][0])
-        spoil(file)
+        file.unlink() if content is None else file.write_bytes(content)
         with pytest.raises(CorruptImage, match=file.name):
             found[2]
         assert all(found[other].image.shape == (3, 16, 16) for other in (0, 1, 3, 4, 5))
@@ -277,13 +248,10 @@ class TestBoxes:
         "text",
         [
             "",
-            "<annotation>",
             "<annotation/>",
-            "<annotation><size><width>4</width></size></annotation>",
             annotation((0, 30), []),
             annotation((40, 30), [("left", 0, 1, 1)]),  # type: ignore[list-item]
             annotation((40, 30), [(0, 0, 1, 1)]).replace("ymax", "top"),
-            annotation((40, 30), []).replace("40", "nan"),
         ],
     )
     def test_malformed_annotations_are_named(self, text: str, tmp_path: Path) -> None:
@@ -328,7 +296,6 @@ class TestTensors:
     @pytest.mark.parametrize(
         ("changes", "match"),
         [
-            ({"images": None}, "images and labels"),
             ({"labels": None}, "images and labels"),
             ({"images": torch.zeros(3, 8, 6)}, "images .* with 4 dimensions"),
             ({"images": torch.zeros(0, 3, 8, 6)}, "at least one"),
@@ -344,15 +311,8 @@ class TestTensors:
         with pytest.raises((ValueError, TypeError), match=match) as caught:
             Tensors(file)
         assert "named.pt" in str(caught.value)
-
-    @pytest.mark.parametrize("content", [b"no tensors", Path("code"), torch.zeros(2)])
-    def test_files_of_something_else(self, content: Any, tmp_path: Path) -> None:
-        file = tmp_path / "a.pt"
-        if isinstance(content, bytes):
-            file.write_bytes(content)
-        else:
-            torch.save(content, file)
-        with pytest.raises(ValueError, match=r"torch\.save"):
+        file.write_bytes(b"no tensors")
+        with pytest.raises(ValueError, match=r"torch\.save .*named\.pt"):
             Tensors(file)
 
     @pytest.mark.parametrize("value", [1.01, -0.01, float("nan"), float("inf")])
@@ -365,22 +325,6 @@ class TestTensors:
         with pytest.raises(CorruptImage, match=r"a\.pt\[2\] in \[0, 1\]"):
             found[2]
         assert all(found[index].image.eq(0.5).all() for index in (0, 1, 3))
-
-    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
-    def test_tensors_stay_on_disk(self, tmp_path: Path) -> None:
-        def private() -> int:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-        megabytes = 48
-        images = torch.zeros(megabytes, 3, 512, 683, dtype=torch.uint8)
-        file = tensor_file(tmp_path / "a.pt", images=images, labels=torch.arange(megabytes))
-        del images
-        gc.collect()
-        before = private()
-        found = Tensors(file)
-        assert sum(found[index].label for index in range(megabytes)) == sum(range(megabytes))
-        assert private() - before < 1024 * megabytes / 2  # kB
 
 
 def test_embedded_pictures_are_shapes_that_no_network_was_trained_on() -> None:

@@ -27,6 +27,8 @@ from captum_adv2.study.data import Embedded, Sample
 from captum_adv2.study.embedded import CLASSES, load_resnet, make_shapes
 from captum_adv2.study.engine import Found, World
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "tiny.csv"
 SMALL = Settings(
@@ -56,7 +58,7 @@ def quiet(settings: Settings, folder: Path, **how: Any) -> Found:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Path:
     folder = tmp_path_factory.mktemp("study") / "whole"
     run(SMALL, folder, verbose=False)
     return folder

@@ -12,7 +12,7 @@ import pytest
 import torch
 from synthetic import NAMES, SETTINGS, pictures, results, setting, without
 
-from captum_adv2.study.figures import DPI, Drawing, build
+from captum_adv2.study.figures import DPI, PHOTOGRAPHS, SPECS, Drawing, Gallery, build
 
 STEMS = [
     *("figure-04", "figure-05-l1", "figure-06-iou", "detector-roc", "figure-09"),
@@ -28,7 +28,7 @@ def built(*changes, settings=SETTINGS, shown=(), **how) -> dict[str, Drawing]:
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Drawing]:
-    return built(shown=pictures())
+    return built(shown=pictures(count=1))
 
 
 def groups(axis) -> list:
@@ -37,6 +37,11 @@ def groups(axis) -> list:
 
 def heights(axis) -> list[list[float]]:
     return [[bar.get_height() for bar in group] for group in groups(axis)]
+
+
+def labels(figure) -> list[str]:
+    assert [axis.get_title() for axis in figure.axes[:4]] == ["image", *NAMES]
+    return [axis.get_ylabel() for axis in figure.axes[::4]]
 
 
 def test_all_figures_are_small_and_registered_nowhere(whole) -> None:
@@ -66,13 +71,12 @@ def test_all_figures_are_small_and_registered_nowhere(whole) -> None:
         ),
     ],
 )
-def test_bars_are_means_and_intervals(stem: str, series: dict[str, tuple[str, str]]) -> None:
-    change = setting({"success": 0.0, "l1": 9.0}, image=3)
-    (axis,) = built(change)[stem].figure.axes
+def test_bars_are_means_and_intervals(whole, stem: str, series) -> None:
+    (axis,) = whole[stem].figure.axes
     names = [text.get_text() for text in axis.get_xticklabels()]
     assert names == (["RTS", "RTS-A"] if "15" in stem else [*NAMES])
     rows = [
-        [results(change).estimate(title, "resnet", attack, name) for name in names]
+        [results().estimate(title, "resnet", attack, name) for name in names]
         for title, attack in series.values()
     ]
     np.testing.assert_allclose(heights(axis), [[each.mean for each in row] for row in rows])
@@ -84,46 +88,28 @@ def test_bars_are_means_and_intervals(stem: str, series: dict[str, tuple[str, st
 
 def test_a_panel_and_a_grid_for_each_model() -> None:
     models = ("a:b", "a b")  # names for files must not collide
-    every = built(
-        setting({"l1": 0.9}, model="a b", attack="PGD"),
-        models=models,
-        shown=pictures(models, count=1),
-    )
-    assert {"figure-04-a-b-1", "figure-04-a-b-2"} <= set(every)
-    first, second = every["figure-05-l1"].figure.axes
+    found = results(setting({"l1": 0.9}, model="a b", attack="PGD"), models=models)
+    galleries = [Gallery(model, pictures(models, count=2), found) for model in models]
+    grids, (bars,) = ([*spec(found, galleries)] for spec in PHOTOGRAPHS[:2])
+    assert [drawing.stem for drawing in grids] == ["figure-04-a-b-1", "figure-04-a-b-2"]
+    attacks = [f"{name}\nimage {i}" for i in (1, 2) for name in ("benign", "PGD", "ADV2")]
+    assert labels(grids[0].figure) == attacks
+    first, second = bars.figure.axes
     for axis in (first, second):  # no bar is cut off
         low, high = axis.get_ylim()
         assert low == 0
         assert high > max(max(group) for group in heights(second))
 
 
-def test_a_grid_has_a_row_an_attack_and_a_column_an_interpreter(whole) -> None:
-    def labels(stem: str) -> list[str]:
-        axes = whole[stem].figure.axes
-        assert [axis.get_title() for axis in axes[:4]] == ["image", *NAMES]
-        return [axis.get_ylabel() for axis in axes[::4]]
-
-    attacks = [f"{name}\nimage {i}" for i in (1, 2, 3) for name in ("benign", "PGD", "ADV2")]
-    assert labels("figure-04") == attacks
-    assert labels("figure-14") == ["benign", *(f"ADV2 on {name}" for name in NAMES), "PGD"]
-    assert labels("figure-11")[:3] == ["benign\nimage 1", "target\nimage 1", "ADV2\nimage 1"]
-
-
-def test_a_grid_shows_the_attack_on_the_interpreter_of_its_column() -> None:
-    shown = pictures(count=1)
-    images = {(p.attack, p.aimed): p.images for p in shown}
-    drawn = built(shown=shown)["figure-14"].figure.axes
+def test_grids_show_the_attack_on_the_interpreter_of_a_row_or_column(whole) -> None:
+    figure = whole["figure-14"].figure
+    assert labels(figure) == ["benign", *(f"ADV2 on {name}" for name in NAMES), "PGD"]
+    assert labels(whole["figure-11"].figure) == ["benign", "target", "ADV2"]
+    images = {(p.attack, p.aimed): p.images for p in pictures(count=1)}
     for row, name in enumerate(NAMES, 1):
-        picture = torch.from_numpy(np.asarray(drawn[4 * row].images[0].get_array()))
+        picture = torch.from_numpy(np.asarray(figure.axes[4 * row].images[0].get_array()))
         expected = images["ADV2", name][0].permute(1, 2, 0)
         assert torch.allclose(picture.float(), expected.float(), atol=1e-6)
-
-
-def test_skin_lesions_have_figures_of_their_own() -> None:
-    skin = replace(SETTINGS, images="isic:lesions=/data")
-    every = built(settings=skin, shown=pictures(count=1))
-    assert list(every)[:3] == ["figure-07", "figure-08-l1", "figure-08-iou"]
-    assert every["figure-08-l1"].number == "Figure 8"
 
 
 def test_roc(whole) -> None:
@@ -132,22 +118,31 @@ def test_roc(whole) -> None:
     assert [line.get_label() for line in axis.lines] == [f"{name}, area 1.000" for name in names]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
-    ("attack", "gone"),
+    ("changes", "gone"),
     [
-        ("patch", ["figure-11"]),
-        ("class", ["figure-12", "figure-13-l1", "figure-13-iou"]),
-        ("StADV2", ["figure-10-l1", "figure-10-iou"]),
+        ([without(attack="patch")], ["figure-11"]),
+        ([without(attack="class")], ["figure-12", "figure-13-l1", "figure-13-iou"]),
+        ([without(attack="StADV2")], ["figure-10-l1", "figure-10-iou"]),
+        ([without(interpreter="RTS-A")], ["figure-15-l1", "figure-16-l1"]),
+        ([setting({"success": 0.0})], [s for s in STEMS if s[-1] in "1uc" and len(s) > 9]),
     ],
 )
-def test_missing_rows_leave_figures_out(attack: str, gone: list[str]) -> None:
-    shown = [picture for picture in pictures(count=1) if picture.attack != attack]
-    every = built(without(attack=attack), shown=shown)
+def test_missing_rows_leave_figures_out(changes, gone: list[str]) -> None:
+    shown = [p for p in pictures(count=1) if all(change(p._asdict()) for change in changes)]
+    every = built(*changes, shown=shown)
     assert [stem for stem in STEMS if stem not in every] == gone
+    assert built(*changes, shown=pictures(count=0)).keys() == every.keys() - {
+        stem for stem in STEMS if len(stem) == 9
+    }
 
 
-def test_without_success_or_pictures_there_is_nothing_to_draw() -> None:
-    assert built(setting({"success": 0.0}), shown=pictures(count=0)) == {}
-    one = built(without(interpreter="RTS-A"), shown=pictures(count=1))
-    assert len(one["figure-04"].figure.axes) == 12
-    assert "figure-16-l1" not in one
+@pytest.mark.usefixtures("undrawn")
+def test_skin_lesions_have_figures_of_their_own() -> None:
+    skin = replace(SETTINGS, images="isic:lesions=/data")
+    every = built(settings=skin, shown=pictures(count=1))
+    assert list(every)[:3] == ["figure-07", "figure-08-l1", "figure-08-iou"]
+    assert list(every)[3:] == STEMS[3:]
+    assert every["figure-08-l1"].number == "Figure 8"
+    assert len(SPECS) == len(STEMS) - 3

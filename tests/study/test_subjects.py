@@ -62,12 +62,14 @@ class TestModels:
         assert not model.training
         assert torch.equal(model(images), net((images - mean) / std))
 
-    def test_without_a_net_the_hint_is_a_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_net_the_hint_is_a_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def offline(*args: object, **kwargs: object) -> None:
             raise OSError("no route to host")
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-        monkeypatch.setenv("TORCH_HOME", "nowhere/at/all")
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         with pytest.raises(ValueError, match=f"weights of {NAME}, got .*; {NAME}=FILE reads"):
             load_model(NAME)
 

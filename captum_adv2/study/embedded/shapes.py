@@ -60,11 +60,6 @@ class Shapes(NamedTuple):
 # their own mirror images, so flips and turns never change a class.
 
 
-def _ring(x: Floats, y: Floats) -> Bools:
-    radius = x**2 + y**2
-    return (radius >= 0.3) & (radius <= 1.0)
-
-
 def _star(x: Floats, y: Floats) -> Bools:
     # Folding the ten half-sectors onto one leaves a single straight edge to test.
     step = 2.0 * math.pi / 5.0
@@ -75,33 +70,27 @@ def _star(x: Floats, y: Floats) -> Bools:
     return (inner_x - 1.0) * across - inner_y * (along - 1.0) >= 0.0
 
 
-def _cross(x: Floats, y: Floats) -> Bools:
-    x, y = np.abs(x), np.abs(y)
-    return (np.minimum(x, y) <= 0.32) & (np.maximum(x, y) <= 0.94)
-
-
 def _heart(x: Floats, y: Floats) -> Bools:
     # The sextic heart curve, shrunk and shifted into the unit disc.
     x, y = 1.3 * x, 1.3 * y + 0.18
     return (x**2 + y**2 - 1.0) ** 3 <= x**2 * y**3
 
 
-def _arrow(x: Floats, y: Floats) -> Bools:
-    x = np.abs(x)
-    head = (y >= 0.05) & (x <= 0.8 * (1.0 - y))
-    return head | ((y >= -0.95) & (y <= 0.05) & (x <= 0.25))
-
-
 _OUTLINES: dict[str, Callable[[Floats, Floats], Bools]] = {
     "disc": lambda x, y: x**2 + y**2 <= 1.0,
-    "ring": _ring,
+    "ring": lambda x, y: (x**2 + y**2 >= 0.3) & (x**2 + y**2 <= 1.0),
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) <= math.sqrt(0.5),
     "triangle": lambda x, y: np.maximum(-y, math.sqrt(0.75) * np.abs(x) + 0.5 * y) <= 0.5,
     "star": _star,
-    "cross": _cross,
+    "cross": lambda x, y: (
+        (np.minimum(np.abs(x), np.abs(y)) <= 0.32) & (np.maximum(np.abs(x), np.abs(y)) <= 0.94)
+    ),
     "crescent": lambda x, y: (x**2 + y**2 <= 1.0) & ((x - 0.45) ** 2 + y**2 >= 0.64),
     "heart": _heart,
-    "arrow": _arrow,
+    "arrow": lambda x, y: (  # head, shaft
+        ((y >= 0.05) & (np.abs(x) <= 0.8 * (1.0 - y)))
+        | ((y >= -0.95) & (y <= 0.05) & (np.abs(x) <= 0.25))
+    ),
     "hourglass": lambda x, y: (np.abs(y) <= 0.8) & (np.abs(x) <= 0.1 + 0.625 * np.abs(y)),
 }
 
@@ -128,23 +117,12 @@ def _over_pixels(values: Floats) -> Floats:
     return values[:, None, None]
 
 
-@cache
-def _unit_area(name: str) -> float:
-    """Measure the area of an outline at scale one."""
-    line = np.linspace(-1.0, 1.0, 401, dtype=np.float32)
-    return 4.0 * float(_OUTLINES[name](*np.meshgrid(line, line)).mean())
-
-
 def _frame(
     size: int, centre: Floats, angle: Floats, offset: tuple[float, float] = (0.0, 0.0)
 ) -> tuple[Floats, Floats]:
     """Return pixel coordinates x and y ``(n, size, size)`` as seen from moved and turned objects.
 
-    Args:
-        size: Side of the picture.
-        centre: x and y of the objects in pixels, ``(n, 2)``.
-        angle: Their orientation in radians, ``(n,)``.
-        offset: Position of the sample inside its pixel, as seen from the pixel's middle.
+    Centres ``(n, 2)`` are in pixels, angles ``(n,)`` in radians, offsets from a pixel's middle.
     """
     line = np.arange(size, dtype=np.float32) + 0.5
     x = (line + offset[0])[None, None, :] - _over_pixels(centre[:, 0])
@@ -159,8 +137,7 @@ def _smooth_noise(rng: np.random.Generator, count: int, size: int, cells: int) -
     nodes = np.arange(cells, dtype=np.float32)
     weights = np.maximum(0.0, 1.0 - np.abs(position[:, None] - nodes[None, :]))
     grid = rng.random((count, 3, cells, cells), dtype=np.float32)
-    smooth: Floats = weights @ grid @ weights.T
-    return smooth
+    return np.asarray(weights @ grid @ weights.T)
 
 
 def _paint(images: Floats, coverage: Floats, colours: Floats) -> None:
@@ -171,9 +148,8 @@ def _paint(images: Floats, coverage: Floats, colours: Floats) -> None:
 def _clutter_shapes(rng: np.random.Generator, count: int) -> tuple[Bools, Floats, Floats, Floats]:
     """Draw the proportions of blobs, lines and patches, which are all rounded boxes.
 
-    Returns:
-        Whether each piece is a patch, its half width, its half height and the radius by which the
-        box is grown, ``(count,)`` each, in pixels of a picture of the reference size.
+    Returns whether each piece is a patch, its half width, its half height and the radius by which
+    the box is grown, ``(count,)`` each, in pixels of the reference size.
     """
     kind = rng.integers(3, size=count)
     length, thin = _uniform(rng, 3, 9, count), _uniform(rng, 0.5, 1.0, count)
@@ -210,14 +186,6 @@ def _paint_clutter(images: Floats, rng: np.random.Generator) -> None:
     ):
         region = image[None, :, top : top + window, left : left + window]
         _paint(region, covered[None], np.where(stripes, *pair))
-
-
-def _background(rng: np.random.Generator, count: int, size: int) -> Floats:
-    """Return cluttered backgrounds ``(count, 3, size, size)`` in [0, 1]."""
-    images = 0.8 * _smooth_noise(rng, count, size, 5) + 0.2 * _smooth_noise(rng, count, size, 17)
-    for _ in range(_CLUTTER_PIECES):
-        _paint_clutter(images, rng)
-    return images
 
 
 def _coverage(
@@ -260,12 +228,18 @@ def _colours(rng: np.random.Generator, background: Floats) -> tuple[Floats, Floa
     return first[:, :, None, None], second[:, :, None, None]
 
 
+@cache
+def _unit_areas() -> Floats:
+    """Measure the areas of the outlines at scale one."""
+    points = np.meshgrid(*[np.linspace(-1.0, 1.0, 401, dtype=np.float32)] * 2)
+    areas = [4.0 * float(outline(*points).mean()) for outline in _OUTLINES.values()]
+    return np.array(areas, dtype=np.float32)
+
+
 def _radius(rng: np.random.Generator, labels: npt.NDArray[np.int64], size: int) -> Floats:
     """Draw the objects' radii, ``(n,)`` in pixels, such that their areas are spread evenly."""
-    unit_areas = np.array([_unit_area(name) for name in CLASSES], dtype=np.float32)
     areas = _uniform(rng, *_AREA_RANGE, len(labels)) * size**2
-    radius: Floats = np.minimum(np.sqrt(areas / unit_areas[labels]), _LARGEST_RADIUS * size)
-    return radius
+    return np.asarray(np.minimum(np.sqrt(areas / _unit_areas()[labels]), _LARGEST_RADIUS * size))
 
 
 def _draw_block(seed: int, block: int, size: int) -> Shapes:
@@ -275,7 +249,10 @@ def _draw_block(seed: int, block: int, size: int) -> Shapes:
     rounds = np.tile(np.arange(len(CLASSES)), (_BLOCK // len(CLASSES), 1))
     labels = rng.permuted(rounds, axis=1).reshape(-1).astype(np.int64)
 
-    images = _background(rng, _BLOCK, size)
+    noise = [_smooth_noise(rng, _BLOCK, size, cells) for cells in (5, 17)]
+    images = 0.8 * noise[0] + 0.2 * noise[1]
+    for _ in range(_CLUTTER_PIECES):
+        _paint_clutter(images, rng)
     radius = _radius(rng, labels, size)
     centre = radius[:, None] + _uniform(rng, 0, 1, _BLOCK, 2) * (size - 2.0 * radius[:, None])
     coverage = _coverage(labels, centre, _uniform(rng, 0, 2.0 * math.pi, _BLOCK), radius, size)
