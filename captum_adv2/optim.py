@@ -31,12 +31,7 @@ class Adam:
 
     From zero moments a step is ``lr * sign(gradient)``, whose derivative is close to zero: to
     differentiate through steps, take some first. After a change of the parameters `rescale` the
-    moments instead of starting again.
-
-    Args:
-        lr: Step size.
-        betas: Decay of the two moments, each below 1.
-        eps: Added to the root of the second moment.
+    moments instead of starting again. Each of ``betas``, the decay of the moments, is below 1.
 
     >>> adam, x = Adam(lr=0.1), torch.tensor([2.0])
     >>> step, state = adam.update(2 * x, adam.init(x))

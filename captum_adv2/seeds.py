@@ -7,10 +7,9 @@ import hashlib
 
 
 def mixed(*keys: object) -> int:
-    """Return a seed in [-2**63, 2**63), the same in every process and on every platform.
+    """Return a seed in [-2**63, 2**63) of keys: bytes, or anything whose text identifies it.
 
-    Args:
-        *keys: Bytes, or anything whose text identifies it, such as numbers.
+    It is the same in every process and on every platform.
 
     >>> mixed(0, 12) == mixed(0, 12) != mixed(0, 13)
     True

@@ -15,20 +15,11 @@ import functools
 import inspect
 import math
 import numbers
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypeAlias,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +31,8 @@ _WORDS = {
     bool: "True or False",
     nn.Module: "a torch.nn.Module",
     torch.Generator: "a torch.Generator",
-    type(None): "None",
+    Mapping: "a dictionary",
+    Sequence: "a list or a tuple",
 }
 _HINTS = {
     "Generator": "; torch.Generator().manual_seed(0) makes one",
@@ -91,29 +83,19 @@ class Array:
 
     def check(self, value: Any, name: str) -> None:
         """Raise unless a value is such a tensor."""
-        if not isinstance(value, Tensor):
-            raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}")
+        _expect_instance(value, Tensor, name)
         integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
         if not (value.is_floating_point() if self.floating else integer):
             kind = "a floating" if self.floating else "an integer"
-            hint = self.hint if self.floating else "; use .long()"
-            raise TypeError(f"expected {name} of {kind} dtype, got {value.dtype}{hint}")
+            raise TypeError(f"expected {name} of {kind} dtype, got {value.dtype}{self.hint}")
         if value.ndim != self.ndim or not value.numel():
-            raise ValueError(
-                f"expected {name} with {self.ndim} dimensions and at least one entry, got shape "
-                f"{tuple(value.shape)}"
-            )
+            wanted = f"{self.ndim} dimensions and at least one entry"
+            raise ValueError(f"expected {name} with {wanted}, got shape {tuple(value.shape)}")
         if self.unit:
-            self._check_values(value.detach(), name)
-
-    def _check_values(self, value: Tensor, name: str) -> None:
-        low, high = torch.stack(value.aminmax()).tolist()
-        if math.isnan(low) or math.isnan(high):
-            raise ValueError(f"expected {name} in [0, 1], got NaN")
-        if low < -_ROUNDING or high > 1 + _ROUNDING:
-            raise ValueError(
-                f"expected {name} in [0, 1], got values in [{low:.4g}, {high:.4g}]{self.hint}"
-            )
+            low, high = torch.stack(value.detach().aminmax()).tolist()
+            if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # so that NaN fails, too
+                found = f"values in [{low:.4g}, {high:.4g}]"
+                raise ValueError(f"expected {name} in [0, 1], got {found}{self.hint}")
 
 
 Real: TypeAlias = Annotated[float, Range()]
@@ -129,7 +111,7 @@ Images: TypeAlias = Annotated[
 Maps: TypeAlias = Annotated[
     Tensor, Array(4, unit=True, hint="; 1 means important: scale maps to [0, 1]")
 ]
-Classes: TypeAlias = Annotated[Tensor, Array(1, floating=False)]
+Classes: TypeAlias = Annotated[Tensor, Array(1, floating=False, hint="; use .long()")]
 Logits: TypeAlias = Annotated[Tensor, Array(2)]
 
 
@@ -137,10 +119,8 @@ def checked(thing: T) -> T:
     """Hold the arguments of a function, or of a class's constructor, to their annotations."""
     function: Any = thing.__init__ if inspect.isclass(thing) else thing
     signature = inspect.signature(function)
-
-    @functools.cache
-    def hints() -> dict[str, Any]:  # late: annotations may name what is defined further down
-        return get_type_hints(function, include_extras=True)
+    # Called late: annotations may name what is defined further down.
+    hints = functools.cache(functools.partial(typing.get_type_hints, function, include_extras=True))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -156,13 +136,8 @@ def checked(thing: T) -> T:
 
 
 def expect(value: Any, hint: Any, name: str) -> None:
-    """Raise unless a value is what an annotation says.
-
-    Raises:
-        TypeError: It is of another type.
-        ValueError: It is of this type, and out of range.
-    """
-    origin, args = get_origin(hint), get_args(hint)
+    """Raise unless a value is what an annotation says: of its type, and in its range."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         args[1].check(value, name)
     elif origin in (Union, UnionType):
@@ -173,7 +148,10 @@ def expect(value: Any, hint: Any, name: str) -> None:
     elif origin in (tuple, Sequence):
         _expect_sequence(value, origin, args, name)
     elif origin is Mapping:
-        _expect_mapping(value, args, name)
+        _expect_instance(value, Mapping, name)
+        for key, each in value.items():
+            expect(key, args[0], f"each key of {name}")
+            expect(each, args[1], f"{name}[{key!r}]")
     elif origin is Callable or getattr(hint, "_is_protocol", False):
         _expect_function(value, args[-1] if args else None, name)
     elif inspect.isclass(origin or hint) and hint is not Any:  # a class, too, since Python 3.11
@@ -192,9 +170,7 @@ def _expect_one_of(value: Any, options: tuple[Any, ...], name: str) -> None:
 
 
 def _expect_sequence(value: Any, kind: Any, args: tuple[Any, ...], name: str) -> None:
-    if not isinstance(value, kind) or isinstance(value, str):
-        wanted = "a tuple" if kind is tuple else "a list or a tuple"
-        raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
+    _expect_instance(value, kind, name)
     fixed = kind is tuple and ... not in args
     if fixed and len(value) != len(args):
         raise ValueError(f"expected {name} to have {len(args)} entries, got {len(value)}")
@@ -202,28 +178,18 @@ def _expect_sequence(value: Any, kind: Any, args: tuple[Any, ...], name: str) ->
         expect(each, args[number] if fixed else args[0], f"{name}[{number}]")
 
 
-def _expect_mapping(value: Any, args: tuple[Any, ...], name: str) -> None:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"expected {name} to be a dictionary, got {type(value).__name__}")
-    for key, each in value.items():
-        expect(key, args[0], f"each key of {name}")
-        expect(each, args[1], f"{name}[{key!r}]")
-
-
 def _expect_function(value: Any, returned: Any, name: str) -> None:
     """Raise unless a value can be called; a class can only where it makes what is returned."""
-    if inspect.isclass(value):
-        if not (inspect.isclass(returned) and issubclass(value, returned)):
-            raise TypeError(
-                f"expected {name} to be a function, got the class {value.__name__}; pass "
-                f"{value.__name__}()"
-            )
-    elif not callable(value):
+    if inspect.isclass(value) and not (inspect.isclass(returned) and issubclass(value, returned)):
+        got = f"the class {value.__name__}; pass {value.__name__}()"
+        raise TypeError(f"expected {name} to be a function, got {got}")
+    if not callable(value):
         raise TypeError(f"expected {name} to be a function, got {type(value).__name__}")
 
 
 def _expect_instance(value: Any, kind: type, name: str) -> None:
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    # To Python, True is a number and a string a sequence; neither is meant here.
+    if isinstance(value, kind) and (kind in (bool, str) or not isinstance(value, bool | str)):
         return
     article = "an" if kind.__name__[0] in "AEIOU" else "a"
     wanted = _WORDS.get(kind, f"{article} {kind.__name__}")
@@ -244,9 +210,8 @@ def expect_logits(output: Any, batch: int) -> Tensor:
     """Return a model's output if it is logits ``(batch, classes)`` of two classes or more."""
     wanted = f"expected the model to return logits of shape ({batch}, classes)"
     if not isinstance(output, Tensor):
-        raise TypeError(
-            f"{wanted}, got {type(output).__name__}; wrap it in a module that returns the logits"
-        )
+        got = type(output).__name__
+        raise TypeError(f"{wanted}, got {got}; wrap it in a module that returns the logits")
     if output.ndim != 2 or len(output) != batch or output.shape[1] < 2:
         raise ValueError(f"{wanted} with at least two classes, got {tuple(output.shape)}")
     return output
@@ -255,10 +220,7 @@ def expect_logits(output: Any, batch: int) -> Tensor:
 def expect_classes(labels: Tensor, logits: Tensor, name: str) -> None:
     """Raise unless labels ``(B,)`` are one class an image, of those of logits ``(B, classes)``."""
     batch, classes = logits.shape
-    if labels.shape != (batch,):
-        raise ValueError(
-            f"expected {name} of shape ({batch},), one class an image, got {tuple(labels.shape)}"
-        )
+    expect_shape(labels, (batch,), name)
     low, high = torch.stack(labels.aminmax()).tolist()
     if low < 0 or high >= classes:
         raise ValueError(f"expected {name} in [0, {classes - 1}], got values in [{low}, {high}]")

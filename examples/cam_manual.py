@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.study.embedded.models import load_resnet
-from captum_adv2.study.embedded.shapes import make_shapes
+from captum_adv2.study.embedded import load_resnet, make_shapes
 
 eps, alpha, steps, weight = 8 / 255, 2 / 255, 5 if "--smoke" in sys.argv else 100, 150.0
 model = load_resnet()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,10 @@ from torch import Tensor, nn
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.evaluation.metrics import interval
 from captum_adv2.interpreters import CAM, MASK, RTS, GradCAM, Gradient, Interpreter
-from captum_adv2.study.embedded import (
-    CLASSES,
-    SmallResNet,
-    load_densenet,
-    load_resnet,
-    load_rts,
-    make_shapes,
-)
+from captum_adv2.study import embedded
 
 EPS = 8 / 255
+Rows = defaultdict[str, dict[str, tuple[Tensor, Tensor]]]  # what `visualize.grid` draws
 
 
 class Subject(NamedTuple):
@@ -38,12 +33,15 @@ class Subject(NamedTuple):
 
 def _rts(model: nn.Module) -> RTS:
     """Return RTS for either classifier; the residual network is the encoder."""
-    if isinstance(model[1], SmallResNet):
-        return RTS(model, load_rts(model))
-    return RTS(model, load_rts(load_resnet(), "densenet"))
+    if isinstance(model[1], embedded.SmallResNet):
+        return RTS(model, embedded.load_rts(model))
+    return RTS(model, embedded.load_rts(embedded.load_resnet(), "densenet"))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"ResNet": load_resnet, "DenseNet": load_densenet}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "ResNet": embedded.load_resnet,
+    "DenseNet": embedded.load_densenet,
+}
 INTERPRETERS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "CAM": CAM,
     "GradCAM": GradCAM,
@@ -57,29 +55,21 @@ def options(
     doc: str,
     interpreters: Collection[str],
     steps: int,
-    models: Collection[str] = tuple(MODELS),
     **numbers: tuple[float, str],
 ) -> argparse.Namespace:
-    """Read the command line; ``--smoke`` means two pictures and four steps.
+    """Read the command line of a script with a docstring, some defaults, and further options.
 
-    Args:
-        doc: The script's docstring.
-        interpreters: Default of ``--interpreters``.
-        steps: Default of ``--steps``.
-        models: Default of ``--models``.
-        **numbers: Further options: the default and the help of each.
+    Each further option is the default and the help of a number.
     """
     title, _, text = doc.partition("\n")
     parser = argparse.ArgumentParser(
         description=title, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--models", nargs="+", choices=MODELS, default=[*models], help="classifiers")
+    add("--models", nargs="+", choices=MODELS, default=[*MODELS], help="classifiers")
     add("--interpreters", nargs="+", choices=INTERPRETERS, default=[*interpreters], help="columns")
     add("--images", type=int, default=100, help="pictures a model (default: 100)")
-    add(
-        "--mask-images", type=int, default=16, help="pictures for MASK, which is slow (default: 16)"
-    )
+    add("--mask-images", type=int, default=16, help="pictures for MASK, which is slow (16)")
     add("--steps", type=int, default=steps, help=f"gradient evaluations (default: {steps})")
     for name, (value, purpose) in numbers.items():
         add(f"--{name}", type=float, default=value, help=f"{purpose} (default: {value:g})")
@@ -95,14 +85,16 @@ def options(
 
 def embedded_case(count: int) -> Case:
     """Return the embedded residual network with pictures it gets right, and random targets."""
-    model = load_resnet()
-    shapes = make_shapes(2 * count, seed=99)
+    model = embedded.load_resnet()
+    shapes = embedded.make_shapes(2 * count, seed=99)
     with torch.no_grad():
         logits = torch.cat([model(part) for part in shapes.images.split(100)])
     right = (logits.argmax(dim=1) == shapes.labels).nonzero()[:count, 0]
     labels = shapes.labels[right]
-    shift = torch.randint(1, len(CLASSES), labels.shape, generator=torch.Generator().manual_seed(0))
-    return Case(model, shapes.images[right], labels, (labels + shift) % len(CLASSES))
+    shift = torch.randint(
+        1, len(embedded.CLASSES), labels.shape, generator=torch.Generator().manual_seed(0)
+    )
+    return Case(model, shapes.images[right], labels, (labels + shift) % len(embedded.CLASSES))
 
 
 def subjects(args: argparse.Namespace) -> list[Subject]:
@@ -113,9 +105,8 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
         wrong = [model(case.images).argmax(dim=1) != case.labels for model in models.values()]
     right = (~torch.stack(wrong).any(dim=0)).nonzero()[: args.images, 0]
     pictures = [part[right] for part in case[1:]]
-    builders = dict(INTERPRETERS)
-    if args.smoke:
-        builders["MASK"] = partial(MASK.small, iterations=4)
+    short = {"MASK": partial(MASK.small, iterations=4)} if args.smoke else {}
+    builders = INTERPRETERS | short
     found = []
     for name, model in models.items():
         interpreters = {title: builders[title](model) for title in args.interpreters}
@@ -123,10 +114,14 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     return found
 
 
+def first(case: Case, count: int) -> Case:
+    """Return a case with its first pictures."""
+    return Case(case.model, *(part[:count] for part in case[1:]))
+
+
 def few(case: Case, name: str, args: argparse.Namespace) -> Case:
     """Return the pictures for an interpreter: all of them, or the first few for MASK."""
-    count = args.mask_images if name == "MASK" else args.images
-    return Case(case.model, *(part[:count] for part in case[1:]))
+    return first(case, args.mask_images if name == "MASK" else args.images)
 
 
 def attacked(attack: Any, case: Case, batch: int = 50) -> Tensor:

@@ -56,10 +56,8 @@ def main() -> None:
     figure = Figure(figsize=(4.5 * len(args.models), 4.5), layout="constrained")
     axes = figure.subplots(1, len(args.models), squeeze=False)[0]
     print(f"{args.images} images, {args.steps} gradient evaluations, changes of at most 8/255")
-    print(
-        f"{'model':9s} {'attack':27s}    ASR  {'L1 of the mean map':24s}   AUC  "
-        f"{'flagged, 95 % interval':23s}"
-    )
+    columns = f"   ASR  {'L1 of the mean map':24s}   AUC  flagged, 95 % interval"
+    print(f"{'model':9s} {'attack':27s} {columns}")
     for subject, axis in zip(subjects(args), axes, strict=True):
         case, ensemble = subject.case, Ensemble(list(subject.interpreters.values()))
         detector = EnsembleDetector(ensemble).fit(own, rate=0.05)
@@ -68,20 +66,13 @@ def main() -> None:
             images = attacked(attack, case)
             report = evaluate(case.model, ensemble, case.images, images, case.targets)
             curve = detector.roc(case.images, images)
-            print(
-                f"{subject.name:9s} {name:27s} {report.success.float().mean():6.1%}  "
-                f"{mean(report.l1[report.success])}  {curve.auc:5.3f}  "
-                f"{share(detector.detect(images))}",
-                flush=True,
-            )
+            cells = f"{report.success.float().mean():6.1%}  {mean(report.l1[report.success])}"
+            flagged = f"{curve.auc:5.3f}  {share(detector.detect(images))}"
+            print(f"{subject.name:9s} {name:27s} {cells}  {flagged}", flush=True)
             axis.plot(curve.fpr, curve.tpr, label=f"{name}: {curve.auc:.2f}")
         axis.plot((0, 1), (0, 1), color="grey", linewidth=0.5)
-        axis.set(
-            title=f"{subject.name}, {', '.join(subject.interpreters)}",
-            aspect="equal",
-            xlabel="benign images flagged",
-            ylabel="attacked images flagged",
-        )
+        axis.set(title=f"{subject.name}, {', '.join(subject.interpreters)}", aspect="equal")
+        axis.set(xlabel="benign images flagged", ylabel="attacked images flagged")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8)
     figure.savefig(args.out / "ensemble.png", dpi=80, bbox_inches="tight")
 

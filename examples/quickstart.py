@@ -15,9 +15,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchattacks import PGD
 
@@ -26,19 +27,12 @@ from captum_adv2.evaluation import visualize
 from captum_adv2.interpreters import CAM, MASK, GradCAM, Gradient, Interpreter
 from captum_adv2.study.embedded import CLASSES, load_densenet, load_resnet, make_shapes
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-INTERPRETERS: dict[str, Callable[[nn.Module], Interpreter]] = {
-    "CAM": CAM,
-    "GradCAM": GradCAM,
-    "GRAD": Gradient,
-}
+INTERPRETERS = {"CAM": CAM, "GradCAM": GradCAM, "GRAD": Gradient}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Subject(NamedTuple):
-    """A classifier, images ``(N, 3, H, W)``, names of the classes, and what explains it."""
+    """A classifier, images ``(N, 3, H, W)``, names of the classes, and its interpreters."""
 
     name: str
     model: nn.Module
@@ -50,11 +44,9 @@ class Subject(NamedTuple):
 def embedded(count: int) -> list[Subject]:
     """Return the two models that come with the examples, on generated pictures."""
     images = make_shapes(count, seed=7).images
-    # MASK is optimised anew for every map. The DenseNet, and large pictures, would take minutes.
+    slow = {"MASK": MASK.small}  # every map is optimised: on the DenseNet it would take minutes
     return [
-        Subject(
-            "small ResNet", load_resnet(), images, CLASSES, INTERPRETERS | {"MASK": MASK.small}
-        ),
+        Subject("small ResNet", load_resnet(), images, CLASSES, INTERPRETERS | slow),
         Subject("small DenseNet", load_densenet(), images, CLASSES, INTERPRETERS),
     ]
 
@@ -69,13 +61,7 @@ def imagenet(architecture: str, folder: Path, count: int) -> list[Subject]:
     if not files:
         raise SystemExit(f"expected pictures (.jpg, .jpeg, .png) in {folder}, got none")
     weights = models.get_model_weights(architecture).DEFAULT
-    try:
-        net = models.get_model(architecture, weights=weights)
-    except OSError as error:
-        raise SystemExit(
-            f"the weights of {architecture} could not be downloaded ({error}); they need internet "
-            "once, or a copy in torch.hub.get_dir(). Without --weights the example needs neither."
-        ) from error
+    net = models.get_model(architecture, weights=weights)  # needs internet once
     crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     pictures = [crop(decode_image(str(file), ImageReadMode.RGB)) for file in files[:count]]
     images = torch.stack(pictures).float() / 255
@@ -83,37 +69,30 @@ def imagenet(architecture: str, folder: Path, count: int) -> list[Subject]:
     return [Subject(architecture, model, images, tuple(weights.meta["categories"]), INTERPRETERS)]
 
 
-def attack(subject: Subject, args: argparse.Namespace) -> Figure:
+def compare(subject: Subject, args: argparse.Namespace) -> Figure:
     """Attack every interpreter of a subject; print the table; return the picture."""
-    model, images = subject.model, subject.images
+    model, images, classes = subject.model, subject.images, len(subject.classes)
     with torch.no_grad():
         labels = model(images).argmax(dim=1)
     generator = torch.Generator().manual_seed(args.seed)
-    classes = len(subject.classes)
     target = (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes
-    pgd = PGD(model, eps=args.eps / 255, steps=args.steps, random_start=False)
-    pgd.set_mode_targeted_by_label(quiet=True)
-    fooled = pgd(images, target)
-    rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def attacked(attack: Any) -> Tensor:
+        attack.set_mode_targeted_by_label(quiet=True)
+        return attack(images, target)
+
+    settings = {"eps": args.eps / 255, "steps": args.steps}
+    fooled = attacked(PGD(model, random_start=False, **settings))
+    rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
     for name, build in subject.interpreters.items():
         interpreter = build(model)
-        adv2 = ADV2(
-            model, interpreter, eps=args.eps / 255, steps=args.steps, verbose=not args.quiet
-        )
-        adv2.set_mode_targeted_by_label(quiet=True)
-        both = adv2(images, target)
+        both = attacked(ADV2(model, interpreter, verbose=not args.quiet, **settings))
         for title, adversarial in (("PGD", fooled), ("ADV2", both)):
             report = evaluate(model, interpreter, images, adversarial, target)
-            numbers = report.summary()
-            print(
-                f"{subject.name:15s} {name:8s} {title:5s} {numbers['asr']:6.1%} "
-                f"{numbers['confidence']:10.3f} {numbers['l1']:8.4f} {numbers['iou']:6.3f}"
-            )
-            for row, pictures, maps in (
-                ("benign", images, report.benign_maps),
-                (title, adversarial, report.adversarial_maps),
-            ):
-                rows.setdefault(row, {})[name] = (pictures[: args.shown], maps[: args.shown])
+            cells = "{asr:6.1%} {confidence:10.3f} {l1:8.4f} {iou:6.3f}".format(**report.summary())
+            print(f"{subject.name:15s} {name:8s} {title:5s} {cells}")
+            rows[title][name] = adversarial[: args.shown], report.adversarial_maps[: args.shown]
+        rows["benign"][name] = images[: args.shown], report.benign_maps[: args.shown]
     return visualize.grid(rows, {row: captions(subject, shown) for row, shown in rows.items()})
 
 
@@ -121,41 +100,36 @@ def attack(subject: Subject, args: argparse.Namespace) -> Figure:
 def captions(subject: Subject, shown: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
     """Return class and confidence of the images of the first interpreter."""
     pictures = next(iter(shown.values()))[0]
-    confidence, label = subject.model(pictures).softmax(dim=1).max(dim=1)
-    return [
-        f"{subject.classes[c]} {p:.0%}"
-        for c, p in zip(label.tolist(), confidence.tolist(), strict=True)
-    ]
+    best = subject.model(pictures).softmax(dim=1).max(dim=1)
+    return [f"{subject.classes[c]} {p:.0%}" for p, c in zip(*best, strict=True)]
 
 
 def main() -> None:
     """Attack, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--weights", choices=["embedded", "imagenet"], default="embedded")
-    parser.add_argument(
-        "--arch", default="resnet50", help="with --weights imagenet: densenet169, …"
-    )
-    parser.add_argument("--images", type=Path, help="with --weights imagenet: folder of pictures")
-    parser.add_argument("--count", type=int, default=4, help="number of pictures")
-    parser.add_argument("--shown", type=int, default=2, help="number of pictures drawn")
-    parser.add_argument("--steps", type=int, default=100, help="gradient evaluations an attack")
-    parser.add_argument("--eps", type=float, default=8.0, help="largest change, in 1/255")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the target classes")
-    parser.add_argument("--out", type=Path, default=Path("quickstart.png"), help="the picture")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("--smoke", action="store_true", help="two pictures, five steps")
+    add = parser.add_argument
+    add("--weights", choices=["embedded", "imagenet"], default="embedded")
+    add("--arch", default="resnet50", help="with --weights imagenet: densenet169, …")
+    add("--images", type=Path, help="with --weights imagenet: folder of pictures")
+    add("--count", type=int, default=4, help="number of pictures")
+    add("--shown", type=int, default=2, help="number of pictures drawn")
+    add("--steps", type=int, default=100, help="gradient evaluations an attack")
+    add("--eps", type=float, default=8.0, help="largest change, in 1/255")
+    add("--seed", type=int, default=0, help="seed of the target classes")
+    add("--out", type=Path, default=Path("quickstart.png"), help="the picture")
+    add("--quiet", action="store_true", help="no progress bars")
+    add("--smoke", action="store_true", help="two pictures, five steps")
     args = parser.parse_args()
     if args.smoke:
         args.count, args.steps = 2, 5
     if args.weights == "imagenet" and args.images is None:
         parser.error("--weights imagenet needs --images FOLDER")
-    subjects = (
-        embedded(args.count)
-        if args.weights == "embedded"
-        else imagenet(args.arch, args.images, args.count)
-    )
+    if args.weights == "imagenet":
+        subjects = imagenet(args.arch, args.images, args.count)
+    else:
+        subjects = embedded(args.count)
     print(f"{'model':15s} {'explains':8s} {'attack':5s} {'success':>6s} confidence  map L1    IoU")
-    figures = [attack(subject, args) for subject in subjects]
+    figures = [compare(subject, args) for subject in subjects]
     figures[0].savefig(args.out, dpi=120)
     print(f"map L1, IoU: to the map of the clean image. Picture of the first model: {args.out}")
 

@@ -12,7 +12,7 @@ shows the distance of an adversarial image to the target map without that aim.
 
 from __future__ import annotations
 
-from common import EPS, Case, attacked, few, mean, options, subjects
+from common import EPS, Rows, attacked, few, mean, options, subjects
 from torch import Tensor
 from torchattacks import PGD
 
@@ -24,12 +24,11 @@ from captum_adv2.study.embedded import make_shapes
 
 def row(names: tuple[str, str, str, str], report: Report, wanted: Tensor) -> None:
     """Print how near the maps of an attack are to those wanted, and to the benign ones."""
-    model, interpreter, aim, attack = names
-    numbers, won, maps = report.summary(), report.success, report.adversarial_maps
+    won, maps = report.success, report.adversarial_maps
+    title = "{:9s} {:8s} {:6s} {:6s}".format(*names)
+    cells = "{images:6d} {asr:6.1%} {confidence:11.3f}".format(**report.summary())
     print(
-        f"{model:9s} {interpreter:8s} {aim:6s} {attack:6s} {numbers['images']:6d} "
-        f"{numbers['asr']:6.1%} {numbers['confidence']:11.3f}  "
-        f"{mean(metrics.l1(maps, wanted)[won])}  {mean(report.l1[won])}  "
+        f"{title} {cells}  {mean(metrics.l1(maps, wanted)[won])}  {mean(report.l1[won])}  "
         f"{metrics.iou(maps, wanted)[won].mean():5.3f}",
         flush=True,
     )
@@ -40,7 +39,6 @@ def main() -> None:
     # A far target map at the default weight, 150, would outweigh the prediction.
     weight = 15.0, "weight of the map's distance"
     args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=100, weight=weight)
-    found = subjects(args)
     pool = make_shapes(100, seed=5)
     aims = {"patch": RandomPatch(), "class": RandomClass(pool.images, pool.labels)}
     print(f"{args.steps} gradient evaluations, on MASK {3 * args.steps}; changes of at most 8/255")
@@ -48,32 +46,27 @@ def main() -> None:
         f"{'model':9s} {'explains':8s} {'target':6s} {'attack':6s} images    ASR  confidence  "
         f"{'L1 to target, 95 %':24s} {'L1 to benign, 95 %':24s} IoU to target"
     )
-    for number, subject in enumerate(found):
-        shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for number, subject in enumerate(subjects(args)):
+        shown = Rows(dict)
         pgd = PGD(subject.case.model, eps=EPS, steps=args.steps, random_start=False)
         fooled = attacked(pgd, subject.case)
         for name, interpreter in subject.interpreters.items():
-            model, images, labels, targets = few(subject.case, name, args)
+            case = few(subject.case, name, args)
+            model, images, labels, targets = case
+            steps = 3 * args.steps if name == "MASK" else args.steps
+            given = {"eps": EPS, "steps": steps, "verbose": args.verbose}
             for aim, target_map in aims.items():
                 # Random target maps depend on the image alone: the attack aims at the same ones.
                 wanted = target_map(interpreter, images, labels, targets)
                 distance = MapDistance(args.weight, shape=0.5 if interpreter.scaled else 0.0)
-                attack = ADV2(
-                    model,
-                    interpreter,
-                    eps=EPS,
-                    steps=3 * args.steps if name == "MASK" else args.steps,
-                    target_map=target_map,
-                    interpretation=distance,
-                    verbose=args.verbose,
-                )
-                both = attacked(attack, Case(model, images, labels, targets))
+                aimed = {"target_map": target_map, "interpretation": distance}
+                both = attacked(ADV2(model, interpreter, **aimed, **given), case)
                 for title, adversarial in (("PGD", fooled[: len(images)]), ("ADV2", both)):
                     report = evaluate(model, interpreter, images, adversarial, targets)
                     row((subject.name, name, aim, title), report, wanted)
-                shown.setdefault("benign", {})[name] = (images[:2], report.benign_maps[:2])
-                shown.setdefault(f"{aim}: target", {})[name] = (images[:2], wanted[:2])
-                shown.setdefault(f"{aim}: ADV2", {})[name] = (both[:2], report.adversarial_maps[:2])
+                shown["benign"][name] = images[:2], report.benign_maps[:2]
+                shown[f"{aim}: target"][name] = images[:2], wanted[:2]
+                shown[f"{aim}: ADV2"][name] = both[:2], report.adversarial_maps[:2]
         if number == 0:
             visualize.grid(shown).savefig(args.out / "random-targets.png", dpi=80)
     print("L1 and IoU are means over the successes.")

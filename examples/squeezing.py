@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.real import Case, load_case
-from common import EPS, INTERPRETERS, attacked, embedded_case, share
+from common import EPS, INTERPRETERS, attacked, embedded_case, first, share
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from torchattacks import PGD
 
-from captum_adv2 import ADV2, BitDepthADV2, evaluate
+from captum_adv2 import ADV2, BitDepthADV2, Report, evaluate
 from captum_adv2.attacks import Squeezing
 from captum_adv2.defenses import BitDepth, FeatureSqueezing, MedianSmoothing, NonLocalMeans
-from captum_adv2.interpreters import CAM, Interpreter
+from captum_adv2.interpreters import Interpreter
 from captum_adv2.study.embedded import make_shapes
 
 SQUEEZERS = {
@@ -36,17 +36,16 @@ SQUEEZERS = {
 }
 
 
-def attacks(case: Case, interpreter: Interpreter, steps: int) -> dict[str, Any]:
+def attacks(model: nn.Module, interpreter: Interpreter, steps: int) -> dict[str, Any]:
     """Return PGD, basic ADV2, and ADV2 that knows one squeezer or all."""
 
     def adaptive(*names: str, weight: float = 5.0) -> ADV2:
-        chosen = tuple(SQUEEZERS[name] for name in names)
-        term = Squeezing(case.model, chosen, weight=weight)
-        return ADV2(case.model, interpreter, eps=EPS, steps=steps, terms=(term,))
+        term = Squeezing(model, [SQUEEZERS[name] for name in names], weight)
+        return ADV2(model, interpreter, eps=EPS, steps=steps, terms=(term,))
 
-    plain = ADV2(case.model, interpreter, eps=EPS, steps=steps)
+    plain = ADV2(model, interpreter, eps=EPS, steps=steps)
     return {
-        "PGD": PGD(case.model, eps=EPS, steps=steps, random_start=False),
+        "PGD": PGD(model, eps=EPS, steps=steps, random_start=False),
         "ADV2": plain,
         "Algorithm 2, 2 bits": BitDepthADV2(plain, 2, steps=steps, weight=5.0),
         "Algorithm 2, 3 bits": BitDepthADV2(plain, 3, steps=steps, weight=5.0),
@@ -55,34 +54,16 @@ def attacks(case: Case, interpreter: Interpreter, steps: int) -> dict[str, Any]:
     }
 
 
-def table(
-    case: Case, interpreter: Interpreter, detector: FeatureSqueezing, args: argparse.Namespace
-) -> dict[str, Tensor]:
-    """Print a row for each attack; return the joint scores of some of them."""
-    scores = {}
-    for title, attack in attacks(case, interpreter, args.steps).items():
-        adversarial = attacked(attack, case, batch=20)
-        report = evaluate(case.model, interpreter, case.images, adversarial, case.targets)
-        won = report.success
-        if not won.any():
-            print(f"{title:20s} no success")
-            continue
-        each = detector.detect_each(adversarial)[won]
-        rates = [f"{name} {share(flags)}" for name, flags in zip(SQUEEZERS, each.T, strict=True)]
-        print(
-            f"{title:20s} ASR {won.float().mean():4.0%}, L1 {report.l1[won].mean():.4f}, IoU "
-            f"{report.iou[won].mean():.3f}; detected: {'; '.join(rates)}; joint "
-            f"{share(detector.detect(adversarial)[won])}",
-            flush=True,
-        )
-        if title in ("PGD", "ADV2", "adaptive, all"):
-            scores[title] = detector.score(adversarial)[won]
-    return scores
+def row(title: str, report: Report, detector: FeatureSqueezing, won: Tensor) -> None:
+    """Print the success of an attack, and the share of the images it won with that is detected."""
+    each = zip(SQUEEZERS, detector.detect_each(won).T, strict=True)
+    rates = "; ".join(f"{name} {share(flags)}" for name, flags in each)
+    success = "ASR {asr:4.0%}, L1 {l1:.4f}, IoU {iou:.3f}".format(**report.summary())
+    joint = share(detector.detect(won))
+    print(f"{title:20s} {success}; detected: {rates}; joint {joint}", flush=True)
 
 
-def study(
-    case: Case, benign: Tensor, interpreters: dict[str, Interpreter], args: argparse.Namespace
-) -> Figure:
+def study(case: Case, benign: Tensor, interpreters: dict[str, Interpreter], steps: int) -> Figure:
     """Print a table for each interpreter; return the picture of joint scores."""
     detector = FeatureSqueezing(case.model, tuple(SQUEEZERS.values())).fit(benign)
     limits = zip(SQUEEZERS, detector.thresholds, strict=True)
@@ -91,8 +72,18 @@ def study(
     figure = Figure(figsize=(3.6 * len(interpreters), 3), layout="constrained")
     axes = figure.subplots(1, len(interpreters), squeeze=False)[0]
     for axis, (name, interpreter) in zip(axes, interpreters.items(), strict=True):
-        print(f"\n## {name}, {len(case.images)} images, {args.steps} gradient evaluations")
-        scores = {"benign": detector.score(benign), **table(case, interpreter, detector, args)}
+        print(f"\n## {name}, {len(case.images)} images, {steps} gradient evaluations")
+        scores = {"benign": detector.score(benign)}
+        for title, attack in attacks(case.model, interpreter, steps).items():
+            adversarial = attacked(attack, case, batch=20)
+            report = evaluate(case.model, interpreter, case.images, adversarial, case.targets)
+            won = adversarial[report.success]
+            if not len(won):
+                print(f"{title:20s} no success")
+                continue
+            row(title, report, detector, won)
+            if title in ("PGD", "ADV2", "adaptive, all"):
+                scores[title] = detector.score(won)
         axis.hist(list(scores.values()), bins=10, range=(0, 2), density=True, label=list(scores))
         axis.axvline(detector.threshold, color="black", linestyle=":")
         axis.set(title=name, xlabel="joint score", ylabel="density")
@@ -112,16 +103,14 @@ def main() -> None:
     if args.smoke:
         args.images, args.steps = 2, 5
     if args.case == "squeezenet":
-        whole, count = load_case("squeezenet", 40), args.images or 16
-        case = Case(whole.model, *(part[:count] for part in whole[1:]))
-        benign = whole.images[count:]
-        interpreters: dict[str, Interpreter] = {"CAM": CAM(case.model)}
+        whole, count, names = load_case("squeezenet", 40), args.images or 16, ("CAM",)
+        case, benign = first(whole, count), whole.images[count:]
     else:
-        case = embedded_case(args.images or 100)
+        case, names = embedded_case(args.images or 100), ("CAM", "RTS")
         benign = make_shapes(20 if args.smoke else 500, seed=5).images
-        interpreters = {name: INTERPRETERS[name](case.model) for name in ("CAM", "RTS")}
+    interpreters = {name: INTERPRETERS[name](case.model) for name in names}
     args.out.mkdir(parents=True, exist_ok=True)
-    study(case, benign, interpreters, args).savefig(args.out / "squeezing.png", dpi=80)
+    study(case, benign, interpreters, args.steps).savefig(args.out / "squeezing.png", dpi=80)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ on its length. stAdv knows no interpreter: its images are the same in every row.
 
 from __future__ import annotations
 
-from common import attacked, few, mean, options, subjects
-from torch import Tensor
+from common import Rows, attacked, few, mean, options, subjects
 
 from captum_adv2 import StADV2, evaluate
 from captum_adv2.evaluation import visualize
@@ -24,35 +23,28 @@ def main() -> None:
     """Attack, print, draw."""
     price = 5e-4, "weight of the flow's roughness"
     args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=200, flow=price)
-    found = subjects(args)
     flow = {"steps": args.steps, "alpha": ALPHA, "bound": BOUND, "flow_weight": args.flow}
     print(f"{args.steps} gradient evaluations; pixels move by at most {BOUND:g} along either axis")
-    print(
-        f"{'model':9s} {'explains':8s} {'attack':7s} images    ASR  confidence  "
-        f"{'map L1, 95 % interval':24s}   IoU  change of a pixel"
-    )
-    for number, subject in enumerate(found):
-        rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-        regular = StADV2(subject.case.model, warmup=args.steps, **flow)
-        moved = attacked(regular, subject.case)
+    columns = f"images    ASR  confidence  {'map L1, 95 % interval':24s}   IoU  change of a pixel"
+    print(f"{'model':9s} {'explains':8s} {'attack':7s} {columns}")
+    for number, subject in enumerate(subjects(args)):
+        rows = Rows(dict)
+        moved = attacked(StADV2(subject.case.model, warmup=args.steps, **flow), subject.case)
         for name, interpreter in subject.interpreters.items():
             case = few(subject.case, name, args)
             attack = StADV2(case.model, interpreter, verbose=args.verbose, **flow)
-            for title, images in (
-                ("stAdv", moved[: len(case.images)]),
-                ("StADV2", attacked(attack, case)),
-            ):
+            tried = {"stAdv": moved[: len(case.images)], "StADV2": attacked(attack, case)}
+            for title, images in tried.items():
                 report = evaluate(case.model, interpreter, case.images, images, case.targets)
-                numbers = report.summary()
+                cells = "{images:6d} {asr:6.1%} {confidence:11.3f}".format(**report.summary())
                 print(
-                    f"{subject.name:9s} {name:8s} {title:7s} {numbers['images']:6d} "
-                    f"{numbers['asr']:6.1%} {numbers['confidence']:11.3f}  "
-                    f"{mean(report.l1[report.success])}  {numbers['iou']:5.3f} "
+                    f"{subject.name:9s} {name:8s} {title:7s} {cells}  "
+                    f"{mean(report.l1[report.success])}  {report.summary()['iou']:5.3f} "
                     f"{(images - case.images).abs().mean():12.4f}",
                     flush=True,
                 )
-                rows.setdefault("benign", {})[name] = (case.images[:2], report.benign_maps[:2])
-                rows.setdefault(title, {})[name] = (images[:2], report.adversarial_maps[:2])
+                rows["benign"][name] = case.images[:2], report.benign_maps[:2]
+                rows[title][name] = images[:2], report.adversarial_maps[:2]
         if number == 0:
             visualize.grid(rows).savefig(args.out / "stadv.png", dpi=80)
     print("L1 and IoU: to the map of the clean image, over the successes.")

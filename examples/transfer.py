@@ -11,29 +11,22 @@ distance of maps that an attack on the prediction alone leaves.
 
 from __future__ import annotations
 
-from typing import Any
-
-from common import EPS, INTERPRETERS, attacked, options, subjects
+from common import EPS, INTERPRETERS, Rows, attacked, options, subjects
 from torch import Tensor
 from torchattacks import PGD
 
-from captum_adv2 import ADV2, Report
+from captum_adv2 import ADV2
 from captum_adv2.evaluation import transfer, visualize
 
 
-def pictures(
-    found: transfer.Matrix, images: Tensor, adversarial: dict[str, Tensor], shown: int = 2
-) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    """Return the rows of Figure 14: each source's images, with the maps of every interpreter."""
-
-    def row(pictures: Tensor, reports: tuple[Report, ...], maps: str) -> dict[str, Any]:
-        columns = zip(found.targets, reports, strict=True)
-        return {name: (pictures[:shown], getattr(report, maps)[:shown]) for name, report in columns}
-
-    rows = {"benign": row(images, found.reports[0], "benign_maps")}
+def pictures(found: transfer.Matrix, images: Tensor, adversarial: dict[str, Tensor]) -> Rows:
+    """Return the rows of Figure 14: two of each source's images, with every interpreter's maps."""
+    rows = Rows(dict)
     for source, reports in zip(found.sources, found.reports, strict=True):
         title = source if source == "PGD" else f"ADV2: {source}"
-        rows[title] = row(adversarial[source], reports, "adversarial_maps")
+        for name, report in zip(found.targets, reports, strict=True):
+            rows["benign"][name] = images[:2], report.benign_maps[:2]
+            rows[title][name] = adversarial[source][:2], report.adversarial_maps[:2]
     return rows
 
 

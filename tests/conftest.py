@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,10 @@ from captum_adv2.interpreters import (
 )
 
 mpl.use("Agg")
+if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+    # Processes share the cores: more threads than cores make PyTorch many times slower.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 # Torch is too slow for hypothesis' default deadline, and a shared machine too noisy for any.
 settings.register_profile("torch", deadline=None, max_examples=25)
 settings.load_profile("torch")
@@ -49,6 +54,12 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 
+DEVICES = (
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+)
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "examples" / "benchmark")]

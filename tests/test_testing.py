@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import DEVICES, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from test_docs import blocks
@@ -247,11 +248,12 @@ class TestSound:
         assert set(report.held) == without("completeness")
         readme()["test_cam"]()
 
-    @pytest.mark.parametrize("build", [Healthy, CAM])
-    def test_on_a_trained_model(self, build: Any, model: nn.Module, data: Any) -> None:
-        for images in (data[0][:3], None):
-            with testing.unchanged(model):
-                report = check_interpreter(build(model), images, max_examples=1)
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_on_a_trained_model(self, model: nn.Module, data: Any, device: str) -> None:
+        net = copy.deepcopy(model).to(device)
+        for build, images in ((Healthy, data[0][:3]), (CAM, None)):
+            with testing.unchanged(net):
+                report = check_interpreter(build(net), images, max_examples=1)
             assert {"batch", "gradient", "class", "untouched"} <= set(report.held)
             assert "needs drawn networks" in report.skipped["surrogate"]
 

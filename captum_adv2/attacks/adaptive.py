@@ -5,18 +5,13 @@ Feature squeezing compares the classifier's predictions for an image and for a s
 Against squeezers that have a gradient, such as smoothing, the attack gets another term of its loss,
 `Squeezing`, for one squeezer or for several at once. Bit depth reduction has no gradient, and the
 paper attacks it in two stages: `BitDepthADV2`.
-
-Differs from the paper: stage 1 takes steps of one level, as the official code does; with steps of
-1 / 2**bits, half a level at one bit, rounding would never let a pixel rise. Differs from the
-official code: the attack differentiates the detector's own squeezers, the 2x2 median too (there the
-two medians differ).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import final
 
 import torch
@@ -29,7 +24,7 @@ from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.attacks.dual import Request
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.attacks.terms import Candidate
-from captum_adv2.spec import Bits, Count, NonNegative, Unit, checked, expect_logits
+from captum_adv2.spec import Bits, Count, NonNegative, Unit, checked, expect, expect_logits
 
 Squeezer = Callable[[Tensor], Tensor]
 
@@ -72,11 +67,10 @@ class Squeezing:
         if self.thresholds is None:
             losses = -(ours * squeezed.log_softmax(dim=2)).sum(dim=2)  # (n, B)
         else:
-            thresholds = torch.tensor(self.thresholds).to(squeezed)
-            limits = self.share * thresholds.view(len(self.squeezers), 1)
-            losses = ((ours - squeezed.softmax(dim=2)).abs().sum(dim=2) - limits).relu()
-        total: Tensor = self.weight * losses.sum(dim=0)
-        return total
+            limits = self.share * torch.tensor(self.thresholds).to(squeezed)
+            distances = (ours - squeezed.softmax(dim=2)).abs().sum(dim=2)
+            losses = (distances - limits.view(len(self.squeezers), 1)).relu()
+        return self.weight * losses.sum(dim=0)
 
 
 @checked
@@ -85,8 +79,7 @@ class Matching:
     """A term that makes the prediction for an image equal to a given one (Algorithm 2, stage 2).
 
     Args:
-        probabilities: The predictions to match ``(B, classes)``, in the order of the attacked
-            batch.
+        probabilities: The predictions to match ``(B, classes)``, one for each attacked image.
         weight: Weight of the term.
         slack: L1 distance of probabilities, in [0, 2], that costs nothing.
 
@@ -102,20 +95,21 @@ class Matching:
 
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
-        wanted = self.probabilities
-        if candidate.rows is not None:
-            wanted = wanted[candidate.rows]
-        distance = (candidate.logits.softmax(dim=1) - wanted).abs().sum(dim=1)
+        rows = slice(None) if candidate.rows is None else candidate.rows
+        distance = (candidate.logits.softmax(dim=1) - self.probabilities[rows]).abs().sum(dim=1)
         return self.weight * (distance - self.slack).relu()
 
 
 @final
+@dataclass(eq=False, repr=False)
 class BitDepthADV2(CarefulAttack):
     r"""ADV2 that evades bit depth reduction, in two stages (Algorithm 2).
 
     Stage 1 searches the *squeezed* images of the attack's ball for one of the target class, by sign
     steps of one level. Stage 2 is the attack itself, with a further term: the classifier's
     prediction has to match that for the image of stage 1.
+
+    Shapes and modes are those of `ADV2`.
 
     Args:
         attack: The attack of stage 2; its ball is that of stage 1 too.
@@ -124,9 +118,6 @@ class BitDepthADV2(CarefulAttack):
         weight: Weight of the further term.
         slack: L1 distance of probabilities that costs nothing; in the official code 0.75 times the
             detector's threshold.
-
-    Shape:
-        As `ADV2`, in all its modes.
 
     >>> from captum_adv2.interpreters import CAM
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -137,31 +128,22 @@ class BitDepthADV2(CarefulAttack):
     torch.Size([2, 1, 8, 8])
     """
 
-    second: ADV2
+    attack: InitVar[ADV2]
     bits: Bits
-    steps: Count
-    weight: NonNegative
-    slack: NonNegative
+    _: KW_ONLY
+    steps: Count = 100
+    weight: NonNegative = 1.0
+    slack: NonNegative = 0.0
+    second: ADV2 = field(init=False)
 
-    @checked
-    def __init__(
-        self,
-        attack: ADV2,
-        bits: Bits,
-        *,
-        steps: Count = 100,
-        weight: NonNegative = 1.0,
-        slack: NonNegative = 0.0,
-    ) -> None:
+    def __post_init__(self, attack: ADV2) -> None:
+        """Take over the attack's mode, device and normalisation."""
+        expect(attack, ADV2, "attack")
+        settings = set(vars(self))
         super().__init__("BitDepthADV2", attack.model)
-        # Set up as the attack is; from now on torchattacks' setters reach both.
-        inherited = vars(self).keys() - {"attack", "_attacks"}
+        inherited = vars(self).keys() - settings - {"attack", "_attacks"}
         self.__dict__.update({name: getattr(attack, name) for name in inherited})
-        self.second = attack
-        self.bits = bits
-        self.steps = steps
-        self.weight = weight
-        self.slack = slack
+        self.second = attack  # from now on torchattacks' setters reach both
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, target_maps: Tensor | None = None
@@ -180,9 +162,7 @@ class BitDepthADV2(CarefulAttack):
 
     def _first(self, request: Request) -> Tensor:
         """Return the squeezed images that are nearest to the target, or farthest from the label."""
-        classes, sign = request.labels, -1
-        if request.target is not None:
-            classes, sign = request.target, 1
+        classes, sign = (request.labels, -1) if request.target is None else (request.target, 1)
         clean, eps = request.clean, self.second.eps
         low = quantize((clean - eps).clamp(0, 1), self.bits)
         high = quantize((clean + eps).clamp(0, 1), self.bits)
@@ -205,8 +185,7 @@ class BitDepthADV2(CarefulAttack):
     def _to_match(self, squeezed: Tensor, target: Tensor) -> Tensor:
         """Return the predictions to match ``(B, classes)``: those for the images of stage 1.
 
-        Where stage 1 missed the target class, its prediction would pull away from that class; there
-        the prediction to match is certainty of the target class.
+        Where stage 1 missed the target class, it is certainty of that class instead.
         """
         logits: Tensor = self.get_logits(squeezed)
         certain = F.one_hot(target, logits.shape[1]).to(logits)

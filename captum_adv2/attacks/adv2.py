@@ -6,12 +6,7 @@ r"""ADV2 and StADV2: one image that fools a classifier and the interpreter coupl
 
 Both are attacks of torchattacks: they have its modes, normalisation and ``save``, and work inside
 ``MultiAttack``. They differ in the attack framework only: `ADV2` changes pixels (Eq. 3), `StADV2`
-moves them (Eq. 21).
-
-Differs from the official code: every quantity is per image, so that attacking a batch equals
-attacking its images one by one; the step decays and has momentum; the result is each image's best
-iterate, judged on the reported map after 8-bit rounding. ``ADV2.from_preset`` gives the paper's and
-the official settings.
+moves them (Eq. 21). ``ADV2.from_preset`` gives the paper's and the official settings.
 """
 
 from __future__ import annotations
@@ -56,10 +51,9 @@ class ADV2(DualAttack):
             of the best iterate counts them too.
         step: Step rule after the warm start.
         surrogate: What to differentiate in place of the interpreter; default: the interpreter's.
-        keep: ``"best"`` returns each image's best iterate: the one with the least distance of the
-            surrogate's map among those of the target class with enough confidence; or the last
-            iterate where that is better on the reported map after 8-bit rounding. ``"final"``
-            returns the last iterate.
+        keep: ``"best"`` returns each image's best iterate: of the target class with enough
+            confidence, with the least distance of the surrogate's map; or the last iterate where
+            that is better on the reported map after 8-bit rounding. ``"final"`` returns the last.
         confidence: Probability of the target class that is enough. An image that never reaches it
             is returned at its most confident.
         stop: Map distance (L1) at which an image is finished: it is taken out of the batch once it
@@ -111,22 +105,15 @@ class StADV2(DualAttack):
     where x + r is the image sampled at places displaced by the flow r. With ``warmup=steps`` there
     is no map term: the attack is stAdv, the regular attack of Xiao et al.
 
-    Differs from the official code: the flow loss compares the four nearest neighbours, as the
-    original stAdv does (there the four diagonal ones); the flow starts at zero; the learning rate
-    decays.
-
     Distance Measure : total variation of the flow
 
     Args:
-        model: Model to attack; see `ADV2`.
-        interpreter: Interpreter to fool; see `ADV2`.
+        model, interpreter: See `ADV2`.
         flow_weight: tau of Eq. 21: weight of the flow loss, a sum over pixels.
-        steps: Number of gradient evaluations, the warm start's included.
+        steps: As in `ADV2`.
         alpha: Learning rate of Adam, in pixels.
         bound: Largest displacement along either axis, in pixels; default: none.
         **options: See `ADV2`. The default interpretation loss has a weight rising from 30 to 150.
-
-    Reference: Xiao et al., Spatially Transformed Adversarial Examples, ICLR 2018.
     """
 
     flow_weight: NonNegative = 5e-4

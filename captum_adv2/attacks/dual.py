@@ -15,12 +15,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from captum_adv2 import spec
 from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.attacks.frameworks import Framework
 from captum_adv2.attacks.loop import Batch, Callback, Problem, Progress, Step, descend
@@ -28,37 +30,19 @@ from captum_adv2.attacks.targets import Benign, TargetMap
 from captum_adv2.attacks.terms import CrossEntropy, MapDistance, Term
 from captum_adv2.interpreters.base import Interpreter, Surrogate
 from captum_adv2.interpreters.gradient import Gradient
-from captum_adv2.spec import (
-    Classes,
-    Images,
-    Index,
-    Maps,
-    SoundnessWarning,
-    Unit,
-    expect,
-    expect_classes,
-    expect_logits,
-)
+from captum_adv2.spec import Index, SoundnessWarning, Unit
 
 _CROSS_ENTROPY = CrossEntropy(rho=0.0)
 
 
 class Request(NamedTuple):
-    """The checked arguments of a call, and the classes they lead to.
+    """The checked arguments of a call, and the classes they lead to."""
 
-    Attributes:
-        interpreter: The interpreter, as a function of images in [0, 1].
-        clean: Images ``(B, C, H, W)``.
-        own: The classes the model gives them ``(B,)``.
-        labels: The labels passed ``(B,)``; by default, ``own``.
-        target: The target classes ``(B,)``; ``None`` in an untargeted attack.
-    """
-
-    interpreter: Interpreter
-    clean: Tensor
-    own: Tensor
-    labels: Tensor
-    target: Tensor | None
+    interpreter: Interpreter  # as a function of images in [0, 1]
+    clean: Tensor  # (B, C, H, W)
+    own: Tensor  # the classes (B,) that the model gives the images
+    labels: Tensor  # those passed (B,); by default, own
+    target: Tensor | None  # the target classes (B,); None in an untargeted attack
 
 
 @dataclass(eq=False, repr=False)
@@ -66,14 +50,10 @@ class DualAttack(CarefulAttack):
     """The common part of `ADV2` and `StADV2`: all but the threat model. See `ADV2`.
 
     Subclasses have the fields ``alpha``, ``steps`` and ``step`` of their own, in their own order.
-
-    Attributes:
-        _regular: Step rule of the warm start: that of a regular attack.
-        _distance: Default interpretation loss, for maps that are min-max scaled.
     """
 
-    _regular: ClassVar[Step]
-    _distance: ClassVar[MapDistance]
+    _regular: ClassVar[Step]  # of the warm start: that of a regular attack
+    _distance: ClassVar[MapDistance]  # default interpretation loss, where maps are min-max scaled
 
     model: nn.Module
     interpreter: Interpreter | Callable[[nn.Module], Interpreter] | None = None
@@ -111,14 +91,7 @@ class DualAttack(CarefulAttack):
         preset: Mapping[str, Any],
         **overrides: Any,
     ) -> Self:
-        """Return an attack with a preset's settings; keyword arguments win over the preset's.
-
-        Args:
-            model: Model to attack.
-            interpreter: Interpreter to fool.
-            preset: Keyword arguments, for example ``presets.PAPER["CAM"]``.
-            **overrides: Further keyword arguments.
-        """
+        """Return an attack with the settings of, say, ``presets.PAPER["CAM"]``, and overrides."""
         return cls(model, interpreter, **{**preset, **overrides})
 
     def set_model(self, model: nn.Module) -> None:
@@ -146,10 +119,10 @@ class DualAttack(CarefulAttack):
             )
         if labels is None and self.attack_mode == "targeted(label)":
             raise ValueError("expected labels, the target classes in this mode, got None")
-        expect(images, Images, "images")
+        spec.expect(images, spec.Images, "images")
         clean = images.detach().to(self.device or images.device).clamp(0, 1)
         with torch.no_grad():
-            logits = expect_logits(self.get_logits(clean), len(clean))
+            logits = spec.expect_logits(self.get_logits(clean), len(clean))
         own, target = logits.argmax(dim=1), None
         if labels is not None:
             labels = _checked_classes(labels, logits, "labels")
@@ -177,25 +150,37 @@ class DualAttack(CarefulAttack):
         """Run both phases: the warm start on the prediction, the rest on prediction and map."""
         interpreter, clean, own, labels, target = request
         surrogate = self.surrogate or interpreter.surrogate
+        distance = self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
         size = _probe(surrogate, interpreter, clean[:1], own[:1])
-        choose_maps = self._map_chooser(request, target_maps, size)
-        if target is not None:
-            maps = choose_maps(target)  # before any step: it may raise
+        choose_maps = partial(self._target_maps, request, target_maps, size)
+        aim = labels if target is None else target  # untargeted: the classes to move away from
+        maps = clean[:, :1]  # not used in the warm start
+        if target is not None or target_maps is not None:
+            maps = choose_maps(aim)  # before any step: it may raise
         warmup = self.steps // 20 if self.warmup is None else self.warmup
         with self._reporting() as report:
-            variable, started = self._warm_start(request, warmup, report)
-            if target is None:
-                target = self._landed(started, labels)
-                maps = choose_maps(target)
-            batch = Batch(clean, target, maps, _rows(clean))
-            dual = Problem(
+            regular = Problem(
                 self.get_logits,
                 self._framework(),
                 self.alpha,
-                self.steps - warmup,
+                warmup,
                 interpreter,
-                batch,
-                terms=(self.prediction, self._interpretation(interpreter), *self.terms),
+                Batch(clean, aim, maps, torch.arange(len(clean), device=clean.device)),
+                terms=(_CROSS_ENTROPY,),
+                untargeted=target is None,
+            )
+            start = regular.framework.init(clean)
+            variable, started = descend(regular, start, self._regular, range(warmup), report)
+            if target is None:
+                target = self._landed(started, labels)
+                maps = choose_maps(target) if target_maps is None else maps
+            batch = regular.batch._replace(target=target, target_maps=maps)
+            dual = replace(
+                regular,
+                steps=self.steps - warmup,
+                batch=batch,
+                terms=(self.prediction, self.interpretation or distance, *self.terms),
+                untargeted=False,
                 surrogate=surrogate,
                 state=surrogate.init(interpreter, started, target),
                 floor=self.confidence,
@@ -204,40 +189,24 @@ class DualAttack(CarefulAttack):
             _, final = descend(dual, variable, self.step, range(warmup, self.steps), report)
         return final if self.keep == "final" else dual.better(final, batch)
 
-    def _warm_start(
-        self, request: Request, steps: int, report: Callable[[Progress], None]
-    ) -> tuple[Tensor, Tensor]:
-        """Take steps of a regular attack; return the variable and the images at their end."""
-        interpreter, clean, _, labels, target = request
-        framework = self._framework()
-        batch = Batch(clean, labels if target is None else target, clean[:, :1], _rows(clean))
-        regular = Problem(
-            self.get_logits,
-            framework,
-            self.alpha,
-            steps,
-            interpreter,
-            batch,
-            terms=(_CROSS_ENTROPY,),
-            untargeted=target is None,
-        )
-        return descend(regular, framework.init(clean), self._regular, range(steps), report)
-
-    def _map_chooser(
-        self, request: Request, target_maps: Tensor | None, size: tuple[int, int]
-    ) -> Callable[[Tensor], Tensor]:
-        """Return a function from target classes ``(B,)`` to target maps ``(B, 1, h, w)``."""
-        interpreter, clean, own, _, _ = request
+    def _target_maps(
+        self, request: Request, passed: Tensor | None, size: torch.Size, target: Tensor
+    ) -> Tensor:
+        """Return the target maps ``(B, 1, h, w)``, checked: those passed, or ``target_map``'s."""
+        interpreter, clean, own, *_ = request
+        maps = self.target_map(interpreter, clean, own, target) if passed is None else passed
+        spec.expect(maps, spec.Maps, "target_maps")
         shape = (len(clean), 1, *size)
-        if target_maps is not None:
-            passed = _checked_target_maps(target_maps, shape, interpreter).to(clean)
-            return lambda target: passed
-
-        def choose(target: Tensor) -> Tensor:
-            maps = self.target_map(interpreter, clean, own, target)
-            return _checked_target_maps(maps, shape, interpreter).to(clean)
-
-        return choose
+        if maps.shape != shape:
+            raise ValueError(
+                f"expected target_maps of shape {shape} from {type(interpreter).__name__}, got "
+                f"{tuple(maps.shape)}; pass maps at the interpreter's native resolution"
+            )
+        flat = maps.detach().flatten(1)
+        if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
+            message = "at least one target map is constant: its distance says little"
+            warnings.warn(message, SoundnessWarning, stacklevel=2)
+        return maps.detach().to(clean)
 
     @contextmanager
     def _reporting(self) -> Iterator[Callable[[Progress], None]]:
@@ -250,17 +219,10 @@ class DualAttack(CarefulAttack):
                 bar.update()
                 if not bar.disable:  # reading numbers off a GPU waits for it
                     confidence, distance = progress.confidence.mean(), progress.distance.mean()
-                    bar.set_postfix(
-                        confidence=f"{confidence.item():.3f}", distance=f"{distance.item():.4f}"
-                    )
+                    bar.set_postfix(confidence=confidence.item(), distance=distance.item())
 
             yield report
             bar.total = bar.n  # complete, also where all images are finished early
-
-    def _interpretation(self, interpreter: Interpreter) -> Term:
-        if self.interpretation is not None:
-            return self.interpretation
-        return self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
 
     @torch.no_grad()
     def _landed(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -282,40 +244,17 @@ class DualAttack(CarefulAttack):
         return (labels + shift.to(labels.device)) % logits.shape[1]
 
 
-def _rows(images: Tensor) -> Tensor:
-    """Return the indices of a batch ``(B,)``."""
-    return torch.arange(len(images), device=images.device)
-
-
 def _checked_classes(classes: Tensor, logits: Tensor, name: str) -> Tensor:
     """Return classes ``(B,)``, one an image; raise if the model does not have them."""
-    expect(classes, Classes, name)
-    expect_classes(classes, logits, name)
+    spec.expect(classes, spec.Classes, name)
+    spec.expect_classes(classes, logits, name)
     # A copy, as tensors made in inference mode cannot be saved for a backward pass.
     return classes.to(logits.device).long().clone()
 
 
-def _checked_target_maps(maps: Tensor, shape: tuple[int, ...], interpreter: Interpreter) -> Tensor:
-    """Return target maps; raise if their shape is not ``shape``, warn of constant ones."""
-    expect(maps, Maps, "target_maps")
-    if tuple(maps.shape) != shape:
-        raise ValueError(
-            f"expected target_maps of shape {shape} from {type(interpreter).__name__}, got "
-            f"{tuple(maps.shape)}; pass maps at the interpreter's native resolution"
-        )
-    flat = maps.detach().flatten(1)
-    if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
-        warnings.warn(
-            "at least one target map is constant: its distance says little",
-            SoundnessWarning,
-            stacklevel=2,
-        )
-    return maps.detach()
-
-
 def _probe(
     surrogate: Surrogate, interpreter: Interpreter, image: Tensor, target: Tensor
-) -> tuple[int, int]:
+) -> torch.Size:
     """Check on one image that the map can be attacked; return the maps' height and width."""
     leaf = image.detach().requires_grad_()
     state = surrogate.init(interpreter, leaf, target)
@@ -328,11 +267,9 @@ def _probe(
         )
     (gradient,) = torch.autograd.grad(maps.square().sum(), leaf, allow_unused=True)
     if gradient is None or not bool(gradient.any()):
-        warnings.warn(
+        message = (
             f"the gradient of {name}'s map is zero: the attack cannot follow it (a ReLU network's "
-            "gradients need smoothing; a constant map has no gradient)",
-            SoundnessWarning,
-            stacklevel=2,
+            "gradients need smoothing; a constant map has no gradient)"
         )
-    height, width = maps.shape[-2:]
-    return height, width
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
+    return maps.shape[-2:]

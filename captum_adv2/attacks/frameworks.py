@@ -2,9 +2,7 @@
 r"""Attack frameworks: what an attacker may change, and by how much.
 
 A framework defines the *variable* that an attack optimises, turns it into an image, and keeps it
-within bounds. `LinfBall` perturbs pixels: the variable is the image itself, and a move is projected
-onto :math:`\{x : \|x - x_0\|_\infty \le \epsilon\} \cap [0, 1]` (Π of Eq. 1). `Flow` displaces
-pixels: the variable is each pixel's displacement, and the image is sampled bilinearly there (§A4).
+within bounds.
 """
 
 from __future__ import annotations
@@ -46,6 +44,8 @@ class Framework(ABC):
 class LinfBall(Framework):
     """Pixel perturbation of at most ``eps`` in every pixel (Eq. 1, 4).
 
+    The variable is the image itself; a move is projected onto the ball and [0, 1] (Π of Eq. 1).
+
     Args:
         eps: Largest change of a pixel, in units of the image's range [0, 1].
         random_start: Start at a uniformly random point of the ball, not at the clean image.
@@ -84,8 +84,8 @@ class LinfBall(Framework):
 class Flow(Framework):
     """Spatial transformation: each pixel takes its value from a nearby position (§A4).
 
-    The variable is the flow ``(B, 2, H, W)`` in pixels, along x and y. Positions outside the image
-    have the value of its border.
+    The variable is the flow ``(B, 2, H, W)`` in pixels, along x and y; the image is sampled
+    bilinearly. Positions outside the image have the value of its border.
 
     Args:
         weight: Weight of the flow loss, tau of Eq. 21.
@@ -127,19 +127,17 @@ class Flow(Framework):
 
 
 def flow_loss(flow: Tensor) -> Tensor:
-    """Return how much the flows of neighbouring pixels differ (l_flow of Eq. 21), ``(B,)``.
+    """Return l_flow of Eq. 21 ``(B,)``, for flows ``(B, 2, H, W)``.
 
     The sum over pixels, and over the four neighbours of each, of the L2 norm of the difference of
-    their flows; ``flow`` is ``(B, 2, H, W)``.
+    their flows.
 
     >>> flow_loss(torch.tensor([[[[0.0, 3.0]], [[0.0, 4.0]]]])).tolist()
     [10.0]
     """
-    down, across = (
-        safe_sqrt(flow.diff(dim=dim).square().sum(dim=1)).sum(dim=(1, 2)) for dim in (2, 3)
-    )
-    total: Tensor = 2 * (down + across)  # each pair counts for both of its pixels
-    return total
+    down, across = (safe_sqrt(flow.diff(dim=dim).square().sum(dim=1)) for dim in (2, 3))
+    # Each pair counts for both of its pixels.
+    return 2 * (down.sum(dim=(1, 2)) + across.sum(dim=(1, 2)))
 
 
 def quantize(images: Tensor, bits: int = 8) -> Tensor:

@@ -3,7 +3,7 @@
 
 A `Problem` is the attacker's loss on a batch of images, as a function of what a framework lets the
 attacker change. The warm start is a problem on the prediction alone, the rest of the attack one on
-prediction and map (Eq. 3). Nothing here depends on the kind of interpreter, framework or step rule.
+prediction and map (Eq. 3).
 """
 
 from __future__ import annotations
@@ -26,45 +26,27 @@ Part: TypeAlias = Literal["all", "prediction", "interpretation"]
 class Progress(NamedTuple):
     """The state of an attack after a step, for callbacks; ``callback=records.append`` keeps all.
 
-    Attributes:
-        step: Number of the step, from 0.
-        confidence: Probability of the target class ``(B,)``; in an untargeted warm start, of any
-            class but the label. Both measures are of the step's last gradient evaluation.
-        distance: L1 distance of the surrogate's map to the target map ``(B,)``; NaN in the warm
-            start.
-        rows: Indices ``(B,)`` in the attacked batch of the images that are not finished.
+    ``confidence (B,)`` is the probability of the target class; in an untargeted warm start, of any
+    class but the label. ``distance (B,)`` is the L1 distance of the surrogate's map to the target
+    map; NaN in the warm start. Both are those of the step's last gradient evaluation.
     """
 
-    step: int
+    step: int  # from 0
     confidence: Tensor
     distance: Tensor
-    rows: Tensor
+    rows: Tensor  # indices (B,) in the attacked batch of the images that are not finished
 
 
 Callback: TypeAlias = Callable[[Progress], object]
 
 
 class Batch(NamedTuple):
-    """Images under attack, and the classes and maps to reach.
+    """Images under attack, and the classes and maps to reach."""
 
-    Attributes:
-        clean: Clean images ``(B, C, H, W)``.
-        target: The target classes ``(B,)``; in an untargeted warm start, the labels to avoid.
-        target_maps: Maps to reach ``(B, 1, h, w)``; not used in the warm start.
-        rows: Indices ``(B,)`` of these images in the attacked batch.
-    """
-
-    clean: Tensor
-    target: Tensor
-    target_maps: Tensor
-    rows: Tensor
-
-
-class Best(NamedTuple):
-    """The best iterate of each image ``(B, C, H, W)``, and its score ``(B,)``; low is good."""
-
-    images: Tensor
-    score: Tensor
+    clean: Tensor  # (B, C, H, W)
+    target: Tensor  # classes (B,); in an untargeted warm start, the labels to avoid
+    target_maps: Tensor  # (B, 1, h, w); not used in the warm start
+    rows: Tensor  # indices (B,) of these images in the attacked batch
 
 
 class Step(Protocol):
@@ -82,64 +64,44 @@ class Step(Protocol):
 class Problem:
     """One phase of an attack, as a step rule sees it: gradients, confidence and legal moves.
 
-    Attributes:
-        logits: Images in [0, 1] to the model's logits.
-        framework: What is optimised, and within which bounds.
-        alpha: Step size.
-        steps: Number of steps of this phase.
-        interpreter: The interpreter under attack.
-        batch: The images that are not finished.
-        terms: Prediction loss, interpretation loss, further terms.
-        surrogate: What is differentiated in place of the interpreter; ``None`` in the warm start,
-            whose loss is the prediction loss alone.
-        state: The surrogate's state.
-        untargeted: Whether to move away from ``batch.target`` instead of towards it.
-        floor: Probability of the target class that is enough.
-        stop: Map distance at which an image is finished; ``None``: no image ever is.
-        progress: Share of the phase that is done, in [0, 1).
-        confidence: See `Progress`; NaN before the first gradient evaluation.
-        distance: See `Progress`; NaN where the latest gradient evaluation computed no map.
-        enough: Whether each image was of the target class with enough confidence ``(B,)``, at the
-            latest gradient evaluation that computed a map; ``seen`` are the images there.
-        best: The best iterates of the whole batch.
+    Its ``batch`` has the images that are not finished. ``confidence`` and ``distance`` are those of
+    `Progress`, at the latest gradient evaluation; NaN where it computed none.
     """
 
-    logits: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor]  # images in [0, 1] to the model's output
     framework: Framework
-    alpha: float
+    alpha: float  # step size
     steps: int
     interpreter: Interpreter
     batch: Batch
-    terms: tuple[Term, ...]
-    surrogate: Surrogate | None = None
-    state: Any = None
-    untargeted: bool = False
-    floor: float = 0.0
-    stop: float | None = None
-    progress: float = field(default=0.0, init=False)
+    terms: tuple[Term, ...]  # prediction loss, interpretation loss, further terms
+    surrogate: Surrogate | None = None  # None in the warm start: the prediction loss alone
+    state: Any = None  # the surrogate's
+    untargeted: bool = False  # whether to move away from the batch's target
+    floor: float = 0.0  # confidence that is enough
+    stop: float | None = None  # map distance at which an image is finished
+    progress: float = field(default=0.0, init=False)  # share of the phase that is done
     confidence: Tensor = field(init=False)
     distance: Tensor = field(init=False)
+    # Of the latest gradient evaluation that computed a map: whether images were of the target class
+    # with enough confidence (B,), and these images. And the best iterate of the whole batch so far.
     enough: Tensor = field(init=False)
     seen: Tensor = field(init=False)
-    best: Best | None = field(default=None, init=False)
-    _advanced: bool = field(default=False, init=False)
+    best: Tensor | None = field(default=None, init=False)
+    _score: Tensor = field(init=False)  # of the best iterates (B,); low is good
+    _advanced: float | None = field(default=None, init=False)  # progress of the surrogate's state
 
     def __post_init__(self) -> None:
         self.seen = self.batch.clean
         self.confidence = self.distance = torch.full_like(self.seen[:, 0, 0, 0], torch.nan)
         self.enough = torch.zeros_like(self.confidence, dtype=torch.bool)
 
-    def begin(self, progress: float) -> None:
-        """Begin a step."""
-        self.progress = progress
-        self._advanced = False
-
     def gradient(self, variable: Tensor, part: Part = "all") -> Tensor:
         """Return the gradient of each image's loss, or of a part of it: one gradient evaluation."""
         leaf = variable.detach().requires_grad_()
         images = self.framework.image(leaf, self.batch.clean)
-        if self.surrogate is not None and not self._advanced:
-            self._advanced = True  # once a step, even if the step rule takes two gradients
+        if self.surrogate is not None and self._advanced != self.progress:
+            self._advanced = self.progress  # once a step, even if its rule takes two gradients
             self.state = self.surrogate.advance(
                 self.interpreter, images.detach(), self.state, self.progress
             )
@@ -161,37 +123,35 @@ class Problem:
         """Return each image's last or best iterate, by its reported map after 8-bit rounding."""
         if self.best is None:
             return final
-        scores = []
-        for images in (final, self.best.images):
+        scores, (_, target, target_maps, rows) = [], whole
+        for images in (final, self.best):
             rounded = quantize(images)
-            maps, logits, _ = self.interpreter.explain(rounded, whole.target)
+            maps, logits, _ = self.interpreter.explain(rounded, target)
             logits = self.logits(rounded) if logits is None else logits
-            candidate = Candidate(
-                rounded, logits, maps, whole.target, whole.target_maps, 1.0, whole.rows
-            )
+            candidate = Candidate(rounded, logits, maps, target, target_maps, 1.0, rows)
             scores.append(self._judge(candidate, total(self.terms[2:], candidate))[-1])
-        return _choose(scores[0] < scores[1], final, self.best.images)
+        return torch.where((scores[0] < scores[1]).view(-1, 1, 1, 1), final, self.best)
 
-    def take_finished(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Remove finished images from the batch.
+    def take_finished(self, last: Tensor) -> Tensor | None:
+        """Remove finished images from the batch; put those whose maps were judged into ``last``.
 
-        Returns:
-            ``None`` if there are none; otherwise, of the batch before, its rows ``(B,)``, the
-            images ``(B, C, H, W)`` whose maps were judged, and the indices of those that remain.
+        Return the indices of the images that remain; ``None`` where no image is finished.
         """
         if self.stop is None:
             return None
         unfinished = ~(self.enough & (self.distance <= self.stop))
         if bool(unfinished.all()):
             return None
-        rows, seen, remaining = self.batch.rows, self.seen, unfinished.nonzero()[:, 0]
+        last[self.batch.rows] = self.seen  # those that remain are replaced when they end
+        remaining = unfinished.nonzero()[:, 0]
         self.batch, self.state, self.enough, self.confidence, self.distance, self.seen = take(
-            (self.batch, self.state, self.enough, self.confidence, self.distance, seen), remaining
+            (self.batch, self.state, self.enough, self.confidence, self.distance, self.seen),
+            remaining,
         )
-        return rows, seen, remaining
+        return remaining
 
     def _losses(self, images: Tensor, part: Part) -> Tensor:
-        """Return the loss ``(B,)`` of images; where maps are computed, keep the best iterates."""
+        """Return the loss ``(B,)``; where maps are computed, keep the best iterates."""
         if self.surrogate is None or part == "prediction":
             return self._prediction(images)
         maps, logits, penalty = self.surrogate(self.interpreter, images, self.state, self.progress)
@@ -204,7 +164,6 @@ class Problem:
         return losses if penalty is None else losses + penalty
 
     def _prediction(self, images: Tensor) -> Tensor:
-        """Return the prediction loss ``(B,)``."""
         logits = self.logits(images)
         self.confidence = self._confidence(logits.detach())
         self.distance = torch.full_like(self.confidence, torch.nan)
@@ -225,14 +184,12 @@ class Problem:
         rows, self.seen = self.batch.rows, candidate.images.detach()
         self.confidence, self.distance, self.enough, score = self._judge(candidate, further)
         if self.best is None:  # the first iterate: no image is finished yet
-            self.best = Best(self.seen, score)
+            self.best, self._score = self.seen.clone(), score
             return
-        images, least = self.best.images[rows], self.best.score[rows]
+        best, least = self.best[rows], self._score[rows]
         lower = score < least
-        self.best = Best(
-            _put(self.best.images, rows, _choose(lower, self.seen, images)),
-            _put(self.best.score, rows, torch.where(lower, score, least)),
-        )
+        self.best[rows] = torch.where(lower.view(-1, 1, 1, 1), self.seen, best)
+        self._score[rows] = torch.where(lower, score, least)
 
     @torch.no_grad()
     def _judge(self, candidate: Candidate, further: Tensor) -> tuple[Tensor, ...]:
@@ -261,21 +218,19 @@ def descend(
 
     The last image of one that is finished early is the one whose map was judged.
     """
-    last, memory = problem.batch.clean, None
+    last, memory = problem.batch.clean.clone(), None
     for number in numbers:
-        problem.begin((number - numbers.start) / len(numbers))
+        problem.progress = (number - numbers.start) / len(numbers)
         variable, memory = step(problem, variable, memory)
         report(Progress(number, problem.confidence, problem.distance, problem.batch.rows))
-        finished = problem.take_finished()
-        if finished is None:
+        remaining = problem.take_finished(last)
+        if remaining is None:
             continue
-        rows, images, remaining = finished
-        last = _put(last, rows, images)  # those that remain are replaced when they end
         if not len(remaining):
             return variable, last
         variable, memory = take((variable, memory), remaining)
-    images = problem.framework.image(variable, problem.batch.clean)
-    return variable, _put(last, problem.batch.rows, images)
+    last[problem.batch.rows] = problem.framework.image(variable, problem.batch.clean)
+    return variable, last
 
 
 def take(state: Any, index: Tensor) -> Any:
@@ -295,13 +250,3 @@ def take(state: Any, index: Tensor) -> Any:
         "expected a state of tensors, numbers and tuples of these, from which finished images can "
         f"be removed, got {type(state).__name__}; return such a state, or attack with stop=None"
     )
-
-
-def _choose(first: Tensor, images: Tensor, others: Tensor) -> Tensor:
-    """Return ``images`` where ``first (B,)`` is true, ``others`` elsewhere."""
-    return torch.where(first.view(-1, 1, 1, 1), images, others)
-
-
-def _put(whole: Tensor, rows: Tensor, part: Tensor) -> Tensor:
-    """Return a batch with some rows replaced, in the same memory format."""
-    return whole.index_put((rows,), part)  # `index_copy` loses the format

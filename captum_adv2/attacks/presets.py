@@ -1,27 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The paper's and the official code's settings, as tables (Tables 11, 12; ``ADV2.from_preset``).
 
-``PAPER`` has the numbers that the paper prints: eps 0.031, a constant sign step of 1/255, a warm
-start of 400 steps (§3.6), n_total and lambda of Table 11, and for GRAD label smoothing with
-uniform draws, rho from 0.05 to 0.01. The paper does not say which iterate is returned; here it is
-the last one.
-
-``OFFICIAL`` has the settings of the published code: for CAM and RTS a weight on the mean that rises
-from 5 to 10, for GRAD four stages of a weight on the sum, and the best iterate with a probability
-above 0.8.
+``PAPER`` has the numbers that the paper prints (the warm start of 400 steps is from §3.6), and
+returns the last iterate, as the paper does not say which. ``OFFICIAL`` has those of the published
+code. ``docs/differences.md`` lists what they do not reproduce.
 
 For RTS both add the cross entropy of the encoder's own output, with weight 0.1: the coefficient of
-l_prd, lambda_2, of Table 11. (For ISIC there is none: ``surrogate=EncoderGuided(0)``.)
+l_prd, lambda_2, of Table 11. (For ISIC there is none: ``surrogate=EncoderGuided(0)``.) For MASK
+both are the bilevel attack of Algorithm 1 with the two-phase step of §3.6, whose floor kappa the
+paper does not give; the code's is a margin of 10 between logits.
 
-For MASK both are the bilevel attack of Algorithm 1 with the two-phase step of §3.6: n_step 4,
-n_reset 50, n_bs 12, alpha_max 0.08. The paper does not give the floor kappa; the code's is a margin
-of 10 between logits. The code's last hundred iterations halve alpha_max; these do not.
-
-``PAPER_STADV`` has the settings of Table 12 for `StADV2`: Adam at a constant 0.01 (§B2). For MASK
-the map term has a weight there, and both losses make one step.
-
-A weight on a sum of squares suits one map size, which the preset names; an attack on maps of
-another size begins with a `SoundnessWarning`.
+``PAPER_STADV`` is for `StADV2`, with Adam at a constant 0.01 (§B2). For MASK the map term has a
+weight there, and both losses make one step.
 """
 
 from __future__ import annotations
@@ -99,4 +89,4 @@ OFFICIAL = _table(
         surrogate=Unrolled(solved=False),
     ),
 )  # fmt: skip
-"""Settings of the published code; ``docs/differences.md`` lists its other differences."""
+"""Settings of the published code, by the paper's names of the interpreters."""

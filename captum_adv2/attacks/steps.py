@@ -3,8 +3,8 @@ r"""Step rules: how an attack goes from one iterate to the next.
 
 A constant sign step :math:`x - \alpha \, \mathrm{sgn} \nabla \ell` (Eq. 4) has a noise floor: it
 jumps over a minimum of the map distance, by alpha in every pixel. Momentum averages the jumps out,
-and a step size that decays lowers the floor; both cost nothing. They are the default; the paper's
-rule is ``SignDescent(momentum=0.0, final=1.0)``.
+and a step size that decays lowers the floor. The paper's rule is
+``SignDescent(momentum=0.0, final=1.0)``.
 """
 
 from __future__ import annotations
@@ -41,17 +41,15 @@ class SignDescent:
         self, problem: Problem, variable: Tensor, memory: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the next variable, and the accumulated gradient."""
-        direction = _unit(problem.gradient(variable), norm=1)
-        momentum = self.momentum
+        momentum, final = self.momentum, self.final
         if momentum is None:
             momentum = min(0.9, max(0.0, 1 - 5 / problem.steps))
+        if final is None:
+            final = min(1.0, max(0.01, 0.8 / problem.steps))
+        direction = _unit(problem.gradient(variable), norm=1)
         velocity = direction if memory is None else momentum * memory + direction
-        alpha = problem.alpha * self._decay(problem)
+        alpha = problem.alpha * _cosine(final, problem.progress)
         return problem.move(variable, -alpha * velocity.sign()), velocity
-
-    def _decay(self, problem: Problem) -> float:
-        final = min(1.0, max(0.01, 0.8 / problem.steps)) if self.final is None else self.final
-        return _cosine(final, problem.progress)
 
 
 @checked

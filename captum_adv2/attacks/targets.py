@@ -6,35 +6,25 @@ class, shows that an attacker can choose any map (§5 Q1). For other maps, pass 
 ``target_map``, or the maps of a batch as ``attack(images, labels, target_maps=maps)``.
 
 Random maps are drawn per image, from a seed and the image itself (rounded to 8 bits): an image gets
-the same map at every call, on any device, and in any part of a batch (``MultiAttack`` passes
-parts). With a ``torch.Generator`` instead, maps are drawn in the order of the batch, and differ
-from call to call.
-
-Differs from the official code: there a patch is drawn at 224 pixels and resized, may be cut off by
-the border, and is assigned to the image whose own map is far from it; and the other image is of the
-target class itself.
+the same map in any part of a batch (``MultiAttack`` passes parts). A ``torch.Generator`` instead
+draws in the order of the batch, anew at every call.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from captum_adv2.interpreters.base import Interpreter, eval_mode
-from captum_adv2.spec import Classes, Images, Index, NonNegative, Range, checked
+from captum_adv2.seeds import mixed
+from captum_adv2.spec import Classes, Images, Index, NonNegative, Range, checked, expect_shape
 
 Share: TypeAlias = Annotated[float, Range(0, 1, above=True)]
-
-Pair: TypeAlias = tuple[float, float]
-"""Lengths or places along rows and along columns, in pixels or as shares."""
-
-_SOFT = 0.1  # width of the official code's ranges of values, [0, 0.1] and [0.9, 1]
 
 
 class TargetMap(Protocol):
@@ -93,53 +83,50 @@ class RandomPatch:
     angle: NonNegative = 30.0
     soft: bool = False
     seed: Index = 0
-    generator: torch.Generator | None = field(default=None, repr=False)
+    generator: Generator | None = field(default=None, repr=False)
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return patches ``(B, 1, h, w)``, one an image; see `TargetMap`."""
-        size = _native_size(interpreter, images, target)
+        # The size is that of the surrogate's map: for MASK, the reported one takes many passes.
+        image, wanted = images[:1].detach(), target[:1]
+        with eval_mode(interpreter.model), torch.no_grad():
+            state = interpreter.surrogate.init(interpreter, image, wanted)
+            size = interpreter.surrogate(interpreter, image, state, 0.0).maps.shape[-2:]
         sources = _sources(images, self.seed, self.generator)
         return torch.stack([self._draw(size, source) for source in sources]).to(images)
 
-    def _draw(self, size: tuple[int, int], source: torch.Generator) -> Tensor:
-        """Return one patch ``(1, h, w)``."""
+    def _draw(self, size: torch.Size, source: Generator) -> Tensor:
+        """Return one patch ``(1, h, w)``; pairs of numbers are along rows and along columns."""
         # Six numbers, whatever the shape: patches of one seed differ in nothing else.
-        kind, first, second, turn, row, column = _uniform((6,), source).tolist()
+        numbers = _uniform((6,), source)
+        kind, turn = numbers[0].item(), numbers[3].item()
+        circle = self.shape == "circle" or (self.shape == "any" and kind < 0.5)
+        sides = torch.tensor(size, dtype=torch.float64)
         least, largest = (min(size) * share / 2 for share in self.size)
-        half = (least + (largest - least) * first, least + (largest - least) * second)
-        if self.shape == "circle" or (self.shape == "any" and kind < 0.5):
-            centre = _place(size, (half[0], half[0]), (row, column))
-            inside = disc(size, centre, half[0])
+        half = least + (largest - least) * numbers[1:3]  # the radius, or half of each side
+        angle = math.radians(self.angle * (2 * turn - 1))
+        cos, sin = math.cos(angle), math.sin(angle)
+        # From the centre to the border of the bounding box.
+        reach = half[[0, 0]] if circle else half * abs(cos) + half.flip(0) * abs(sin)
+        scale = (sides / 2 / reach).min().clamp(max=1)
+        half, reach = scale * half, scale * reach
+        centre = reach + numbers[4:] * (sides - 2 * reach)
+        rows, columns = (
+            torch.arange(side, dtype=torch.float64) + 0.5 - middle
+            for side, middle in zip(size, centre, strict=True)
+        )
+        rows = rows[:, None]
+        if circle:
+            inside = rows.square() + columns.square() <= half[0].square()
         else:
-            angle = math.radians(self.angle * (2 * turn - 1))
-            half, reach = _fit(size, half, angle)
-            centre = _place(size, reach, (row, column))
-            inside = rectangle(size, centre, half, angle)
-        height, width = size
-        inside[min(int(centre[0]), height - 1), min(int(centre[1]), width - 1)] = True
-        noise = _SOFT * _uniform(size, source) if self.soft else 0.0
+            across, along = rows * cos - columns * sin, rows * sin + columns * cos
+            inside = (across.abs() <= half[0]) & (along.abs() <= half[1])
+        row, column = torch.minimum(centre, sides - 1).long()
+        inside[row, column] = True
+        noise = 0.1 * _uniform(size, source) if self.soft else 0.0
         return torch.where(inside, 1 - noise, noise)[None]
-
-
-def _fit(size: tuple[int, int], half: Pair, angle: float) -> tuple[Pair, Pair]:
-    """Return half the sides of a rectangle that fits a map, and its reach along rows and columns.
-
-    The reach is the distance from the centre to the border of the rectangle's bounding box.
-    """
-    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
-    reach = (half[0] * cos + half[1] * sin, half[1] * cos + half[0] * sin)
-    scale = min(1.0, *(side / 2 / far for side, far in zip(size, reach, strict=True)))
-    return (scale * half[0], scale * half[1]), (scale * reach[0], scale * reach[1])
-
-
-def _place(size: tuple[int, int], reach: Pair, draw: Pair) -> Pair:
-    """Return the centre, in pixels, of a shape of some reach: anywhere that keeps it inside."""
-    row, column = (
-        far + share * (side - 2 * far) for side, far, share in zip(size, reach, draw, strict=True)
-    )
-    return row, column
 
 
 @checked
@@ -168,23 +155,20 @@ class RandomClass:
     pool: Images = field(repr=False)
     labels: Classes = field(repr=False)
     seed: Index = 0
-    generator: torch.Generator | None = field(default=None, repr=False)
+    generator: Generator | None = field(default=None, repr=False)
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return the maps ``(B, 1, h, w)`` of the drawn images; see `TargetMap`."""
-        if len(self.labels) != len(self.pool):
-            raise ValueError(
-                f"expected labels of shape ({len(self.pool)},), one class an image of the pool, "
-                f"got {tuple(self.labels.shape)}"
-            )
+        expect_shape(self.labels, self.pool.shape[:1], "labels")
         if self.pool.shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"expected images of shape {tuple(self.pool.shape[1:])}, the pool's, got "
                 f"{tuple(images.shape[1:])}; resize the pool"
             )
-        drawn = self._draw(images, target.tolist())
+        sources = _sources(images, self.seed, self.generator)
+        drawn = [self._draw(*each) for each in zip(target.tolist(), sources, strict=True)]
         distinct = sorted(set(drawn))  # each is explained once: a map may take hundreds of passes
         pool = self.pool[distinct].to(images)
         classes = self.labels[distinct].to(images.device).long()
@@ -192,98 +176,29 @@ class RandomClass:
             maps = interpreter.explain(pool, classes).maps
         return maps[[distinct.index(number) for number in drawn]]
 
-    def _draw(self, images: Tensor, target: list[int]) -> list[int]:
-        """Return an index into the pool for each image."""
-        candidates = {wanted: self._candidates(wanted) for wanted in set(target)}
-        draws = [float(_uniform((), s)) for s in _sources(images, self.seed, self.generator)]
-        return [
-            candidates[wanted][int(draw * len(candidates[wanted]))]
-            for wanted, draw in zip(target, draws, strict=True)
-        ]
-
-    def _candidates(self, target: int) -> list[int]:
-        """Return the indices of the pool's images that are not of the target class."""
-        found: list[int] = (self.labels.long() != target).nonzero()[:, 0].tolist()
-        if not found:
+    def _draw(self, target: int, source: Generator) -> int:
+        """Return the index of an image of the pool that is not of the target class."""
+        others = (self.labels.long() != target).nonzero()[:, 0]
+        if not len(others):
             raise ValueError(
                 f"expected a pool with a class other than the target {target}, got "
                 f"{len(self.pool)} images of class {target}; add images of another class"
             )
-        return found
+        return int(others[int(_uniform((), source) * len(others))])
 
 
-def disc(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Tensor:
-    """Return which pixels have their centre in a disc, bool ``(h, w)``.
-
-    Args:
-        size: Height and width of the map.
-        centre: Row and column, in pixels; the first pixel's centre is at (0.5, 0.5).
-        radius: In pixels.
-
-    >>> disc((3, 3), (1.5, 1.5), 1.0).int().tolist()
-    [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
-    """
-    rows, columns = _offsets(size, centre)
-    return rows.square() + columns.square() <= radius**2
-
-
-def rectangle(
-    size: tuple[int, int], centre: tuple[float, float], half: tuple[float, float], angle: float
-) -> Tensor:
-    """Return which pixels have their centre in a rotated rectangle, bool ``(h, w)``.
-
-    Args:
-        size: Height and width of the map.
-        centre: Row and column, in pixels; the first pixel's centre is at (0.5, 0.5).
-        half: Half of the rectangle's height and width, in pixels, before the rotation.
-        angle: Rotation about the centre, in radians; clockwise, as rows go down.
-
-    >>> rectangle((3, 3), (1.5, 1.5), (0.5, 1.5), 0.0).int().tolist()
-    [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
-    """
-    rows, columns = _offsets(size, centre)
-    cos, sin = math.cos(angle), math.sin(angle)
-    across, along = rows * cos - columns * sin, rows * sin + columns * cos
-    return (across.abs() <= half[0]) & (along.abs() <= half[1])
-
-
-def _offsets(size: tuple[int, int], centre: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Return the offsets of pixel centres from a point: rows ``(h, 1)``, columns ``(1, w)``."""
-    rows, columns = (
-        torch.arange(side, dtype=torch.float64) + 0.5 - middle
-        for side, middle in zip(size, centre, strict=True)
-    )
-    return rows[:, None], columns[None]
-
-
-def _native_size(interpreter: Interpreter, images: Tensor, target: Tensor) -> tuple[int, int]:
-    """Return height and width of an interpreter's maps.
-
-    Taken from the surrogate's map of one image: for MASK it takes two passes, the reported map
-    several hundred.
-    """
-    image, wanted = images[:1].detach(), target[:1]
-    with eval_mode(interpreter.model), torch.no_grad():
-        state = interpreter.surrogate.init(interpreter, image, wanted)
-        height, width = interpreter.surrogate(interpreter, image, state, 0.0).maps.shape[-2:]
-    return height, width
-
-
-def _sources(
-    images: Tensor, seed: int, generator: torch.Generator | None
-) -> Iterator[torch.Generator]:
+def _sources(images: Tensor, seed: int, generator: Generator | None) -> Iterator[Generator]:
     """Yield the random generator of each image."""
     # Rounded to 8 bits: dtype, and a normalisation and its inverse, do not change the draw.
     for image in (images.detach() * 255).round().byte().cpu():
         if generator is not None:
             yield generator
             continue
-        key = f"{seed}:{tuple(image.shape)}:".encode() + image.numpy().tobytes()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        yield torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
+        key = mixed(seed, tuple(image.shape), image.numpy().tobytes())
+        yield Generator().manual_seed(key)
 
 
-def _uniform(size: tuple[int, ...], source: torch.Generator) -> Tensor:
+def _uniform(size: tuple[int, ...], source: Generator) -> Tensor:
     """Return numbers in [0, 1), float64, on the CPU."""
     drawn = torch.rand(size, generator=source, device=source.device, dtype=torch.float64)
     return drawn.cpu()

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: MIT
-r"""The terms of the attacker's loss (Eq. 3), per image, and their schedules.
-
-.. math:: \ell_{adv}(x) = \ell_{prd}(f(x), c_t) + \lambda \, \ell_{int}(g(x; f), m_t)
+"""The terms of the attacker's loss (Eq. 3), per image, and their schedules.
 
 Every term returns ``(B,)``. Losses are summed over the batch only where a gradient is taken, so
 that attacking a batch equals attacking its images one by one.
@@ -28,14 +26,10 @@ Schedule: TypeAlias = Callable[[float], float]
 class Candidate(NamedTuple):
     """One iterate of an attack, as every term sees it.
 
-    Attributes:
-        images: The iterate ``(B, C, H, W)``.
-        logits: The model's output on it ``(B, classes)``.
-        maps: The surrogate's maps ``(B, J, h, w)``: one channel for each step it looks ahead.
-        target: The target classes ``(B,)``.
-        target_maps: The target maps ``(B, 1, h, w)``.
-        progress: Share of the attack that is done, in [0, 1].
-        rows: Indices ``(B,)`` of these images in the attacked batch; ``None``: all of them.
+    Images ``(B, C, H, W)``, the model's logits ``(B, classes)`` and the surrogate's maps
+    ``(B, J, h, w)``, one channel for each step it looks ahead; target classes ``(B,)`` and target
+    maps ``(B, 1, h, w)``; the share of the attack that is done, in [0, 1]; and the indices ``(B,)``
+    of the images in the attacked batch, ``None`` for all of them.
     """
 
     images: Tensor
@@ -140,7 +134,9 @@ class CrossEntropy:
         rho = at(self.rho, candidate.progress)
         if rho == 0:
             return loss
-        draw = 0.5 if self.seed is None else _uniform(self.seed, candidate.progress)
+        draw = 0.5
+        if self.seed is not None:  # a function of the progress: a run can be repeated exactly
+            draw = random.Random(f"{self.seed}:{candidate.progress}").random()
         log_p = candidate.logits.log_softmax(dim=1)
         others = (-log_p.sum(dim=1) - loss) / (log_p.shape[1] - 1)
         return (1 - rho * draw) * loss + rho * draw * others
@@ -155,11 +151,6 @@ class Margin:
         index = candidate.target[:, None]
         others = candidate.logits.scatter(1, index, -torch.inf).amax(dim=1)
         return others - candidate.logits.gather(1, index)[:, 0]
-
-
-def _uniform(seed: int, progress: float) -> float:
-    # A function of the progress, not a generator with a state: a run can be repeated exactly.
-    return random.Random(f"{seed}:{progress}").random()
 
 
 @checked
@@ -192,12 +183,11 @@ class MapDistance:
         """Return the loss ``(B,)``, summed over the look-ahead steps where there are several."""
         size = tuple(candidate.maps.shape[-2:])
         if candidate.progress == 0 and self.map_size not in (None, size):
-            warnings.warn(
+            message = (
                 f"the weight of the map term was chosen for maps of size {self.map_size}, got "
-                f"{size}: prediction and map are balanced differently",
-                SoundnessWarning,
-                stacklevel=2,
+                f"{size}: prediction and map are balanced differently"
             )
+            warnings.warn(message, SoundnessWarning, stacklevel=2)
         raw = _distance(candidate.maps - candidate.target_maps, self.l1)
         shape = _distance(_misfit(candidate.maps, candidate.target_maps), self.l1)
         distance = ((1 - self.shape) * raw + self.shape * shape).sum(dim=1).flatten(1)  # (B, h w)

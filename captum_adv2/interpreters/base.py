@@ -258,9 +258,3 @@ def min_max(maps: Tensor) -> Tensor:
 def background(baseline: float | Tensor, images: Tensor) -> Tensor:
     """Return a baseline, a grey value or an image, expanded to the shape of images."""
     return torch.as_tensor(baseline, dtype=images.dtype, device=images.device).expand_as(images)
-
-
-def expect_interpreter(value, name="interpreter"):  # temporary
-    if not isinstance(value, Interpreter):
-        raise TypeError(f"expected {name} to be an Interpreter, got {type(value).__name__}")
-    return value

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Captum's attribution methods as differentiable interpreters.
 
-Captum computes maps to be looked at, so its methods cut the graph, and several return a map that
-has a graph and the *wrong* gradient: only the factor that is not a gradient carries it. That a map
-requires grad therefore proves nothing, and `CaptumInterpreter` accepts only methods whose gradient
-was held against finite differences; others are refused, with the reason.
-
-`methods` has the table of these methods. Captum itself is not imported: they are known by name.
+Captum's methods cut the graph, and several return a map that has a graph and the *wrong* gradient:
+only the factor that is not a gradient carries it. So `CaptumInterpreter` accepts only methods whose
+gradient was held against finite differences, those of the table in `methods`, and refuses others
+with the reason. Captum itself is not imported: methods are known by name.
 """
 
 from __future__ import annotations
@@ -17,20 +15,12 @@ from typing import Any, Literal, TypeAlias, final
 
 from torch import Tensor, nn
 
-from captum_adv2.interpreters.base import (
-    Explanation,
-    Interpreter,
-    Smoothed,
-    detached,
-    differentiable_input,
-    min_max,
-)
+from captum_adv2.interpreters import base
 from captum_adv2.interpreters.methods import METHODS, Call, Method
 from captum_adv2.interpreters.relu import Derivative, as_derivative
 from captum_adv2.spec import Index, Positive, checked
 
 Reduction: TypeAlias = Literal["abs-max", "abs-sum", "max", "sum"] | Callable[[Tensor], Tensor]
-"""How channels become one: by name, or a function ``(B, C, h, w) -> (B, 1, h, w)``."""
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "abs-max": lambda a: a.abs().amax(dim=1, keepdim=True),
@@ -39,15 +29,12 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda a: a.sum(dim=1, keepdim=True),
 }
 
-_UNVERIFIED = "its gradient has not been verified"
 _DETACHED = "Captum detaches what its rules work with; use DeepLift"
-_SHUFFLED = "it shuffles features among the images of a batch: no map is of one image"
+_SHUFFLED = "it shuffles features among the images of a batch"
 _REASONS = {
-    "LRP": (
-        "it reads activations off .data, no graph; on ReLU networks LRP-epsilon is InputXGradient"
-    ),
-    "LayerLRP": "as LRP, it reads activations off .data, outside the graph",
-    "LayerGradientShap": "Captum runs it under torch.no_grad(), and offers no graph of the layer",
+    "LRP": "it reads activations off .data; on ReLU networks LRP-epsilon is InputXGradient",
+    "LayerLRP": "it reads activations off .data",
+    "LayerGradientShap": "Captum runs it under torch.no_grad()",
     "LayerDeepLift": _DETACHED,
     "LayerDeepLiftShap": _DETACHED,
     "LayerFeatureAblation": "Captum runs it under torch.no_grad(); use FeatureAblation",
@@ -63,25 +50,15 @@ _REFUSED = {
 
 
 def _method(attribution: Any) -> Method:
-    """Return the method of an attribution.
-
-    Raises:
-        TypeError: It is not one of Captum's, or cannot be differentiated (the reason is given).
-    """
+    """Return the method of an attribution; raise where its gradient has not been verified."""
     kind = type(attribution)
-    if not any(base.__module__.startswith("captum.attr") for base in kind.__mro__):
-        raise TypeError(
-            f"expected an attribution method of captum.attr, got {kind.__name__}; for one of your "
-            "own, subclass captum_adv2.interpreters.Interpreter"
-        )
-    if not kind.__module__.startswith("captum.attr"):
-        reason = f"{_UNVERIFIED}; subclass captum_adv2.interpreters.Interpreter"
-    elif kind.__name__ in METHODS:
-        return METHODS[kind.__name__]
-    else:
-        reason = _REASONS.get(kind.__name__, _UNVERIFIED)
+    reason = "its gradient has not been verified; subclass captum_adv2.interpreters.Interpreter"
+    if kind.__module__.startswith("captum.attr"):  # and no subclass, which may compute anything
+        if kind.__name__ in METHODS:
+            return METHODS[kind.__name__]
+        reason = _REASONS.get(kind.__name__, reason)
     raise TypeError(
-        f"expected a differentiable Captum method ({', '.join(sorted(METHODS))}), got "
+        f"expected a differentiable method of captum.attr ({', '.join(sorted(METHODS))}), got "
         f"{kind.__name__}: {reason}"
     )
 
@@ -94,7 +71,7 @@ def _expect_supported(attribution: Any, kwargs: dict[str, Any]) -> None:
     for key, why in _REFUSED.items():
         if kwargs.get(key):
             raise ValueError(f"expected no {key}, got {kwargs[key]}; {why}")
-    bound = inspect.signature(attribution.attribute).bind_partial(None, **kwargs)
+    bound = inspect.signature(attribution.attribute).bind(None, **kwargs)
     inner = getattr(attribution, "attribution_method", None)
     if inner is not None:
         if _method(inner).random:
@@ -106,16 +83,12 @@ def _expect_supported(attribution: Any, kwargs: dict[str, Any]) -> None:
 
 
 @final
-class CaptumInterpreter(Interpreter):
+class CaptumInterpreter(base.Interpreter):
     """An attribution method of Captum, made differentiable.
 
-    Supported are the methods that take gradients at the input (``Saliency``, ``InputXGradient``,
-    ``IntegratedGradients``, ``GradientShap``), propagate by rules (``GuidedBackprop``,
-    ``Deconvolution``, ``GuidedGradCam``, ``DeepLift``, ``DeepLiftShap``), explain a layer
-    (``LayerActivation``, ``LayerGradCam``, ``LayerGradientXActivation``, ``LayerConductance``,
-    ``LayerIntegratedGradients``, ``InternalInfluence``) or perturb the image (``Occlusion``,
-    ``FeatureAblation``, ``ShapleyValues``, ``ShapleyValueSampling``, ``KernelShap``, ``Lime`` with
-    a linear or ridge regression), and a ``NoiseTunnel`` around one that draws no numbers.
+    22 methods are supported (``docs/captum.md``): gradients at the input or a layer, guided
+    backpropagation and DeepLift, perturbations of the image (``Lime`` with a linear or ridge
+    regression), and a ``NoiseTunnel`` around one that draws no numbers.
 
     Convention:
         Reduced over channels, min-max scaled per image, at the attribution's own resolution.
@@ -154,17 +127,18 @@ class CaptumInterpreter(Interpreter):
         self.attribution = attribution
         self.reduce = reduce
         self.seed = seed
-        self._kwargs = attribute_kwargs
+        # To Captum, None is the default of each of them.
+        self._kwargs = {key: value for key, value in attribute_kwargs.items() if value is not None}
         inner = getattr(attribution, "attribution_method", attribution)
         if _method(inner).smooth:
-            self.surrogate = Smoothed(as_derivative(smoothing))
+            self.surrogate = base.Smoothed(as_derivative(smoothing))
 
     def __repr__(self) -> str:
         return f"CaptumInterpreter({type(self.attribution).__name__})"
 
-    def explain(self, images: Tensor, target: Tensor) -> Explanation:
+    def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`; logits are shared where Captum runs the model on images."""
-        with differentiable_input(images) as (x, graph):
+        with base.differentiable_input(images) as (x, graph):
             call = Call(self._run, x, target, self.seed, graph)
             attributions = _method(self.attribution).run(self.attribution, call, **self._kwargs)
             if not isinstance(attributions, Tensor) or attributions.ndim != 4:
@@ -174,9 +148,9 @@ class CaptumInterpreter(Interpreter):
                     f"(B, C, h, w), got {got}; choose one layer with feature maps"
                 )
             reduce = _REDUCTIONS[self.reduce] if isinstance(self.reduce, str) else self.reduce
-            maps = min_max(reduce(attributions))
-            explanation = Explanation(maps, None if self.model is None else call.logits)
-        return explanation if graph else detached(explanation)
+            maps = base.min_max(reduce(attributions))
+            explanation = base.Explanation(maps, None if self.model is None else call.logits)
+        return explanation if graph else base.detached(explanation)
 
     def _run(self, images: Tensor, *args: Any) -> Tensor:
         logits: Tensor = self.attribution.forward_func(self.prepare(images), *args)

@@ -28,33 +28,23 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters import perturbation, rules
 from captum_adv2.interpreters.perturbation import Distance, Game
-from captum_adv2.interpreters.rules import InnerPass, Rule
 from captum_adv2.interpreters.tap import tapped
 from captum_adv2.spec import Count, NonNegative, checked
 
 
 @dataclass
 class Call:
-    """One explanation to make.
+    """One explanation to make."""
 
-    Attributes:
-        function: The model: images to logits.
-        images: ``(B, C, H, W)``.
-        target: Classes ``(B,)``.
-        seed: Seed of random numbers.
-        graph: Whether the attributions will be differentiated.
-        logits: Of the images, ``(B, classes)``, once the model has run on these very images.
-    """
-
-    function: Callable[..., Tensor]
-    images: Tensor
-    target: Tensor
+    function: Callable[..., Tensor]  # the model: images to logits
+    images: Tensor  # (B, C, H, W)
+    target: Tensor  # classes (B,)
     seed: int
-    graph: bool
-    logits: Tensor | None = None
+    graph: bool  # whether the attributions will be differentiated
+    logits: Tensor | None = None  # (B, classes), once the model has run on these very images
 
     def forward(self, inputs: Tensor, *args: Any) -> Tensor:
-        """Run the model with a graph: Captum forbids it where activations become the map."""
+        """Run the model, with a graph also where Captum forbids it: activations become the map."""
         with torch.enable_grad():
             output = self.function(inputs, *args)
         if inputs is self.images and self.logits is None:
@@ -80,18 +70,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Method:
-    """How a method of Captum is run, and what is particular about it.
+    """How a method of Captum is run, and what is particular about it."""
 
-    Attributes:
-        run: From the attribution, a call and keyword arguments to attributions ``(B, C, h, w)``.
-        smooth: Its map has gradients of the model in it, which ReLUs make piecewise constant.
-        random: It draws numbers, so a ``NoiseTunnel`` cannot go around it.
-        game: From the attribution to its `Game`, where it perturbs features.
-    """
-
+    # From the attribution, a call and keyword arguments to attributions (B, C, h, w).
     run: Callable[..., Any]
+    # Its map has gradients of the model in it, which ReLUs make piecewise constant.
     smooth: bool = False
+    # It draws numbers, so a NoiseTunnel cannot go around it.
     random: bool = False
+    # From the attribution to its game, where it perturbs features.
     game: Callable[[Any], Game] | None = None
 
 
@@ -118,27 +105,22 @@ def _at_layer(attribution: Any, call: Call, **kwargs: Any) -> Any:
     return clone.attribute(call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs)
 
 
-def _layer_itself(
-    attribution: Any,
-    call: Call,
-    *,
-    additional_forward_args: Any = None,
-    attribute_to_layer_input: bool = False,
-) -> Any:
-    side: Literal["input", "output"] = "input" if attribute_to_layer_input else "output"
+def _layer_itself(attribution: Any, call: Call, **kwargs: Any) -> Any:
+    side: Literal["input", "output"]
+    side = "input" if kwargs.get("attribute_to_layer_input") else "output"
     with torch.set_grad_enabled(call.graph), tapped(attribution.layer, side) as tap:
-        call.logits = call.function(call.images, *(additional_forward_args or ()))
+        call.logits = call.function(call.images, *kwargs.get("additional_forward_args", ()))
     return tap.features
 
 
-def _by_rule(rule: Callable[[Any], Rule], attribution: Any, call: Call, **kwargs: Any) -> Any:
+def _by_rule(rule: Callable[[Any], rules.Rule], attribution: Any, call: Call, **kwargs: Any) -> Any:
     # Captum hooks this module, which has none inside, and warns at each call that it does.
     model: Any = nn.Module()
     model.forward = call.forward
-    with InnerPass(attribution.model, rule(attribution)) as inner, warnings.catch_warnings():
+    hooked = {"forward_func": model, "model": model, "gradient_func": call.gradients}
+    with rules.inner_pass(attribution.model, rule(attribution)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Setting (back|for)ward", UserWarning)
-        gradients = partial(inner.gradients, call.gradients)
-        clone = _copied(attribution, call, forward_func=model, model=model, gradient_func=gradients)
+        clone = _copied(attribution, call, **hooked)
         return clone.attribute(call.images, target=call.target, **kwargs)
 
 
@@ -147,20 +129,12 @@ _deconvolution = partial(_by_rule, lambda _: rules.DECONVOLUTION)
 _deep_lift = partial(_by_rule, lambda attribution: rules.deep_lift(attribution.eps))
 
 
-def _guided_grad_cam(
-    attribution: Any,
-    call: Call,
-    *,
-    additional_forward_args: Any = None,
-    interpolate_mode: str = "nearest",
-    attribute_to_layer_input: bool = False,
-) -> Any:
-    kwargs = {"additional_forward_args": additional_forward_args}
+def _guided_grad_cam(attribution: Any, call: Call, **kwargs: Any) -> Any:
+    mode = kwargs.pop("interpolate_mode", "nearest")
+    side = {"attribute_to_layer_input": kwargs.pop("attribute_to_layer_input", False)}
     guided = _guided_backprop(attribution.guided_backprop, call, **kwargs)
-    kwargs["attribute_to_layer_input"] = attribute_to_layer_input
-    cam = rules.positive(_at_layer(attribution.grad_cam, call, **kwargs))
-    size = tuple(call.images.shape[2:])
-    return guided * attribution.grad_cam.interpolate(cam, size, interpolate_mode)
+    cam = rules.positive(_at_layer(attribution.grad_cam, call, **side, **kwargs))
+    return guided * attribution.grad_cam.interpolate(cam, tuple(call.images.shape[2:]), mode)
 
 
 def _noisy(call: Call, count: int, std: float, generator: torch.Generator) -> Call:
@@ -184,21 +158,20 @@ def _noise_tunnel(
 ) -> Any:
     inner, batch = attribution.attribution_method, len(call.images)
     generator = torch.Generator().manual_seed(call.seed)
-    sums, squares = [], []
-    for start in range(0, nt_samples, nt_samples_batch_size or nt_samples):
-        count = min(nt_samples - start, nt_samples_batch_size or nt_samples)
-        noisy = _noisy(call, count, stdevs, generator)
+    parts = []
+    for part in torch.split(torch.arange(nt_samples), nt_samples_batch_size or nt_samples):
+        count = len(part)
         repeated = {  # those that are one an image, with it
             key: value.repeat_interleave(count, dim=0)
             if isinstance(value, Tensor) and len(value) == batch > 1
             else value
             for key, value in kwargs.items()
         }
+        noisy = _noisy(call, count, stdevs, generator)
         found = METHODS[type(inner).__name__].run(inner, noisy, **repeated)
-        found = found.reshape(batch, count, *found.shape[1:])
-        sums.append(found.sum(dim=1))
-        squares.append(found.square().sum(dim=1))
-    mean, square = (torch.stack(part).sum(dim=0) / nt_samples for part in (sums, squares))
+        parts.append(found.reshape(batch, count, *found.shape[1:]))
+    samples = torch.cat(parts, dim=1)
+    mean, square = samples.mean(dim=1), samples.square().mean(dim=1)
     return {"smoothgrad": mean, "smoothgrad_sq": square, "vargrad": square - mean.square()}[nt_type]
 
 
@@ -228,37 +201,29 @@ def _gradient_shap(
     return gradient.reshape(len(x), n_samples, *x.shape[1:]).mean(dim=1)
 
 
-def _perturbed(method: Callable[..., tuple[Tensor, Tensor]], call: Call, **kwargs: Any) -> Tensor:
-    given = {key: value for key, value in kwargs.items() if value is not None}
+def _perturbed(attribution: Any, call: Call, **kwargs: Any) -> Tensor:
+    method: Callable[..., tuple[Tensor, Tensor]] = perturbation.occlusion
+    game = METHODS[type(attribution).__name__].game
+    if game is not None:
+        method = partial(perturbation.attribute, game(attribution), seed=call.seed)
     with torch.set_grad_enabled(call.graph):
-        attributions, call.logits = method(call.function, call.images, call.target, **given)
+        attributions, call.logits = method(call.function, call.images, call.target, **kwargs)
     return attributions
-
-
-def _occlusion(attribution: Any, call: Call, **kwargs: Any) -> Tensor:
-    return _perturbed(perturbation.occlusion, call, **kwargs)
-
-
-def _features(attribution: Any, call: Call, **kwargs: Any) -> Tensor:
-    game: Any = METHODS[type(attribution).__name__].game
-    method = partial(perturbation.attribute, game(attribution), seed=call.seed)
-    return _perturbed(method, call, **kwargs)
 
 
 def _lime(attribution: Any) -> Game:
     """Return a Captum Lime's method, if its fit has a closed form."""
     fit = attribution.interpretable_model
     kind, settings = type(fit).__name__, dict(getattr(fit, "construct_kwargs", {}))
-    ridge = settings.pop("alpha", 1.0) if kind == "SkLearnRidge" else 0.0
-    if kind not in ("SkLearnRidge", "SkLearnLinearRegression") or settings:
+    penalties = {"SkLearnLinearRegression": 0.0, "SkLearnRidge": settings.pop("alpha", 1.0)}
+    if kind not in penalties or settings:
         raise TypeError(
-            "expected a Lime with interpretable_model=SkLearnLinearRegression() or "
-            f"SkLearnRidge(alpha=...), whose fit has a closed form, got {kind}, "
-            "which is fitted outside PyTorch"
+            "expected a Lime with a fit in closed form, SkLearnLinearRegression() or "
+            f"SkLearnRidge(alpha=...), got {kind}, which is fitted outside PyTorch"
         )
     if getattr(attribution.perturb_func, "__name__", None) != "default_perturb_func":
         raise TypeError("expected a Lime with Captum's own perturb_func, got another")
-    return perturbation.lime(*_kernel(attribution.similarity_func), ridge)
+    return perturbation.lime(*_kernel(attribution.similarity_func), penalties[kind])
 
 
 def _kernel(similarity: Callable[..., float]) -> tuple[float, Distance]:
@@ -269,8 +234,7 @@ def _kernel(similarity: Callable[..., float]) -> tuple[float, Distance]:
     expected = value if cosine else value**5
     if not (value > 0 and math.isclose(similarity(up, far, None), expected, rel_tol=1e-6)):
         raise TypeError(
-            "expected a Lime with a similarity_func from get_exp_kernel_similarity_function, got "
-            "another: its gradient has not been verified"
+            "expected a similarity_func from get_exp_kernel_similarity_function, got another"
         )
     return -math.log(value), "cosine" if cosine else "euclidean"
 
@@ -292,14 +256,12 @@ METHODS: dict[str, Method] = {
     "LayerConductance": Method(_at_layer, smooth=True),
     "LayerIntegratedGradients": Method(_at_layer, smooth=True),
     "InternalInfluence": Method(_at_layer, smooth=True),
-    "Occlusion": Method(_occlusion),
-    "FeatureAblation": Method(_features, game=lambda _: perturbation.ablation()),
-    "ShapleyValues": Method(_features, game=lambda _: perturbation.shapley()),
-    "ShapleyValueSampling": Method(
-        _features, random=True, game=lambda _: perturbation.shapley_sampling()
-    ),
+    "Occlusion": Method(_perturbed),
+    "FeatureAblation": Method(_perturbed, game=lambda _: perturbation.ABLATION),
+    "ShapleyValues": Method(_perturbed, game=lambda _: perturbation.SHAPLEY),
+    "ShapleyValueSampling": Method(_perturbed, random=True, game=lambda _: perturbation.SAMPLING),
     "KernelShap": Method(
-        _features, random=True, game=lambda shap: perturbation.kernel_shap(shap.inf_weight)
+        _perturbed, random=True, game=lambda shap: perturbation.kernel_shap(shap.inf_weight)
     ),
-    "Lime": Method(_features, random=True, game=_lime),
+    "Lime": Method(_perturbed, random=True, game=_lime),
 }

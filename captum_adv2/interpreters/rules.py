@@ -12,11 +12,11 @@ References: Springenberg et al., 2015 (guided backpropagation); Zeiler and Fergu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,89 +34,62 @@ class Visit:
 
 
 class Rule(NamedTuple):
-    """What modules pass on in the inner pass.
-
-    Attributes:
-        modules: Types of the modules under the rule.
-        passed: From a visit and the true gradient at the module's input to the gradient passed on.
-    """
+    """From a visit of such a module and its true gradient at z to the gradient passed on."""
 
     modules: tuple[type[nn.Module], ...]
     passed: Callable[[Visit, Tensor], Tensor]
 
 
-class InnerPass:
-    """A context in which `gradients` follows a rule; later backward passes do not.
+@contextmanager
+def inner_pass(model: nn.Module, rule: Rule) -> Iterator[None]:
+    """Let backward passes through a model follow a rule, until the context is left.
 
-    Hooks on tensors run in every backward pass, also in the one that differentiates the map, where
-    these do nothing. They find their visit by its number, and this object keeps no tensors between
-    calls: a hook that held a tensor computed after its own would make a cycle that is never freed.
-
-    Args:
-        model: The model, whose modules are hooked inside the context.
-        rule: The rule.
+    Hooks on tensors run in every backward pass, also in the later one that differentiates the map,
+    where these do nothing. They find their visit by its number, in a list that is emptied: a hook
+    that held a tensor computed after its own would make a cycle that is never freed.
     """
+    visits: list[Visit] = []
+    modules = [module for module in model.modules() if isinstance(module, rule.modules)]
+    with ExitStack() as stack:
+        stack.callback(visits.clear)
+        for module in modules:
+            _hook(module, rule, visits, stack)
+        yield
+        if modules and not visits:
+            raise RuntimeError(
+                "expected the model to run the hooks of its modules, got none that ran; pass the "
+                "model as it was before torch.compile"
+            )
 
-    def __init__(self, model: nn.Module, rule: Rule) -> None:
-        self._modules = [m for m in model.modules() if isinstance(m, rule.modules)]
-        self._rule = rule
-        self._visits: list[Visit] = []
-        self._running = False
-        self._hooks = ExitStack()
 
-    def __enter__(self) -> Self:
-        for module in self._modules:
-            self._hook(module)
-        return self
+def _hook(module: nn.Module, rule: Rule, visits: list[Visit], stack: ExitStack) -> None:
+    inputs: list[Any] = []
 
-    def __exit__(self, *exception: object) -> None:
-        self._hooks.close()
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        inputs.append(args[0])
+        return args[0].clone()  # the module may work in place
 
-    def gradients(
-        self, gradient_func: Callable[..., tuple[Tensor, ...]], *args: Any
-    ) -> tuple[Tensor, ...]:
-        """Return what Captum's ``gradient_func`` does, under the rule."""
-        self._running = True
-        try:
-            found = gradient_func(*args)
-            if self._modules and not self._visits:
-                raise RuntimeError(
-                    "expected the model to run the hooks of its modules, got none that ran; pass "
-                    "the model as it was before torch.compile"
-                )
-            return found
-        finally:
-            self._running = False
-            self._visits.clear()
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        z, number = inputs.pop(), len(visits)
 
-    def _hook(self, module: nn.Module) -> None:
-        inputs: list[Any] = []
+        def at_output(gradient: Tensor) -> None:
+            if visits:
+                visits[number].gradient = gradient
 
-        def before(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
-            inputs.append(args[0])
-            return args[0].clone()  # the module may work in place
+        def at_input(gradient: Tensor) -> Tensor | None:
+            if not visits or visits[number].gradient is None:
+                return None
+            return rule.passed(visits[number], gradient)
 
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            z = inputs.pop()
-            if output.requires_grad and z.requires_grad:
-                number = len(self._visits)
-                # Copies: what follows may change the tensors in place. Where z is the output of
-                # another such module, that one sees the true gradient at it, as in Captum.
-                self._visits.append(Visit(module, z.clone(), output.clone()))
-                output.register_hook(partial(self._at_output, number))
-                z.register_hook(partial(self._at_input, number))
+        if output.requires_grad and z.requires_grad:
+            # Copies: what follows may change the tensors in place. Where z is the output of
+            # another such module, that one sees the true gradient at it, as in Captum.
+            visits.append(Visit(module, z.clone(), output.clone()))
+            output.register_hook(at_output)
+            z.register_hook(at_input)
 
-        self._hooks.callback(module.register_forward_pre_hook(before).remove)
-        self._hooks.callback(module.register_forward_hook(after).remove)
-
-    def _at_output(self, number: int, gradient: Tensor) -> None:
-        if self._running:
-            self._visits[number].gradient = gradient
-
-    def _at_input(self, number: int, gradient: Tensor) -> Tensor | None:
-        if not self._running or self._visits[number].gradient is None:
-            return None
-        return self._rule.passed(self._visits[number], gradient)
+    stack.enter_context(module.register_forward_pre_hook(before))
+    stack.enter_context(module.register_forward_hook(after))
 
 
 def positive(tensor: Tensor) -> Tensor:
@@ -137,13 +110,8 @@ _UNPOOL = {3: F.max_unpool1d, 4: F.max_unpool2d, 5: F.max_unpool3d}
 def deep_lift(eps: float) -> Rule:
     """Return DeepLift's rescale rule, for batches of images followed by their baselines.
 
-    Where the inputs of image and baseline agree, an activation passes on its slope there, and max
-    pooling its gradient, each image its own; in Captum, max pooling takes the first image's. An
-    `nn.Softmax` is an activation like the others; Captum's rule subtracts a mean, after which the
-    attributions no longer add up to the change of the logit.
-
-    Args:
-        eps: Inputs that differ by less agree.
+    Where the inputs of image and baseline differ by less than ``eps``, an activation passes on its
+    slope there, and max pooling its gradient.
     """
     return Rule((*_ACTIVATIONS, *_POOLINGS), partial(_rescaled, eps))
 

@@ -44,7 +44,7 @@ def noting(seen):
 
 
 def small_mask(model):
-    return MASK(model, size=4, iterations=6, jitter=1, perturb=Blur(4.0))
+    return MASK(model, size=4, iterations=4, jitter=1, perturb=Blur(4.0))
 
 
 def problem_of(

@@ -96,11 +96,6 @@ def test_batches_change_nothing(batch: int) -> None:
     assert torch.equal(found.fpr, expected.fpr)
 
 
-def test_fitting_again_replaces_the_thresholds() -> None:
-    detector = Pixel().fit(torch.zeros(3, 1, 1, 2))
-    assert detector.fit(torch.ones(3, 1, 1, 2)).threshold == 1
-
-
 @pytest.mark.parametrize("use", ["detect", "detect_each"])
 def test_a_detector_must_be_fitted(use: str) -> None:
     detector = Pixel()

@@ -95,11 +95,6 @@ def test_device_is_kept(squeezer: Squeezer) -> None:
     torch.testing.assert_close(squeezed.cpu(), squeezer(x), atol=1e-5, rtol=0)
 
 
-@squeezers
-def test_a_squeezer_is_its_repr(squeezer: Squeezer) -> None:
-    assert eval(repr(squeezer)) == squeezer
-
-
 @pytest.mark.parametrize("windows", [(10, 3), (11, 2)])
 def test_windows_have_a_pixel_at_their_centre(windows: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="expected search and patch to be odd, got NonLocal"):
@@ -387,19 +382,11 @@ def test_softmax_is_in_float32_at_least(dtype: torch.dtype, wide: torch.dtype) -
     torch.testing.assert_close(scores, (p - q).abs().sum(dim=1))
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_model_is_in_eval_mode_and_left_as_it_was(trained: nn.Module, fails: bool) -> None:
+def test_the_model_is_in_eval_mode_and_left_as_it_was(trained: nn.Module) -> None:
     model, x = mixed(trained), blobs(4)[0]
     modes = [module.training for module in model.modules()]
-    detector = FeatureSqueezing(model, SOME)
-    if fails:
-        handle = model.fc.register_forward_hook(lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            detector.score(x)
-        handle.remove()
-    else:
-        expected = FeatureSqueezing(trained, SOME).score(x)
-        torch.testing.assert_close(detector.score(x), expected)
+    expected = FeatureSqueezing(trained, SOME).score(x)
+    torch.testing.assert_close(FeatureSqueezing(model, SOME).score(x), expected)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), trained.buffers(), strict=True))
 

@@ -115,17 +115,6 @@ def test_logits_that_are_not_numbers_are_no_success() -> None:
     assert report.success.tolist() == [True, False]
 
 
-def test_benign_maps_can_be_passed_on() -> None:
-    model = Brightness()
-    g, clean, target = Echo(model), flat(0.2, 0.8), torch.tensor([1, 0])
-    first = evaluate(model, g, clean, flat(0.9, 0.1), target)
-    expected = evaluate(model, g, clean, flat(0.8, 0.2), target)
-    calls = len(g.asked)
-    again = evaluate(model, g, clean, flat(0.8, 0.2), target, benign_maps=first.benign_maps)
-    torch.testing.assert_close(tuple(again), tuple(expected))
-    assert g.asked[calls:] == [[1, 0]]
-
-
 def test_model_is_in_eval_mode_and_left_as_it_was(model: nn.Module, data: Any) -> None:
     images, labels = data
     clone = mixed(model)

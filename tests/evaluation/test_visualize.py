@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,8 +34,7 @@ def is_drawn(figure: Figure) -> bool:
     return buffer.getvalue().startswith(b"\x89PNG") and not plt.get_fignums()
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("size", [(1, 1), (8, 6), (20, 9)])
+@pytest.mark.parametrize(("channels", "size"), [(1, (1, 1)), (3, (8, 6)), (4, (20, 9))])
 def test_overlays_have_the_images_size(channels: int, size: tuple[int, int]) -> None:
     heat = overlay(torch.rand(2, channels, 8, 6), torch.rand(2, 1, *size))
     assert heat.shape == (2, 3, 8, 6)
@@ -95,17 +95,6 @@ def test_pictures_are_the_images_and_their_overlays() -> None:
         np.testing.assert_allclose(drawn[3 * i + 2], heat.permute(1, 2, 0), atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [{}, {"benign": {}}])
-def test_an_empty_grid_is_refused(rows: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> None:
-    with pytest.raises(ValueError, match="expected at least one row, and a picture in each"):
-        grid(rows)
-
-
-def test_rows_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"as many pictures in every row, got \{'a': 6, 'b': 3\}"):
-        grid({"a": shown(2), "b": shown(1)})
-
-
 def test_curves_show_means_and_ranges() -> None:
     nan = torch.full((2,), torch.nan)  # the warm start looks at no map
     distances = (nan, torch.tensor([0.5, 0.3]), torch.tensor([0.2, 0.1]))
@@ -140,6 +129,19 @@ def test_a_finished_image_keeps_its_last_values() -> None:
     np.testing.assert_allclose(confidence.lines[0].get_ydata(), [0.55, 0.4], rtol=1e-5)
 
 
-def test_curves_need_a_record() -> None:
-    with pytest.raises(ValueError, match="at least one record, got none; pass callback=records"):
-        curves([])
+@pytest.mark.parametrize(
+    ("draw", "given", "message"),
+    [
+        (grid, {}, "expected at least one row, and a picture in each"),
+        (grid, {"benign": {}}, "expected at least one row, and a picture in each"),
+        (
+            grid,
+            {"a": shown(2), "b": shown(1)},
+            r"as many pictures in every row, got \{'a': 6, 'b': 3",
+        ),
+        (curves, [], "at least one record, got none; pass callback=records"),
+    ],
+)
+def test_nothing_to_draw_is_refused(draw: Any, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(given)

@@ -385,15 +385,16 @@ def drawn_otherwise(model: nn.Module) -> ca.Lime:
 
 
 REFUSED: dict[str, Case] = {
-    r"got LRP: it reads activations off \.data, .* InputXGradient": case(ca.LRP),
-    r"got LayerLRP: as LRP, it reads": at("body", ca.LayerLRP),
+    r"got LRP: it reads activations off \.data; .* InputXGradient": case(ca.LRP),
+    r"got LayerLRP: it reads": at("body", ca.LayerLRP),
     r"got LayerGradientShap: .* torch\.no_grad\(\)": at("body", ca.LayerGradientShap),
     r"got LayerDeepLift: Captum detaches .*; use DeepLift": at("body", ca.LayerDeepLift),
     r"got NeuronGradient: its gradient has not been veri": at("body", ca.NeuronGradient),
     r"got FeaturePermutation: it shuffles features among": case(ca.FeaturePermutation),
     r"got OwnSaliency: .* verified; subclass captum_adv2": case(OwnSaliency),
-    r"method of captum\.attr, got Saliency; for one of your own, subclass": case(Saliency),
-    r"method of captum\.attr, got type": case(lambda model: ca.Saliency),
+    r"method of captum\.attr .*, got Saliency: .* subclass": case(Saliency),
+    r"method of captum\.attr .*, got type": case(lambda model: ca.Saliency),
+    r"missing .* 'baselines'": case(ca.GradientShap),
     r"a Lime with .*, got SkLearnLasso, which is fitted outside": case(ca.Lime),
     r"a Lime with .*, got SkLearnRidge": lime(SkLearnRidge(fit_intercept=False)),
     r"a similarity_func from .*, got another": lime(SkLearnLinearRegression(), similarity),
@@ -423,7 +424,6 @@ REFUSED_AT_A_CALL = {
     r"LayerActivation .*\(B, C, h, w\), got .*one layer": at("fc", ca.LayerActivation),
     r"nt_type to be one of .* got 'mean'": tunnel(case(ca.Saliency), nt_type="mean"),
     r"expected n_samples at least 1, got 0": case(ca.KernelShap, n_samples=0),
-    r"missing .* 'baselines'": case(ca.GradientShap),
     r"unexpected .* 'additional_forward_args'": case(ca.KernelShap, additional_forward_args=3),
 }
 

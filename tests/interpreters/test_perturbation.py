@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from captum_adv2 import ADV2, evaluate
 from captum_adv2.interpreters import CaptumInterpreter
 from captum_adv2.interpreters.perturbation import (
+    ABLATION,
+    SAMPLING,
+    SHAPLEY,
     Game,
-    ablation,
     attribute,
     grid,
     kernel_shap,
     least_squares,
     lime,
     occlusion,
-    shapley,
-    shapley_sampling,
 )
 
 GAMES = {
-    "ablation": ablation(),
-    "shapley": shapley(),
-    "sampling": shapley_sampling(),
+    "ablation": ABLATION,
+    "shapley": SHAPLEY,
+    "sampling": SAMPLING,
     "kernel": kernel_shap(1e6),
     "lime": lime(0.5, "cosine", 0.0),
 }
@@ -76,14 +76,14 @@ def exact_shapley(model: nn.Module, image: Tensor, label: Tensor, baseline: floa
 
 class TestShapley:
     def test_over_all_subsets(self, case: Case) -> None:
-        found = quarters(shapley(), case, baselines=0.3)
+        found = quarters(SHAPLEY, case, baselines=0.3)
         for values, image, label in zip(found, *case[1:], strict=True):
             exact = exact_shapley(case[0], image, label, 0.3)
             assert values.tolist() == pytest.approx(exact, rel=1e-10)
 
     @pytest.mark.parametrize(("name", "samples"), [("sampling", 300), ("kernel", 900)])
     def test_sampling_comes_near(self, name: str, samples: int, case: Case) -> None:
-        exact = quarters(shapley(), case)
+        exact = quarters(SHAPLEY, case)
         error = quarters(GAMES[name], case, n_samples=samples) - exact
         assert error.norm() < 0.1 * exact.norm()
 
@@ -120,7 +120,7 @@ class TestShapley:
 
     def test_too_many_features_for_all_subsets(self, case: Case) -> None:
         with pytest.raises(ValueError, match="at most 16 features .* got 25; pass a feature_mask"):
-            attribute(shapley(), *case, feature_mask=5)
+            attribute(SHAPLEY, *case, feature_mask=5)
 
 
 class TestLeastSquares:
@@ -184,7 +184,7 @@ class TestOcclusion:
         torch.testing.assert_close(found, (total / count).expand(1, *shape))
 
     def test_windows_that_leave_gaps(self, case: Case) -> None:
-        with pytest.raises(ValueError, match=r"windows that cover images \(3, 16, 16\), got"):
+        with pytest.raises(ValueError, match=r"windows that cover images, got"):
             occlusion(*case, sliding_window_shapes=(3, 4, 4), strides=5)
 
 
@@ -244,7 +244,7 @@ def test_features_of_a_mask(mask: Any, expected: list[Any]) -> None:
     size = features.flatten().bincount()[features]
     model[1].weight.data[:] = (features / size).flatten()
     images, target = torch.ones(1, 2, 2, 2).double(), torch.tensor([0])
-    found, _ = attribute(ablation(), model, images, target, feature_mask=mask)
+    found, _ = attribute(ABLATION, model, images, target, feature_mask=mask)
     torch.testing.assert_close(found[0].detach(), features.double())
 
 
