@@ -44,11 +44,15 @@ class Follower(NamedTuple):
 
 
 class Pursuit(NamedTuple):
-    """A follower along an attack, the classes ``(B,)`` it explains, and the iterations so far."""
+    """A follower along an attack, the classes ``(B,)`` it explains, and the iterations so far.
+
+    ``slope`` is the L1 norm of the gradient of their log-odds, where a surrogate needs it.
+    """
 
     follower: Follower
     target: Tensor
-    iteration: int
+    iteration: int = 0
+    slope: Tensor | float = 1.0
 
 
 @final
@@ -76,7 +80,8 @@ class FiniteDifference(Surrogate):
         cycle: Iterations after which the follower restarts from MASK's initial mask.
         pace: Factor on the follower's learning rate: a cycle covers ``n_step * cycle * pace`` of
             MASK's steps.
-        reach: Largest change of the mask in the difference.
+        reach: Largest change of the mask in the difference; 1 comes close to the value gap, the
+            difference of MASK's objective at the mask and at the target map.
         damping: Added to the root of v; a large one makes d proportional to g.
         gain: Weight of the map against the prediction, at a given weight of the map loss.
 
@@ -90,46 +95,40 @@ class FiniteDifference(Surrogate):
     damping: Positive = 1e-6
     gain: NonNegative = 0.01
 
-    def init(self, mask: Any, images: Tensor, target: Tensor) -> tuple[Pursuit, Tensor]:
+    def init(self, mask: Any, images: Tensor, target: Tensor) -> Pursuit:
         """Return MASK's initial mask and the slope of the log-odds."""
-        return Pursuit(mask.begin(images.detach()), target, 0), _slope(mask, images, target)
+        slope = _slope(mask, images, target)
+        return Pursuit(mask.begin(images.detach()), target, slope=slope)
 
-    def advance(
-        self, mask: Any, images: Tensor, state: tuple[Pursuit, Tensor], progress: float
-    ) -> tuple[Pursuit, Tensor]:
+    def advance(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Pursuit:
         """Restart the follower at the end of a cycle; take its steps."""
-        (follower, target, iteration), slope = state
+        follower, target, iteration, slope = state
         if iteration % 5 == 0:
             slope = _slope(mask, images, target)
         if iteration % self.cycle == 0:
             follower = mask.begin(images)
         follower = _followed(mask, images, follower, target, self.n_step, self.pace)
-        return Pursuit(follower, target, iteration + 1), slope
+        return Pursuit(follower, target, iteration + 1, slope)
 
-    def __call__(
-        self, mask: Any, images: Tensor, state: tuple[Pursuit, Tensor], progress: float
-    ) -> Explanation:
+    def __call__(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Explanation:
         """Return the follower's maps, with a gradient made by finite differences."""
-        pull = partial(self._pull, mask, *state)
-        maps = 1 - state[0].follower.kept
-        return Explanation(_Pull.apply(images, maps, pull), mask.logits(images))
+        pull = partial(self._pull, mask, state)
+        return Explanation(_Pull.apply(images, 1 - state.follower.kept, pull), mask.logits(images))
 
-    def _pull(
-        self, mask: Any, pursuit: Pursuit, slope: Tensor, images: Tensor, gradient: Tensor
-    ) -> Tensor:
+    def _pull(self, mask: Any, state: Pursuit, images: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient on the images ``(B, C, H, W)`` for a gradient on the maps."""
-        kept, (_, second, _), step = pursuit.follower
+        kept, (_, second, _), step = state.follower
         direction = gradient / (safe_sqrt(second) + self.damping)
         largest = direction.abs().amax(dim=(1, 2, 3), keepdim=True)
         change = self.reach * _ratio(direction, largest)
         masks = torch.cat([kept + change, kept - change]).clamp(0, 1).to(kept)
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            scene = mask.scene(leaf, pursuit.target)
+            scene = mask.scene(leaf, state.target)
             both = Scene(*(torch.cat([part, part]) for part in scene))
             ahead, back = mask.objective(both, masks, step).chunk(2)
             (pull,) = torch.autograd.grad((ahead - back).sum(), leaf)
-        return self.gain * _l1(gradient) * slope * _ratio(pull, _l1(pull))
+        return self.gain * _l1(gradient) * state.slope * _ratio(pull, _l1(pull))
 
 
 @final
@@ -159,11 +158,11 @@ class Unrolled(Surrogate):
 
     def init(self, mask: Any, images: Tensor, target: Tensor) -> Pursuit:
         """Return MASK's initial mask."""
-        return Pursuit(mask.begin(images.detach()), target, 0)
+        return Pursuit(mask.begin(images.detach()), target)
 
     def advance(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Pursuit:
         """Replace the follower by MASK's solution where a reset is due; take its steps."""
-        follower, target, iteration = state
+        follower, target, iteration, _ = state
         if iteration % self.n_reset == 0 and (iteration or self.solved):
             solution = mask.solve(images, target)
             moments = follower.moments if iteration else solution.moments
