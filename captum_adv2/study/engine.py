@@ -72,13 +72,12 @@ def run(
 ) -> Found | None:
     """Run a study; write records, tables, figures and a page that shows them.
 
-    Under PyTorch's launcher ``torchrun`` the processes share the images. A study that was stopped
-    at any point is continued by ``resume``, with any number of processes.
+    Under PyTorch's launcher ``torchrun`` the processes share the images.
 
     Args:
         settings: What to do.
         folder: Folder of the results; made if it does not exist, otherwise empty.
-        resume: Continue the study in the folder, if there is one.
+        resume: Continue the study in the folder, if there is one, wherever it was stopped.
         verbose: Show a progress bar for each process, with the time left.
         command: Command that repeats the study, for the page.
 
