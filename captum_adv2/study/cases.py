@@ -211,14 +211,8 @@ def measure(case: Case, plan: Plan, chunk: Chunk, benign: Mapping[str, Tensor]) 
         "success": metrics.success(logits, target) & (target != chunk.labels),
         "confidence": metrics.confidence(logits, target),
     }
-    found: dict[str, Any] = {
-        "images": (images * 255).round().byte(),
-        "target": target,
-        "measures": {},
-        "maps": {},
-        "aim": {},
-        "scores": scores(plan, images),
-    }
+    found: dict[str, Any] = {"measures": {}, "maps": {}, "aim": {}, "scores": scores(plan, images)}
+    found |= {"images": (images * 255).round().byte(), "target": target}
     for name in case.explained:
         interpreter = plan.subject.interpreters[name]
         maps = interpreter(images, target).detach()

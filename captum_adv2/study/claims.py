@@ -51,6 +51,9 @@ class Verdict(NamedTuple):
     models: Mapping[str, bool | None]  # classifier by classifier
 
 
+_BASIC = "PGD, and ADV2 towards benign maps"
+_PAIRS = f"{_BASIC} of at least two interpreters"
+
 CLAIMS: list[Claim] = []
 """The observations in the paper's order."""
 
@@ -103,8 +106,7 @@ def _less(ours: Estimate, theirs: Estimate) -> str:
 
 
 @_claim(
-    "With two goals at once, ADV2 fools the classifier as reliably as an attack with one.",
-    "PGD, and ADV2 towards benign maps",
+    "With two goals at once, ADV2 fools the classifier as reliably as an attack with one.", _BASIC
 )
 def _prediction(results: Results, model: str) -> Iterator[Check]:
     """For every interpreter, ADV2 succeeds on at least 95 % of the images, and at most 5 % of them
@@ -116,10 +118,7 @@ def _prediction(results: Results, model: str) -> Iterator[Check]:
         yield _check(name, holds, {"success of ADV2": ours, "of PGD": theirs})
 
 
-@_claim(
-    "Maps of images attacked by ADV2 look like those of the clean images.",
-    "PGD, and ADV2 towards benign maps",
-)
+@_claim("Maps of images attacked by ADV2 look like those of the clean images.", _BASIC)
 def _maps(results: Results, model: str) -> Iterator[Check]:
     """For every interpreter, ADV2's mean L1 to the benign map is at most 40 % of PGD's (60 % less),
     and its mean IoU with it is above 0.5.
@@ -213,10 +212,7 @@ def _targets(results: Results, model: str) -> Iterator[Check]:
             yield _check(f"{attack} on {name}", holds, {**numbers, "paired difference": gap})
 
 
-@_claim(
-    "An attack on one interpreter seldom fools another.",
-    "PGD, and ADV2 towards benign maps of at least two interpreters",
-)
+@_claim("An attack on one interpreter seldom fools another.", _PAIRS)
 def _transfer(results: Results, model: str) -> Iterator[Check]:
     """For more than half of the ordered pairs of interpreters, the mean L1 on the second of images
     made against the first is nearer to PGD's there than to that of ADV2 made against the second.
@@ -238,10 +234,7 @@ def _transfer(results: Results, model: str) -> Iterator[Check]:
     yield Check(text, 2 * far > measured if measured else None)
 
 
-@_claim(
-    "Interpreters look at different sides of a classifier, which leaves the gap open.",
-    "PGD, and ADV2 towards benign maps of at least two interpreters",
-)
+@_claim("Interpreters look at different sides of a classifier, which leaves the gap open.", _PAIRS)
 def _aspects(results: Results, model: str) -> Iterator[Check]:
     """Observation 7 holds, and interpreters differ in robustness: of the largest and smallest mean
     L1 under ADV2, or of the largest and smallest mean IoU, the 95 % intervals are disjoint.
