@@ -9,9 +9,8 @@ AID trains the masking model, batch by batch, on two losses in turn: its own (Eq
 where A is ADV2 on the interpreter in its current state. The maps of an image and of the image after
 the attack are to differ.
 
-Differs from the paper: Eq. 23 alone moves the maps of clean images as much as those of attacked
-ones. A third term, the *anchor*, keeps the former near the maps before, a distillation in the usual
-sense: :math:`\|g(x; \theta) - g(x; \theta_0)\|_1`.
+Eq. 23 alone moves the maps of clean images as much as those of attacked ones. A third term, the
+*anchor* :math:`\|g(x; \theta) - g(x; \theta_0)\|_1`, keeps the former near the maps before.
 """
 
 from __future__ import annotations
@@ -19,22 +18,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_adv2.attacks.adv2 import ADV2
+from captum_adv2.interpreters import training
 from captum_adv2.interpreters.rts import RTS, MaskingModel
-from captum_adv2.interpreters.training import (
-    Loader,
-    MaskingLoss,
-    Objective,
-    Training,
-    fit,
-    random_others,
-)
-from captum_adv2.spec import Count, Index, NonNegative, Positive, checked
+from captum_adv2.spec import Count, NonNegative, checked
 
 
 @checked
@@ -62,7 +54,7 @@ class Distillation:
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Return both terms ``(B,)``."""
-        target = random_others(labels, masking_model.classes, generator)
+        target = training.random_others(labels, masking_model.classes, generator)
         adversarial = self.attack(images, target)
         with torch.no_grad():
             encoded = masking_model.encode(torch.cat([images, adversarial]))
@@ -75,14 +67,13 @@ class Distillation:
 
 
 def _l1(maps: Tensor, others: Tensor) -> Tensor:
-    """Return the mean distance of two maps, ``(B,)``."""
     return (maps - others).abs().mean(dim=(1, 2, 3))
 
 
 @checked
 def distill(
     model: nn.Module,
-    loader: Loader,
+    loader: training.Loader,
     masking_model: MaskingModel,
     *,
     eps: NonNegative = 8 / 255,
@@ -90,32 +81,23 @@ def distill(
     steps: Count = 10,
     weight: NonNegative = 20.0,
     anchor: NonNegative = 20.0,
-    loss: Objective | None = None,
-    epochs: Count = 4,
-    lr: Positive = 3e-3,
-    seed: Index = 0,
-    checkpoint: str | Path | None = None,
-    verbose: bool = True,
+    loss: training.Objective | None = None,
+    **settings: Any,
 ) -> MaskingModel:
     """Return a copy of a trained masking model, trained further to resist ADV2.
 
     Args:
         model: Classifier, images in [0, 1] to logits; left as it was.
-        loader: See `train_masking_model`; so are ``epochs``, ``lr``, ``seed``, ``checkpoint`` and
-            ``verbose``.
+        loader: Batches ``(images, labels)``; see `train_masking_model`.
         masking_model: The trained masking model; left as it was.
         eps: Maximum perturbation of the attack during the training.
         alpha: Step size of the attack.
         steps: Number of steps of the attack, each about three times the cost of a forward pass.
         weight: Weight of the distillation loss (Eq. 23).
-        anchor: Weight of the L1 distance of clean images' maps to those before; 0 is the paper's
-            AID.
+        anchor: Weight of the L1 distance of clean images' maps to those before; 0 is the paper's.
         loss: The masking model's own loss; default: ``MaskingLoss(model)``.
-        epochs: Passes over the loader.
-        lr: Initial learning rate.
-        seed: Seed of everything random.
-        checkpoint: File for the state of the training.
-        verbose: Show a progress bar.
+        **settings: ``epochs``, ``lr``, ``seed``, ``checkpoint`` and ``verbose`` of
+            `train_masking_model`.
 
     >>> from captum_adv2.interpreters import MaskingModel
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1),
@@ -130,8 +112,8 @@ def distill(
     student = copy.deepcopy(masking_model, {id(encoder): encoder})
     attack = ADV2(model, RTS(model, student), eps, alpha, steps, keep="final")
     attack.set_mode_targeted_by_label(quiet=True)
-    own = loss or MaskingLoss(model)
     distillation = Distillation(attack, masking_model, weight, anchor)
-    training = Training("AID", epochs, lr, seed, checkpoint, verbose)
-    fit(student, loader, [own, distillation], model, training)
-    return student
+    own = loss or training.MaskingLoss(model)
+    return training.train_masking_model(
+        model, loader, student, loss=[own, distillation], **settings
+    )

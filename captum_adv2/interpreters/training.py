@@ -13,10 +13,6 @@ time, by logistic regression, to predict whether the class is present.
 
 Everything random is drawn from a seed and the number of the step, so a run that was killed and
 resumed from its checkpoint ends with the same weights as one that was not.
-
-Differs from the original code: selector and decoder are trained together, not one after the other;
-the encoder stays in eval mode; the Gaussian blur is centred; both blended images of a step share
-their random colours.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +46,9 @@ _EVERY = 100  # steps from checkpoint to checkpoint
 @checked
 @dataclass(frozen=True)
 class Blend:
-    """Blends images with replacements that show nothing: a random colour or a blur, with noise.
+    """Gives images and replacements that show nothing: a random colour or a blur, with noise.
+
+    The defaults are the original code's, whose images are in [-1, 1].
 
     Args:
         colour: Largest distance of a random colour from grey, in each channel.
@@ -58,8 +56,6 @@ class Blend:
         grain: Standard deviation of the noise on the image.
         sigma: Standard deviation of the Gaussian blur; default: a twentieth of the longer side.
         blurred: Share of images that are replaced by their own blur.
-
-    Reference: the defaults are the original code's, whose images are in [-1, 1].
     """
 
     colour: NonNegative = 0.165
@@ -176,20 +172,21 @@ def train_masking_model(
     loader: Loader,
     masking_model: MaskingModel | None = None,
     *,
-    loss: Objective | None = None,
+    loss: Objective | Sequence[Objective] | None = None,
     epochs: Count = 4,
     lr: Positive = 3e-3,
     seed: Index = 0,
     checkpoint: str | Path | None = None,
     verbose: bool = True,
 ) -> MaskingModel:
-    """Train a masking model for a classifier, which is left as it was.
+    """Train a masking model for a classifier, which runs in eval mode and is left as it was.
 
     Args:
         model: Classifier, images in [0, 1] to logits.
         loader: Batches ``(images, labels)``: a ``DataLoader``, a list, or the like, with a length.
         masking_model: Model to train, in place; default: a new one with the classifier as encoder.
-        loss: Loss to minimise; default: ``MaskingLoss(model)``.
+        loss: Loss to minimise, or several, each with its own step on each batch; default:
+            ``MaskingLoss(model)``.
         epochs: Passes over the loader.
         lr: Initial learning rate of Adam; it falls to 0 along a cosine.
         seed: Seed of everything random: weights of a new model, order of the data, blending.
@@ -206,85 +203,59 @@ def train_masking_model(
     >>> train_masking_model(model, batches, epochs=2, verbose=False).classes
     3
     """
+    length = len(loader) if isinstance(loader, Sized) else 0
+    if not length:
+        raise ValueError(f"expected a loader with at least one batch and a length, got {loader!r}")
+    losses = loss if isinstance(loss, Sequence) else [loss or MaskingLoss(model)]
+    kind, total = " and ".join(type(each).__name__ for each in losses), epochs * length
+    run = f"{kind}, seed {seed}, {epochs} epochs of {length} batches, lr {lr}"
     if masking_model is None:
         with _seeded(loader) as reseed:
             reseed(mixed(seed))
             images, _ = next(iter(loader))
             masking_model = MaskingModel(model, image_shape=images.shape[1:])
-    training = Training("RTS", epochs, lr, seed, checkpoint, verbose)
-    fit(masking_model, loader, [loss or MaskingLoss(model)], model, training)
-    return masking_model
-
-
-class Training(NamedTuple):
-    """The settings of `train_masking_model`, and the kind of training they are for."""
-
-    kind: str
-    epochs: int
-    lr: float
-    seed: int
-    checkpoint: str | Path | None
-    verbose: bool
-
-
-def fit(
-    masking_model: MaskingModel,
-    loader: Loader,
-    objectives: Sequence[Objective],
-    model: nn.Module,
-    training: Training,
-) -> None:
-    """Train selector and decoder in place: batch by batch, a step of Adam on each objective.
-
-    The classifier runs in eval mode and is left as it was; the masking model ends in eval mode.
-    """
-    kind, epochs, lr, seed, checkpoint, verbose = training
-    length = _length(loader)
-    total = epochs * length
-    run = f"{kind}, seed {seed}, {epochs} epochs of {length} batches, lr {lr}"
     parameters = [*masking_model.selector.parameters(), *masking_model.decoder.parameters()]
     optimizer = torch.optim.Adam(parameters)
     optimizer.zero_grad()
-    done = _resume(masking_model, optimizer, checkpoint, run)
-    masking_model.eval()
+    done = _resume(masking_model.eval(), optimizer, checkpoint, run)
     bar = tqdm(total=total, initial=done, desc=kind, unit="batch", disable=not verbose)
     with eval_mode(model), torch.enable_grad(), bar, _seeded(loader) as reseed:
         for epoch in range(done // length, epochs):
             reseed(mixed(seed, epoch))
             numbered = enumerate(loader, epoch * length)
             # Batches that are done are loaded again: the loader's next draws depend on them.
-            for step, (images, labels) in islice(numbered, max(0, done - epoch * length), None):
+            for step, batch in islice(numbered, max(0, done - epoch * length), None):
                 rate = lr * (1 + math.cos(math.pi * step / total)) / 2
                 optimizer.param_groups[0]["lr"] = float(rate)  # NumPy's could not be loaded again
                 generator = torch.Generator().manual_seed(mixed(seed, step, "step"))
-                terms = _step(masking_model, optimizer, objectives, images, labels, generator)
+                terms = _step(masking_model, optimizer, losses, *batch, generator)
                 bar.update()
                 if verbose:
                     bar.set_postfix({name: f"{t.mean().item():.3f}" for name, t in terms.items()})
                 if checkpoint is not None and ((step + 1) % _EVERY == 0 or step + 1 == total):
-                    state = optimizer.state_dict()
-                    record = {"run": run, "done": step + 1, "optimizer": state}
+                    record = {"run": run, "done": step + 1, "optimizer": optimizer.state_dict()}
                     record |= {"trained": masking_model.trained()}
                     storage.save(record, checkpoint, "training")
+    return masking_model
 
 
 @checked
 def _step(
     masking_model: MaskingModel,
     optimizer: torch.optim.Optimizer,
-    objectives: Sequence[Objective],
+    losses: Sequence[Objective],
     images: Images,
     labels: Classes,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Take a step on each objective for a batch, which is checked here; return all terms."""
+    """Take a step on each loss for a batch, which is checked here; return all terms."""
     parameters = optimizer.param_groups[0]["params"]
     device = parameters[0].device
     found: dict[str, Tensor] = {}
-    for objective in objectives:
-        terms = objective(masking_model, images.to(device), labels.to(device).long(), generator)
-        loss = torch.stack(list(terms.values())).sum(dim=0).mean()
-        torch.autograd.backward(loss, inputs=parameters)  # no gradients for the classifier
+    for loss in losses:
+        terms = loss(masking_model, images.to(device), labels.to(device).long(), generator)
+        mean = torch.stack(list(terms.values())).sum(dim=0).mean()
+        torch.autograd.backward(mean, inputs=parameters)  # no gradients for the classifier
         optimizer.step()
         optimizer.zero_grad()
         found |= terms
@@ -297,7 +268,7 @@ def _resume(
     checkpoint: str | Path | None,
     run: str,
 ) -> int:
-    """Return the number of steps done, after restoring the state in a checkpoint if it exists."""
+    """Restore the state in a checkpoint, if it exists; return the number of steps done."""
     if checkpoint is None or not Path(checkpoint).exists():
         return 0
     record = storage.load(checkpoint, "training")
@@ -312,33 +283,24 @@ def _resume(
     return done
 
 
-def _length(loader: Loader) -> int:
-    """Return the number of batches of a loader, which has some."""
-    if not (isinstance(loader, Sized) and len(loader)):
-        raise ValueError(f"expected a loader with at least one batch and a length, got {loader!r}")
-    return len(loader)
-
-
 @contextmanager
 def _seeded(loader: Loader) -> Iterator[Callable[[int], None]]:
     """Yield a function that seeds the generators a loader may draw from; restore them at the end.
 
     These are torch's global generator for the CPU, and the loader's own.
     """
-    _length(loader)
-    own = getattr(loader, "generator", None)
-    generators = [torch.default_generator, *([] if own is None else [own])]
-    states = [generator.get_state() for generator in generators]
+    own = getattr(loader, "generator", None) or torch.default_generator
+    state = own.get_state()
 
     def reseed(seed: int) -> None:
-        for generator in generators:
-            generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        own.manual_seed(seed)
 
-    try:
-        yield reseed
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield reseed
+        finally:
+            own.set_state(state)
 
 
 def random_others(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:

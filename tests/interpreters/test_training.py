@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from captum_adv2 import storage
 from captum_adv2.interpreters import train_masking_model, training
 from captum_adv2.interpreters.mask import Blur
-from captum_adv2.interpreters.training import Blend, MaskingLoss, Training, fit, random_others
+from captum_adv2.interpreters.training import Blend, MaskingLoss, random_others
 from captum_adv2.testing import unchanged
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -251,7 +251,8 @@ def test_training_is_torchs_adam_on_each_objective_with_a_cosine_rate(model):
         untrained(model),
         untrained(model),
     )
-    fit(found, batches, [first, second], model, Training("toy", 2, 0.1, 5, None, False))
+    settings = {"epochs": 2, "lr": 0.1, "seed": 5, "verbose": False}
+    train_masking_model(model, batches, found, loss=[first, second], **settings)
     optimizer = torch.optim.Adam(expected.selector.parameters())
     for step, (images, labels) in enumerate(batches * 2):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / 6))

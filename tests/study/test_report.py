@@ -118,8 +118,7 @@ def test_valid_and_accessible(written: Path, reader: Reader) -> None:
 
 def test_verdicts_come_first_then_the_papers_order(reader: Reader) -> None:
     sections = [attrs["id"] for attrs in reader.all("section")]
-    assert sections[0] == "verdicts"
-    assert sections[-1] == "study"
+    assert (sections[0], sections[-1]) == ("verdicts", "study")
     order = ["table-03-numbers", "figure-04", "figure-05-l1", "table-04-numbers", "detector-roc"]
     assert [name for name in sections if name in order] == order
 
