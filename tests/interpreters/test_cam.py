@@ -268,7 +268,7 @@ class TestTorchvision:
             (CAM(net), F.relu(net.features(x))),
             (CAM(net, layer="features"), net.features(x)),
         ):
-            features, logits = interpreter._features(x, TARGET)
+            features, logits = interpreter._features(x)
             assert torch.equal(features, expected)
             assert torch.equal(logits, net(x))
         assert (features < 0).any()

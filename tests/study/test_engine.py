@@ -25,7 +25,8 @@ from captum_adv2.interpreters import CAM
 from captum_adv2.study import Settings, engine, run
 from captum_adv2.study.data import Embedded, Sample
 from captum_adv2.study.embedded import load_resnet, make_shapes
-from captum_adv2.study.engine import Found, World
+from captum_adv2.study.engine import World
+from captum_adv2.study.results import Found
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -154,7 +155,7 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
 
     settings = replace(SMALL, targets=(), detectors=())
     parts = engine.prepared(settings, tmp_path / "x", World(), resume=False)
-    engine._work(parts, Second(1, 2), verbose=False)
+    engine.work(parts, Second(1, 2), verbose=False)
     done = {file.parent.name for file in (tmp_path / "x").rglob("shards/**/*.pt")}
     assert done == {"00001"}  # of three
 
@@ -214,7 +215,7 @@ def test_memory_holds_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     settings = replace(SMALL, count=12, held_out=0, detectors=(), targets=(), chunk=2)
     parts = engine.prepared(settings, tmp_path, World(), resume=True)  # holds 50 at a time
     most[0] = 0
-    engine._work(parts, World(), verbose=False)
+    engine.work(parts, World(), verbose=False)
     assert 0 < most[0] <= 2 * 2
 
 
