@@ -136,7 +136,7 @@ class MaskingModel(nn.Module):
             )
         if classes is None:
             if not isinstance(output, Tensor) or output.ndim != 2:
-                raise ValueError("expected classes: the encoder does not return logits, got None")
+                raise ValueError("expected classes, as the encoder gives no logits, got None")
             classes = output.shape[1]
         self.classes = classes
         self.width = max(16, channels[-1] // 4) if width is None else width
