@@ -7,7 +7,13 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 STUDY = ["pandas>=2.2", "jinja2>=3.1"]
-TEST = [*STUDY, "pytest>=8.0", "hypothesis>=6.100", "opencv-python-headless>=4.10"]
+TEST = [
+    *STUDY,
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "opencv-python-headless>=4.10",
+]
 DEV = [*TEST, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
 MUTATION = [*TEST, "mutmut>=3.8"]
 DOCS = ["sphinx>=7.0", "myst-parser>=3.0"]

@@ -31,16 +31,8 @@ from real import load_case  # isort: skip
 
 # Width of the smoothed ReLU, of the size of the pre-activations; see docs/captum.md.
 SMOOTHING = {"embedded": 1e-2, "cifar": 1e-3}
-SHOWN = (
-    "Saliency",
-    "IntegratedGradients",
-    "DeepLift",
-    "GuidedBackprop",
-    "LayerGradCam",
-    "Occlusion",
-    "KernelShap",
-    "Lime",
-)
+SHOWN = {"Saliency", "IntegratedGradients", "DeepLift", "GuidedBackprop", "LayerGradCam"}
+SHOWN |= {"Occlusion", "KernelShap", "Lime"}
 FRESH = ("ShapleyValueSampling", "KernelShap", "Lime")
 
 
@@ -92,14 +84,8 @@ def main() -> None:
     resisting: list[str] = []
     shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
     for name in args.methods:
-        built = partial(
-            interpreter,
-            name,
-            case.model,
-            case.model[1].layer2,
-            case.images.shape[-1],
-            smoothing=args.smoothing,
-        )
+        layer, side = case.model[1].layer2, case.images.shape[-1]
+        built = partial(interpreter, name, case.model, layer, side, smoothing=args.smoothing)
         adversarial = attacked(ADV2(case.model, built(), eps=EPS, steps=args.steps), case)
         for seed, title in enumerate((name, f"{name}, fresh") if name in FRESH else (name,)):
             theirs, ours = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,10 @@ from captum_adv2.interpreters import (
 )
 
 mpl.use("Agg")
+if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+    # Processes share the cores: more threads than cores make PyTorch many times slower.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 # Torch is too slow for hypothesis' default deadline, and a shared machine too noisy for any.
 settings.register_profile("torch", deadline=None, max_examples=25)
 settings.load_profile("torch")

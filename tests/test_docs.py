@@ -106,7 +106,8 @@ def resolves(dotted: str) -> bool:
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "README.md"])
 def test_lines_are_short(name: str) -> None:
     text = read(name)
-    long = [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+    lines = enumerate(text.splitlines(), 1)
+    long = [n for n, line in lines if len(line) > 120 and not line.startswith("|")]  # no tables
     assert long == []
 
 

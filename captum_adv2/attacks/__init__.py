@@ -7,10 +7,10 @@ from captum_adv2.attacks.adv2 import ADV2, StADV2
 from captum_adv2.attacks.frameworks import Framework
 from captum_adv2.attacks.steps import AdamDescent, SignDescent, TwoPhase
 from captum_adv2.attacks.targets import Benign, RandomClass, RandomPatch
-from captum_adv2.attacks.terms import Candidate, CrossEntropy, Linear, MapDistance, Margin
+from captum_adv2.attacks.terms import Candidate, CrossEntropy, MapDistance
 
 __all__ = [
     "ADV2", "AdamDescent", "Benign", "BitDepthADV2", "Candidate", "CrossEntropy", "Framework",
-    "Linear", "MapDistance", "Margin", "RandomClass", "RandomPatch", "SignDescent", "Squeezing",
-    "StADV2", "TwoPhase", "presets",
+    "MapDistance", "RandomClass", "RandomPatch", "SignDescent", "Squeezing", "StADV2", "TwoPhase",
+    "presets",
 ]  # fmt: skip

@@ -96,8 +96,7 @@ class Matching:
     def __call__(self, candidate: Candidate) -> Tensor:
         """Return the loss ``(B,)``."""
         rows = slice(None) if candidate.rows is None else candidate.rows
-        wanted = self.probabilities[rows]
-        distance = (candidate.logits.softmax(dim=1) - wanted).abs().sum(dim=1)
+        distance = (candidate.logits.softmax(dim=1) - self.probabilities[rows]).abs().sum(dim=1)
         return self.weight * (distance - self.slack).relu()
 
 

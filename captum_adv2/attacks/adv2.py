@@ -51,10 +51,9 @@ class ADV2(DualAttack):
             of the best iterate counts them too.
         step: Step rule after the warm start.
         surrogate: What to differentiate in place of the interpreter; default: the interpreter's.
-        keep: ``"best"`` returns each image's best iterate: the one with the least distance of the
-            surrogate's map among those of the target class with enough confidence; or the last
-            iterate where that is better on the reported map after 8-bit rounding. ``"final"``
-            returns the last iterate.
+        keep: ``"best"`` returns each image's best iterate: of the target class with enough
+            confidence, with the least distance of the surrogate's map; or the last iterate where
+            that is better on the reported map after 8-bit rounding. ``"final"`` returns the last.
         confidence: Probability of the target class that is enough. An image that never reaches it
             is returned at its most confident.
         stop: Map distance (L1) at which an image is finished: it is taken out of the batch once it
@@ -115,8 +114,6 @@ class StADV2(DualAttack):
         alpha: Learning rate of Adam, in pixels.
         bound: Largest displacement along either axis, in pixels; default: none.
         **options: See `ADV2`. The default interpretation loss has a weight rising from 30 to 150.
-
-    Reference: Xiao et al., Spatially Transformed Adversarial Examples, ICLR 2018.
     """
 
     flow_weight: NonNegative = 5e-4

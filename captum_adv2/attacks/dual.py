@@ -91,10 +91,7 @@ class DualAttack(CarefulAttack):
         preset: Mapping[str, Any],
         **overrides: Any,
     ) -> Self:
-        """Return an attack with a preset's settings, for example ``presets.PAPER["CAM"]``.
-
-        Keyword arguments win over the preset's.
-        """
+        """Return an attack with the settings of, say, ``presets.PAPER["CAM"]``, and overrides."""
         return cls(model, interpreter, **{**preset, **overrides})
 
     def set_model(self, model: nn.Module) -> None:
@@ -153,6 +150,7 @@ class DualAttack(CarefulAttack):
         """Run both phases: the warm start on the prediction, the rest on prediction and map."""
         interpreter, clean, own, labels, target = request
         surrogate = self.surrogate or interpreter.surrogate
+        distance = self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
         size = _probe(surrogate, interpreter, clean[:1], own[:1])
         choose_maps = partial(self._target_maps, request, target_maps, size)
         aim = labels if target is None else target  # untargeted: the classes to move away from
@@ -181,7 +179,7 @@ class DualAttack(CarefulAttack):
                 regular,
                 steps=self.steps - warmup,
                 batch=batch,
-                terms=(self.prediction, self._interpretation(interpreter), *self.terms),
+                terms=(self.prediction, self.interpretation or distance, *self.terms),
                 untargeted=False,
                 surrogate=surrogate,
                 state=surrogate.init(interpreter, started, target),
@@ -192,7 +190,7 @@ class DualAttack(CarefulAttack):
         return final if self.keep == "final" else dual.better(final, batch)
 
     def _target_maps(
-        self, request: Request, passed: Tensor | None, size: tuple[int, int], target: Tensor
+        self, request: Request, passed: Tensor | None, size: torch.Size, target: Tensor
     ) -> Tensor:
         """Return the target maps ``(B, 1, h, w)``, checked: those passed, or ``target_map``'s."""
         interpreter, clean, own, *_ = request
@@ -206,11 +204,8 @@ class DualAttack(CarefulAttack):
             )
         flat = maps.detach().flatten(1)
         if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
-            warnings.warn(
-                "at least one target map is constant: its distance says little",
-                SoundnessWarning,
-                stacklevel=2,
-            )
+            message = "at least one target map is constant: its distance says little"
+            warnings.warn(message, SoundnessWarning, stacklevel=2)
         return maps.detach().to(clean)
 
     @contextmanager
@@ -224,17 +219,10 @@ class DualAttack(CarefulAttack):
                 bar.update()
                 if not bar.disable:  # reading numbers off a GPU waits for it
                     confidence, distance = progress.confidence.mean(), progress.distance.mean()
-                    bar.set_postfix(
-                        confidence=f"{confidence.item():.3f}", distance=f"{distance.item():.4f}"
-                    )
+                    bar.set_postfix(confidence=confidence.item(), distance=distance.item())
 
             yield report
             bar.total = bar.n  # complete, also where all images are finished early
-
-    def _interpretation(self, interpreter: Interpreter) -> Term:
-        if self.interpretation is not None:
-            return self.interpretation
-        return self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
 
     @torch.no_grad()
     def _landed(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -266,7 +254,7 @@ def _checked_classes(classes: Tensor, logits: Tensor, name: str) -> Tensor:
 
 def _probe(
     surrogate: Surrogate, interpreter: Interpreter, image: Tensor, target: Tensor
-) -> tuple[int, int]:
+) -> torch.Size:
     """Check on one image that the map can be attacked; return the maps' height and width."""
     leaf = image.detach().requires_grad_()
     state = surrogate.init(interpreter, leaf, target)
@@ -279,11 +267,9 @@ def _probe(
         )
     (gradient,) = torch.autograd.grad(maps.square().sum(), leaf, allow_unused=True)
     if gradient is None or not bool(gradient.any()):
-        warnings.warn(
+        message = (
             f"the gradient of {name}'s map is zero: the attack cannot follow it (a ReLU network's "
-            "gradients need smoothing; a constant map has no gradient)",
-            SoundnessWarning,
-            stacklevel=2,
+            "gradients need smoothing; a constant map has no gradient)"
         )
-    height, width = maps.shape[-2:]
-    return height, width
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
+    return maps.shape[-2:]

@@ -42,10 +42,9 @@ class Framework(ABC):
 @checked
 @dataclass(frozen=True)
 class LinfBall(Framework):
-    r"""Pixel perturbation of at most ``eps`` in every pixel (Eq. 1, 4).
+    """Pixel perturbation of at most ``eps`` in every pixel (Eq. 1, 4).
 
-    The variable is the image itself; a move is projected onto
-    :math:`\{x : \|x - x_0\|_\infty \le \epsilon\} \cap [0, 1]` (Π of Eq. 1).
+    The variable is the image itself; a move is projected onto the ball and [0, 1] (Π of Eq. 1).
 
     Args:
         eps: Largest change of a pixel, in units of the image's range [0, 1].

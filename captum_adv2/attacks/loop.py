@@ -26,19 +26,15 @@ Part: TypeAlias = Literal["all", "prediction", "interpretation"]
 class Progress(NamedTuple):
     """The state of an attack after a step, for callbacks; ``callback=records.append`` keeps all.
 
-    Attributes:
-        step: Number of the step, from 0.
-        confidence: Probability of the target class ``(B,)``; in an untargeted warm start, of any
-            class but the label. Both measures are of the step's last gradient evaluation.
-        distance: L1 distance of the surrogate's map to the target map ``(B,)``; NaN in the warm
-            start.
-        rows: Indices ``(B,)`` in the attacked batch of the images that are not finished.
+    ``confidence (B,)`` is the probability of the target class; in an untargeted warm start, of any
+    class but the label. ``distance (B,)`` is the L1 distance of the surrogate's map to the target
+    map; NaN in the warm start. Both are those of the step's last gradient evaluation.
     """
 
-    step: int
+    step: int  # from 0
     confidence: Tensor
     distance: Tensor
-    rows: Tensor
+    rows: Tensor  # indices (B,) in the attacked batch of the images that are not finished
 
 
 Callback: TypeAlias = Callable[[Progress], object]
@@ -93,24 +89,19 @@ class Problem:
     seen: Tensor = field(init=False)
     best: Tensor | None = field(default=None, init=False)
     _score: Tensor = field(init=False)  # of the best iterates (B,); low is good
-    _advanced: bool = field(default=False, init=False)
+    _advanced: float | None = field(default=None, init=False)  # progress of the surrogate's state
 
     def __post_init__(self) -> None:
         self.seen = self.batch.clean
         self.confidence = self.distance = torch.full_like(self.seen[:, 0, 0, 0], torch.nan)
         self.enough = torch.zeros_like(self.confidence, dtype=torch.bool)
 
-    def begin(self, progress: float) -> None:
-        """Begin a step."""
-        self.progress = progress
-        self._advanced = False
-
     def gradient(self, variable: Tensor, part: Part = "all") -> Tensor:
         """Return the gradient of each image's loss, or of a part of it: one gradient evaluation."""
         leaf = variable.detach().requires_grad_()
         images = self.framework.image(leaf, self.batch.clean)
-        if self.surrogate is not None and not self._advanced:
-            self._advanced = True  # once a step, even if the step rule takes two gradients
+        if self.surrogate is not None and self._advanced != self.progress:
+            self._advanced = self.progress  # once a step, even if its rule takes two gradients
             self.state = self.surrogate.advance(
                 self.interpreter, images.detach(), self.state, self.progress
             )
@@ -132,33 +123,32 @@ class Problem:
         """Return each image's last or best iterate, by its reported map after 8-bit rounding."""
         if self.best is None:
             return final
-        scores = []
+        scores, (_, target, target_maps, rows) = [], whole
         for images in (final, self.best):
             rounded = quantize(images)
-            maps, logits, _ = self.interpreter.explain(rounded, whole.target)
+            maps, logits, _ = self.interpreter.explain(rounded, target)
             logits = self.logits(rounded) if logits is None else logits
-            candidate = Candidate(
-                rounded, logits, maps, whole.target, whole.target_maps, 1.0, whole.rows
-            )
+            candidate = Candidate(rounded, logits, maps, target, target_maps, 1.0, rows)
             scores.append(self._judge(candidate, total(self.terms[2:], candidate))[-1])
         return torch.where((scores[0] < scores[1]).view(-1, 1, 1, 1), final, self.best)
 
-    def take_finished(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Remove finished images from the batch; return ``None`` where there are none.
+    def take_finished(self, last: Tensor) -> Tensor | None:
+        """Remove finished images from the batch; put those whose maps were judged into ``last``.
 
-        Otherwise return, of the batch before, its rows ``(B,)``, the images ``(B, C, H, W)`` whose
-        maps were judged, and the indices of those that remain.
+        Return the indices of the images that remain; ``None`` where no image is finished.
         """
         if self.stop is None:
             return None
         unfinished = ~(self.enough & (self.distance <= self.stop))
         if bool(unfinished.all()):
             return None
-        rows, seen, remaining = self.batch.rows, self.seen, unfinished.nonzero()[:, 0]
+        last[self.batch.rows] = self.seen  # those that remain are replaced when they end
+        remaining = unfinished.nonzero()[:, 0]
         self.batch, self.state, self.enough, self.confidence, self.distance, self.seen = take(
-            (self.batch, self.state, self.enough, self.confidence, self.distance, seen), remaining
+            (self.batch, self.state, self.enough, self.confidence, self.distance, self.seen),
+            remaining,
         )
-        return rows, seen, remaining
+        return remaining
 
     def _losses(self, images: Tensor, part: Part) -> Tensor:
         """Return the loss ``(B,)``; where maps are computed, keep the best iterates."""
@@ -230,14 +220,12 @@ def descend(
     """
     last, memory = problem.batch.clean.clone(), None
     for number in numbers:
-        problem.begin((number - numbers.start) / len(numbers))
+        problem.progress = (number - numbers.start) / len(numbers)
         variable, memory = step(problem, variable, memory)
         report(Progress(number, problem.confidence, problem.distance, problem.batch.rows))
-        finished = problem.take_finished()
-        if finished is None:
+        remaining = problem.take_finished(last)
+        if remaining is None:
             continue
-        rows, images, remaining = finished
-        last[rows] = images  # those that remain are replaced when they end
         if not len(remaining):
             return variable, last
         variable, memory = take((variable, memory), remaining)

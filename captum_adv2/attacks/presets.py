@@ -12,9 +12,6 @@ paper does not give; the code's is a margin of 10 between logits.
 
 ``PAPER_STADV`` is for `StADV2`, with Adam at a constant 0.01 (§B2). For MASK the map term has a
 weight there, and both losses make one step.
-
-A weight on a sum of squares suits one map size, which the preset names; an attack on maps of
-another size begins with a `SoundnessWarning`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ class, shows that an attacker can choose any map (§5 Q1). For other maps, pass 
 ``target_map``, or the maps of a batch as ``attack(images, labels, target_maps=maps)``.
 
 Random maps are drawn per image, from a seed and the image itself (rounded to 8 bits): an image gets
-the same map at every call, on any device, and in any part of a batch (``MultiAttack`` passes
-parts). With a ``torch.Generator`` instead, maps are drawn in the order of the batch, and differ
-from call to call.
+the same map in any part of a batch (``MultiAttack`` passes parts). A ``torch.Generator`` instead
+draws in the order of the batch, anew at every call.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from captum_adv2.interpreters.base import Interpreter, eval_mode
 from captum_adv2.seeds import mixed
-from captum_adv2.spec import Classes, Images, Index, NonNegative, Range, checked
+from captum_adv2.spec import Classes, Images, Index, NonNegative, Range, checked, expect_shape
 
 Share: TypeAlias = Annotated[float, Range(0, 1, above=True)]
 
@@ -84,7 +83,7 @@ class RandomPatch:
     angle: NonNegative = 30.0
     soft: bool = False
     seed: Index = 0
-    generator: torch.Generator | None = field(default=None, repr=False)
+    generator: Generator | None = field(default=None, repr=False)
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
@@ -98,7 +97,7 @@ class RandomPatch:
         sources = _sources(images, self.seed, self.generator)
         return torch.stack([self._draw(size, source) for source in sources]).to(images)
 
-    def _draw(self, size: torch.Size, source: torch.Generator) -> Tensor:
+    def _draw(self, size: torch.Size, source: Generator) -> Tensor:
         """Return one patch ``(1, h, w)``; pairs of numbers are along rows and along columns."""
         # Six numbers, whatever the shape: patches of one seed differ in nothing else.
         numbers = _uniform((6,), source)
@@ -156,17 +155,13 @@ class RandomClass:
     pool: Images = field(repr=False)
     labels: Classes = field(repr=False)
     seed: Index = 0
-    generator: torch.Generator | None = field(default=None, repr=False)
+    generator: Generator | None = field(default=None, repr=False)
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, labels: Tensor, target: Tensor
     ) -> Tensor:
         """Return the maps ``(B, 1, h, w)`` of the drawn images; see `TargetMap`."""
-        if len(self.labels) != len(self.pool):
-            raise ValueError(
-                f"expected labels of shape ({len(self.pool)},), one class an image of the pool, "
-                f"got {tuple(self.labels.shape)}"
-            )
+        expect_shape(self.labels, self.pool.shape[:1], "labels")
         if self.pool.shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"expected images of shape {tuple(self.pool.shape[1:])}, the pool's, got "
@@ -181,7 +176,7 @@ class RandomClass:
             maps = interpreter.explain(pool, classes).maps
         return maps[[distinct.index(number) for number in drawn]]
 
-    def _draw(self, target: int, source: torch.Generator) -> int:
+    def _draw(self, target: int, source: Generator) -> int:
         """Return the index of an image of the pool that is not of the target class."""
         others = (self.labels.long() != target).nonzero()[:, 0]
         if not len(others):
@@ -192,9 +187,7 @@ class RandomClass:
         return int(others[int(_uniform((), source) * len(others))])
 
 
-def _sources(
-    images: Tensor, seed: int, generator: torch.Generator | None
-) -> Iterator[torch.Generator]:
+def _sources(images: Tensor, seed: int, generator: Generator | None) -> Iterator[Generator]:
     """Yield the random generator of each image."""
     # Rounded to 8 bits: dtype, and a normalisation and its inverse, do not change the draw.
     for image in (images.detach() * 255).round().byte().cpu():
@@ -202,10 +195,10 @@ def _sources(
             yield generator
             continue
         key = mixed(seed, tuple(image.shape), image.numpy().tobytes())
-        yield torch.Generator().manual_seed(key)
+        yield Generator().manual_seed(key)
 
 
-def _uniform(size: tuple[int, ...], source: torch.Generator) -> Tensor:
+def _uniform(size: tuple[int, ...], source: Generator) -> Tensor:
     """Return numbers in [0, 1), float64, on the CPU."""
     drawn = torch.rand(size, generator=source, device=source.device, dtype=torch.float64)
     return drawn.cpu()

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: MIT
-r"""The terms of the attacker's loss (Eq. 3), per image, and their schedules.
-
-.. math:: \ell_{adv}(x) = \ell_{prd}(f(x), c_t) + \lambda \, \ell_{int}(g(x; f), m_t)
+"""The terms of the attacker's loss (Eq. 3), per image, and their schedules.
 
 Every term returns ``(B,)``. Losses are summed over the batch only where a gradient is taken, so
 that attacking a batch equals attacking its images one by one.
@@ -185,12 +183,11 @@ class MapDistance:
         """Return the loss ``(B,)``, summed over the look-ahead steps where there are several."""
         size = tuple(candidate.maps.shape[-2:])
         if candidate.progress == 0 and self.map_size not in (None, size):
-            warnings.warn(
+            message = (
                 f"the weight of the map term was chosen for maps of size {self.map_size}, got "
-                f"{size}: prediction and map are balanced differently",
-                SoundnessWarning,
-                stacklevel=2,
+                f"{size}: prediction and map are balanced differently"
             )
+            warnings.warn(message, SoundnessWarning, stacklevel=2)
         raw = _distance(candidate.maps - candidate.target_maps, self.l1)
         shape = _distance(_misfit(candidate.maps, candidate.target_maps), self.l1)
         distance = ((1 - self.shape) * raw + self.shape * shape).sum(dim=1).flatten(1)  # (B, h w)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Countermeasures: detectors (§4 Q3), and interpreters that are trained to resist (§5 Q3)."""
 
-from captum_adv2.defenses.aid import Distillation, distill
+from captum_adv2.defenses.aid import distill
 from captum_adv2.defenses.detection import Detector
 from captum_adv2.defenses.ensemble import EnsembleDetector
 from captum_adv2.defenses.squeezing import (
@@ -12,6 +12,6 @@ from captum_adv2.defenses.squeezing import (
 )
 
 __all__ = [
-    "BitDepth", "Detector", "Distillation", "EnsembleDetector", "FeatureSqueezing",
-    "MedianSmoothing", "NonLocalMeans", "distill",
+    "BitDepth", "Detector", "EnsembleDetector", "FeatureSqueezing", "MedianSmoothing",
+    "NonLocalMeans", "distill",
 ]  # fmt: skip

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Captum's attribution methods as differentiable interpreters.
 
-Captum computes maps to be looked at, so its methods cut the graph, and several return a map that
-has a graph and the *wrong* gradient: only the factor that is not a gradient carries it. That a map
-requires grad therefore proves nothing, and `CaptumInterpreter` accepts only methods whose gradient
-was held against finite differences; others are refused, with the reason.
-
-`methods` has the table of these methods. Captum itself is not imported: they are known by name.
+Captum's methods cut the graph, and several return a map that has a graph and the *wrong* gradient:
+only the factor that is not a gradient carries it. So `CaptumInterpreter` accepts only methods whose
+gradient was held against finite differences, those of the table in `methods`, and refuses others
+with the reason. Captum itself is not imported: methods are known by name.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 _DETACHED = "Captum detaches what its rules work with; use DeepLift"
-_SHUFFLED = "it shuffles features among the images of a batch: no map is of one image"
+_SHUFFLED = "it shuffles features among the images of a batch"
 _REASONS = {
     "LRP": "it reads activations off .data; on ReLU networks LRP-epsilon is InputXGradient",
     "LayerLRP": "it reads activations off .data",
@@ -88,13 +86,9 @@ def _expect_supported(attribution: Any, kwargs: dict[str, Any]) -> None:
 class CaptumInterpreter(base.Interpreter):
     """An attribution method of Captum, made differentiable.
 
-    Supported are the methods that take gradients at the input (``Saliency``, ``InputXGradient``,
-    ``IntegratedGradients``, ``GradientShap``), propagate by rules (``GuidedBackprop``,
-    ``Deconvolution``, ``GuidedGradCam``, ``DeepLift``, ``DeepLiftShap``), explain a layer
-    (``LayerActivation``, ``LayerGradCam``, ``LayerGradientXActivation``, ``LayerConductance``,
-    ``LayerIntegratedGradients``, ``InternalInfluence``) or perturb the image (``Occlusion``,
-    ``FeatureAblation``, ``ShapleyValues``, ``ShapleyValueSampling``, ``KernelShap``, ``Lime`` with
-    a linear or ridge regression), and a ``NoiseTunnel`` around one that draws no numbers.
+    22 methods are supported (``docs/captum.md``): gradients at the input or a layer, guided
+    backpropagation and DeepLift, perturbations of the image (``Lime`` with a linear or ridge
+    regression), and a ``NoiseTunnel`` around one that draws no numbers.
 
     Convention:
         Reduced over channels, min-max scaled per image, at the attribution's own resolution.

@@ -26,18 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.interpreters import rules
-from captum_adv2.interpreters.perturbation import (
-    ABLATION,
-    SHAPLEY,
-    SHAPLEY_SAMPLING,
-    Distance,
-    Game,
-    attribute,
-    kernel_shap,
-    lime,
-    occlusion,
-)  # fmt: skip
+from captum_adv2.interpreters import perturbation, rules
+from captum_adv2.interpreters.perturbation import Distance, Game
 from captum_adv2.interpreters.tap import tapped
 from captum_adv2.spec import Count, NonNegative, checked
 
@@ -80,18 +70,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Method:
-    """How a method of Captum is run, and what is particular about it.
+    """How a method of Captum is run, and what is particular about it."""
 
-    Attributes:
-        run: From the attribution, a call and keyword arguments to attributions ``(B, C, h, w)``.
-        smooth: Its map has gradients of the model in it, which ReLUs make piecewise constant.
-        random: It draws numbers, so a ``NoiseTunnel`` cannot go around it.
-        game: From the attribution to its `Game`, where it perturbs features.
-    """
-
+    # From the attribution, a call and keyword arguments to attributions (B, C, h, w).
     run: Callable[..., Any]
+    # Its map has gradients of the model in it, which ReLUs make piecewise constant.
     smooth: bool = False
+    # It draws numbers, so a NoiseTunnel cannot go around it.
     random: bool = False
+    # From the attribution to its game, where it perturbs features.
     game: Callable[[Any], Game] | None = None
 
 
@@ -215,10 +202,10 @@ def _gradient_shap(
 
 
 def _perturbed(attribution: Any, call: Call, **kwargs: Any) -> Tensor:
-    method: Callable[..., tuple[Tensor, Tensor]] = occlusion
+    method: Callable[..., tuple[Tensor, Tensor]] = perturbation.occlusion
     game = METHODS[type(attribution).__name__].game
     if game is not None:
-        method = partial(attribute, game(attribution), seed=call.seed)
+        method = partial(perturbation.attribute, game(attribution), seed=call.seed)
     with torch.set_grad_enabled(call.graph):
         attributions, call.logits = method(call.function, call.images, call.target, **kwargs)
     return attributions
@@ -236,7 +223,7 @@ def _lime(attribution: Any) -> Game:
         )
     if getattr(attribution.perturb_func, "__name__", None) != "default_perturb_func":
         raise TypeError("expected a Lime with Captum's own perturb_func, got another")
-    return lime(*_kernel(attribution.similarity_func), penalties[kind])
+    return perturbation.lime(*_kernel(attribution.similarity_func), penalties[kind])
 
 
 def _kernel(similarity: Callable[..., float]) -> tuple[float, Distance]:
@@ -247,8 +234,7 @@ def _kernel(similarity: Callable[..., float]) -> tuple[float, Distance]:
     expected = value if cosine else value**5
     if not (value > 0 and math.isclose(similarity(up, far, None), expected, rel_tol=1e-6)):
         raise TypeError(
-            "expected a Lime with a similarity_func from get_exp_kernel_similarity_function, got "
-            "another: its gradient has not been verified"
+            "expected a similarity_func from get_exp_kernel_similarity_function, got another"
         )
     return -math.log(value), "cosine" if cosine else "euclidean"
 
@@ -271,9 +257,11 @@ METHODS: dict[str, Method] = {
     "LayerIntegratedGradients": Method(_at_layer, smooth=True),
     "InternalInfluence": Method(_at_layer, smooth=True),
     "Occlusion": Method(_perturbed),
-    "FeatureAblation": Method(_perturbed, game=lambda _: ABLATION),
-    "ShapleyValues": Method(_perturbed, game=lambda _: SHAPLEY),
-    "ShapleyValueSampling": Method(_perturbed, random=True, game=lambda _: SHAPLEY_SAMPLING),
-    "KernelShap": Method(_perturbed, random=True, game=lambda a: kernel_shap(a.inf_weight)),
+    "FeatureAblation": Method(_perturbed, game=lambda _: perturbation.ABLATION),
+    "ShapleyValues": Method(_perturbed, game=lambda _: perturbation.SHAPLEY),
+    "ShapleyValueSampling": Method(_perturbed, random=True, game=lambda _: perturbation.SAMPLING),
+    "KernelShap": Method(
+        _perturbed, random=True, game=lambda shap: perturbation.kernel_shap(shap.inf_weight)
+    ),
     "Lime": Method(_perturbed, random=True, game=_lime),
 }

@@ -209,8 +209,11 @@ class Tensors:
             raise ValueError(
                 f"expected a file of torch.save with images and labels in {path}, got {error!r}"
             ) from error
-        expect(self._images[:1] / 255, Images, f"images in {path}")
+        expect(self._images, Tensor, f"images in {path}")
         expect(self._labels, Classes, f"labels in {path}")
+        if self._images.ndim != 4:
+            shape = tuple(self._images.shape)
+            raise ValueError(f"expected images (N, 3, H, W) in {path}, got shape {shape}")
         self._boxes = held.get("boxes", [torch.zeros(0, 4)] * len(self._images))
         lengths = {len(self._images), len(self._labels), len(self._boxes)}
         if len(lengths) > 1:

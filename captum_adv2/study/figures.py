@@ -7,7 +7,6 @@ hatches for print. Figures are not registered with pyplot.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -20,7 +19,8 @@ from torch import Tensor
 from captum_adv2.defenses.detection import roc
 from captum_adv2.evaluation import visualize
 from captum_adv2.study.cases import DISTILLED
-from captum_adv2.study.frame import Pictures, Results, knows
+from captum_adv2.study.frame import Results, knows
+from captum_adv2.study.results import Pictures
 from captum_adv2.study.settings import Settings
 from captum_adv2.study.tables import on_skin
 
@@ -98,10 +98,10 @@ class Grid:
 
     def __call__(self, results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
         """Yield a figure for each model with at least two rows."""
-        stems = _stems(f"figure-{self.number:02d}", [gallery.model for gallery in galleries])
-        for stem, gallery in zip(stems, galleries, strict=True):
+        for gallery in galleries:
             block = _common(self.rows(gallery))
             if len(block) > 1:
+                stem = f"figure-{self.number:02d}-{gallery.model}"
                 title = f"{self.title}, {gallery.model}"
                 figure = _stacked(block, self.images)
                 yield Drawing(stem, f"Figure {self.number}", title, self.caption, figure)
@@ -238,15 +238,6 @@ def _curves(panels: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> Figure:
         axis.set_title(model, fontsize=10)
         axis.legend(fontsize=8, loc="lower right")
     return figure
-
-
-def _stems(stem: str, models: Collection[str]) -> list[str]:
-    """Return a name for each model's file; names of models may hold anything."""
-    if len(models) == 1:
-        return [stem]
-    plain = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in models]
-    alike = len(set(plain)) < len(plain)
-    return [f"{stem}-{name}" + (f"-{i}" if alike else "") for i, name in enumerate(plain, 1)]
 
 
 _KNOWS = "ADV2 knows the interpreter of its column."

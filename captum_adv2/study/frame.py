@@ -46,6 +46,7 @@ from torch import Tensor
 from captum_adv2.defenses.detection import threshold_at
 from captum_adv2.evaluation.metrics import interval
 from captum_adv2.study.cases import DISTILLED, SQUEEZERS
+from captum_adv2.study.results import Pictures
 from captum_adv2.study.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,17 +65,6 @@ FALSE_POSITIVES = 0.05
 """Share of held-out benign images that a threshold flags at most."""
 
 Values: TypeAlias = "pd.Series[float]"  # by seed and image
-
-
-class Pictures(NamedTuple):
-    """The first images of a model after one attack, and the interpreters' maps of them."""
-
-    model: str
-    attack: str
-    aimed: str
-    images: Tensor  # (k, C, H, W) in [0, 1]
-    maps: Mapping[str, Tensor]  # by interpreter, (k, 1, h, w)
-    aim: Tensor | None = None  # the maps aimed at, (k, 1, h, w), if not the benign ones
 
 
 def gather(

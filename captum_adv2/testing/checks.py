@@ -27,12 +27,12 @@ class Check(NamedTuple):
     """A check: a function, whose docstring is the promise it checks, and where it runs.
 
     Attributes:
-        function: Of ``(interpreter, images, target)``, or where ``rebuilt``, of ``(build, network,
-            images, target)``, in eval mode. Raises ``AssertionError``, or ``SkipTest`` where the
-            promise does not apply.
-        degenerate: On degenerate images too.
+        function: Takes ``(interpreter, images, target)`` or, if ``rebuilt``, ``(build, network,
+            images, target)``, models in eval mode. Raises ``AssertionError``, or ``SkipTest`` where
+            the promise does not apply.
+        degenerate: Whether it runs on degenerate images too.
         exact: In double precision, so that a difference is more than rounding.
-        smooth: On networks that have derivatives of every order, where networks are drawn.
+        smooth: On networks with derivatives of every order, where networks are drawn.
         drawn: On drawn networks only.
         rebuilt: On interpreters that it builds itself, of drawn networks.
     """
@@ -45,7 +45,7 @@ class Check(NamedTuple):
     rebuilt: bool = False
 
 
-# In the order in which they run: a fault that several would find has the name of the first.
+# In the order in which they run: a fault that several checks find is named after the first.
 CHECKS: dict[str, Check] = {}
 
 
@@ -74,13 +74,16 @@ def _shape(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
 @_check("finite", degenerate=True)
 def _finite(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """The map, the surrogate's map and its gradient have no NaN and no infinity."""
-    maps, gradient = _attacked(interpreter, images, target)
-    found = {"map": interpreter(images, target), "surrogate's map": maps}
-    if gradient is not None:
-        found["surrogate's gradient"] = gradient
-    for name, values in found.items():
+
+    def hold(name: str, values: Tensor) -> None:
         wrong = (~values.isfinite()).flatten(1).sum(dim=1)
-        _hold(wrong == 0, target, f"a finite {name}", wrong, "NaN and infinity, in number ")
+        _hold(wrong == 0, target, f"a finite {name}", wrong, "NaN or infinite values, in number ")
+
+    hold("map", interpreter(images, target))
+    maps, gradient = _attacked(interpreter, images, target)
+    hold("map of the surrogate", maps)
+    if gradient is not None:
+        hold("gradient of the surrogate", gradient)
 
 
 @_check("deterministic", exact=True)
@@ -96,7 +99,7 @@ def _deterministic(interpreter: Interpreter, images: Tensor, target: Tensor) -> 
 
 @_check("untouched")
 def _untouched(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
-    """A call, and an attack's gradient, leave all `unchanged`; also if the model raises."""
+    """A call, and an attack's gradient, leave everything `unchanged`, also if the model raises."""
     modules = [] if interpreter.model is None else list(interpreter.model.modules())
     leaves = [module for module in modules if not any(module.children())]
 
@@ -147,7 +150,7 @@ def _range(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
 
 @_check("class", exact=True)
 def _class(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
-    """Of up to four classes, two have different maps, of at least one of the images."""
+    """Of up to four classes, two have different maps, for at least one of the images."""
     count = class_count(interpreter, images)
     if count < 3:
         raise SkipTest("of two classes the maps may be the same, as the gradient of p is of 1 - p")
@@ -179,8 +182,8 @@ def _differentiable(interpreter: Interpreter, images: Tensor, target: Tensor) ->
 def _gradient(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """The map's gradient agrees with finite differences along the best of four directions.
 
-    Along one of them, one of many ReLUs may switch, however small the step, and the map jump. A
-    wrong gradient is wrong along all four.
+    Along some of them, one of many ReLUs may switch, however small the step, so that the map jumps.
+    A wrong gradient is wrong along all four.
     """
     if images.dtype != torch.float64:
         raise SkipTest("needs double precision, in which the interpreter cannot be copied or run")

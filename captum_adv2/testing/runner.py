@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -54,32 +54,32 @@ def check_interpreter(
     Args:
         interpreter: A class, or function, that makes an interpreter from a model: small networks
             are drawn. Or an interpreter, on a model of your own: only images are drawn.
-        images: A batch ``(B, C, H, W)``; or a shape ``(C, H, W)``; or a strategy for batches, of
-            three channels where networks are drawn. Default: small ones; for an interpreter, 32 x
-            32. Degenerate images are made of them, where a check needs these.
+        images: A batch ``(B, C, H, W)``, a shape ``(C, H, W)``, or a strategy for batches, of three
+            channels where networks are drawn. Default: small images; for an interpreter, 32 x 32.
+            Degenerate images are made of these.
         max_examples: Number of examples of each check.
-        skip: Names of checks to leave out, or a dictionary from names to reasons.
+        skip: Names of checks to leave out, or a mapping from names to reasons.
         seed: Seed of hypothesis: the same examples in every run, and no example database. With
             ``None``, new ones in each run, and the database of the profile in use.
         attributions: For a method that promises completeness: interpreter, images and target to
             signed attributions, batch first, and the sums ``(B,)`` they promise.
 
     Raises:
-        AssertionError: A check fails: its name, what was expected, what came, and for which image;
-            the example, shrunk, is in the notes.
+        AssertionError: A check fails. The message has its name, the expected and the actual value,
+            and the image; the notes have the example, shrunk.
 
     >>> from captum_adv2.interpreters import CAM
     >>> report = check_interpreter(CAM, max_examples=1, skip={"scaling": "to show a reason"})
     >>> print(str(report).splitlines()[-2])
       not checked: scaling (to show a reason)
     """
-    reasons = skip if isinstance(skip, dict) else dict.fromkeys(skip, "as asked")
+    reasons = dict(skip) if isinstance(skip, Mapping) else dict.fromkeys(skip, "as asked")
     if unknown := list(reasons.keys() - CHECKS.keys()):
         raise ValueError(f"expected skip from {list(CHECKS)}, got {unknown}")
     own = isinstance(interpreter, Interpreter)
     source: _Own | _Drawn = (_Own if own else _Drawn)(interpreter, images)
     report = CheckReport(getattr(interpreter, "__name__", repr(interpreter)))
-    # Around all: a single check would not see what only the very first call leaves behind.
+    # Around all of them, for what only the very first call leaves behind.
     with unchanged(source.model):
         for name, check in CHECKS.items():
             extra = {"attributions": attributions} if name == "completeness" else {}
@@ -101,7 +101,7 @@ def check_interpreter(
 
 
 class _Drawn:
-    """Interpreters of drawn networks."""
+    """Examples on drawn networks."""
 
     model = None
     classes = drawn.CLASSES
@@ -125,7 +125,7 @@ class _Drawn:
 
 
 class _Own:
-    """An interpreter of the caller's own, on images of its model's device and dtype."""
+    """Examples for the caller's interpreter, on its model's device, in its dtype or in double."""
 
     def __init__(self, interpreter: Any, images: Any) -> None:
         self.interpreter, self.model = interpreter, interpreter.model
@@ -150,7 +150,7 @@ class _Own:
 
 
 def _images(images: Any, kind: str) -> SearchStrategy[Tensor]:
-    """Draw images of a kind: given ones, of a shape, or of a strategy."""
+    """Draw images of a kind: given ones, or of a shape, or by a strategy."""
     if isinstance(images, tuple | None):
         return drawn.images(images, kinds=[kind])
     given = st.just(images) if isinstance(images, Tensor) else images
@@ -182,10 +182,10 @@ def _run(
     """Run a check on examples of each kind of images; raise the first failure, shrunk."""
 
     def test(images: Tensor, target: Tensor, **network: Any) -> None:
-        arguments = *_, images = source.arguments(check, images, **network)
+        *subject, images = source.arguments(check, images, **network)
         target = target.repeat(len(images))[: len(images)].to(images.device)
         with eval_mode(source.model):
-            check.function(*arguments, target, **extra)
+            check.function(*subject, images, target, **extra)
 
     test.__name__ = f"check_{name}"  # hypothesis prints it
     others = source.networks(check) | {"target": drawn.classes(count=source.classes)}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def _traces(model: nn.Module | None, tensors: tuple[Tensor, ...], cuda: bool) ->
     """Describe everything that a call might change, by name."""
     found: dict[str, Any] = {
         "random's generator": random.getstate(),
-        "NumPy's generator": repr(np.random.get_state()),  # noqa: NPY002  (only compared)
+        "NumPy's generator": pickle.dumps(np.random.get_state()),  # noqa: NPY002  (only compared)
         "torch's generator": torch.get_rng_state(),
         "CUDA's generators": torch.stack(torch.cuda.get_rng_state_all()) if cuda else None,
         "the gradient mode": torch.is_grad_enabled(),

@@ -50,11 +50,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "LayerIntegratedGradients": {"n_steps": 8},
     "NoiseTunnel": {"nt_samples": 8, "stdevs": 0.1},
     "Occlusion": {},
-    "FeatureAblation": {},
-    "ShapleyValueSampling": {"n_samples": 3},
-    "ShapleyValues": {},
-    "KernelShap": {"n_samples": 48},
-    "Lime": {"n_samples": 48},
+    "FeatureAblation": {"feature_mask": 4},
+    "ShapleyValueSampling": {"feature_mask": 4, "n_samples": 3},
+    "ShapleyValues": {"feature_mask": 2},
+    "KernelShap": {"feature_mask": 4, "n_samples": 48},
+    "Lime": {"feature_mask": 4, "n_samples": 48},
     **dict.fromkeys(("LRP", "LayerLRP", "LayerGradientShap", "LayerDeepLift"), {}),
     **dict.fromkeys(("LayerDeepLiftShap", "LayerFeatureAblation"), {}),
     **dict.fromkeys(("LayerFeaturePermutation", "FeaturePermutation"), {}),
@@ -69,15 +69,7 @@ def _greys(images: Tensor) -> Tensor:
 def interpreter(
     name: str, model: nn.Module, layer: nn.Module, side: int, **settings: Any
 ) -> CaptumInterpreter:
-    """Return one of Captum's methods on a model, with the settings of its row.
-
-    Args:
-        name: Of the method, a key of `METHODS`.
-        model: The classifier.
-        layer: Where methods of a layer attribute to.
-        side: Of the images, in pixels.
-        **settings: Others of `CaptumInterpreter`.
-    """
+    """Return the method of a row, at this layer, for images of so many pixels a side."""
     kind: Any = getattr(ca, name)
     if "Layer" in name or name in ("InternalInfluence", "GuidedGradCam"):
         attribution = kind(model, layer)
@@ -87,19 +79,13 @@ def interpreter(
         attribution = kind(model, SkLearnLinearRegression())
     else:
         attribution = kind(model)
-    more: dict[str, Any] = {
+    more: dict[str, dict[str, Any]] = {
         "GradientShap": {"baselines": _greys},
         "DeepLiftShap": {"baselines": _greys},
         "DeepLift": {"baselines": 0.5},
         "Occlusion": {"sliding_window_shapes": (3, side // 4, side // 4), "strides": side // 8},
-        "FeatureAblation": {"feature_mask": 4},
-        "ShapleyValueSampling": {"feature_mask": 4},
-        "ShapleyValues": {"feature_mask": 2},
-        "KernelShap": {"feature_mask": 4},
-        "Lime": {"feature_mask": 4},
     }
-    settings |= METHODS[name] | more.get(name, {})
-    return CaptumInterpreter(attribution, **settings)
+    return CaptumInterpreter(attribution, **METHODS[name], **more.get(name, {}), **settings)
 
 
 def _small_net() -> nn.Sequential:
@@ -153,11 +139,11 @@ def refusal(build: Callable[..., CaptumInterpreter]) -> str | None:
 
 
 def row(name: str, case: Case) -> str:
-    """Return a row of the table: name, error of the gradient, cost of a map and of a step."""
+    """Return a row of the table: method, error of the gradient, cost of a map and of a step."""
     build = partial(interpreter, name)
     reason = refusal(build)
     if reason is not None:
-        return f"| `{name}` | refused | | | {reason} |"
+        return f"| `{name}` | {reason} |||"
     explain = build(case.model, case.model[1].layer2, case.images.shape[-1])
     with torch.no_grad():
         unit = flops(lambda: case.model(case.images))
@@ -165,9 +151,8 @@ def row(name: str, case: Case) -> str:
     with warnings.catch_warnings():  # the page names the maps whose gradient is zero
         warnings.simplefilter("ignore", SoundnessWarning)
         step = f_units(case, ADV2(case.model, explain))
-    settings = ", ".join(f"`{key}={value}`" for key, value in METHODS[name].items())
-    error = _gradient_error(build)
-    return f"| `{name}` | yes, {error:.0e} | {cost:.1f} F | {step:.1f} F | {settings} |"
+    settings = "".join(f", `{key}={value}`" for key, value in METHODS[name].items())
+    return f"| `{name}`{settings} | {_gradient_error(build):.0e} | {cost:.1f} | {step:.1f} |"
 
 
 def main() -> None:
@@ -178,8 +163,8 @@ def main() -> None:
     args = parser.parse_args()
     case = embedded_case(2)
     lines = [
-        "| method | differentiable, error | map | attack step | settings, or why not |",
-        "| --- | --- | --- | --- | --- |",
+        "| method | gradient's error, or why it is refused | map, F | attack step, F |",
+        "| --- | --- | --- | --- |",
     ]
     for name in ["Saliency", "KernelShap", "LRP"] if args.smoke else METHODS:
         lines.append(row(name, case))

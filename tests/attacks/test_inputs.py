@@ -17,15 +17,14 @@ from captum_adv2.attacks import (
     AdamDescent,
     Benign,
     CrossEntropy,
-    Linear,
     MapDistance,
-    Margin,
     RandomPatch,
     SignDescent,
     TwoPhase,
     presets,
 )
 from captum_adv2.attacks.frameworks import Flow, LinfBall
+from captum_adv2.attacks.terms import Linear, Margin
 from captum_adv2.defenses import BitDepth, MedianSmoothing, NonLocalMeans
 from captum_adv2.interpreters import CAM, EncoderGuided, FiniteDifference, Unrolled
 from captum_adv2.testing import Network, image_batch, unchanged

@@ -181,13 +181,23 @@ def test_finished_images_are_taken_out_of_everything(stop):
     assert len(problem.best.images) == 4
 
 
-@pytest.mark.parametrize("value", [0.0, 1e30, -1e30, torch.nan, torch.inf])
-def test_no_term_counts_more_than_the_class(value):
-    """The target map is black: of the images of the right class, 0.6 is the nearest."""
-    problem = problem_of(grey(0.9), Spy(), lambda c: value * (c.images.mean(dim=(1, 2, 3)) < 0.5))
-    for level in (0.9, 0.1, 0.6, 0.4):
+@pytest.mark.parametrize(
+    ("value", "floor", "best"),
+    [
+        pytest.param(0.0, 0.0, 0.6, id="the nearest of the right class"),
+        pytest.param(-1e30, 0.0, 0.6, id="no term outweighs the class"),
+        *(pytest.param(worst, 0.0, 0.9, id=f"{worst}") for worst in (1e30, torch.inf, torch.nan)),
+        pytest.param(0.0, 1.0, 0.9, id="the surest where nothing is enough"),
+    ],
+)
+def test_the_best_iterate(value, floor, best):
+    def further(candidate):  # of the right class, the first, are the bright images
+        return torch.where(candidate.images.mean(dim=(1, 2, 3)) < 0.7, value, 0.0)
+
+    problem = problem_of(grey(best), Spy(), further, floor=floor)
+    for level in (0.1, 0.9, 0.6, 0.4):
         problem.gradient(grey(level))
-    assert torch.equal(problem.best.images, grey(0.6))
+    assert torch.equal(problem.best.images, grey(best))
 
 
 # The cost of an attack

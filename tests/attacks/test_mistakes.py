@@ -9,7 +9,8 @@ from conftest import TinyNet, inner
 from torch import nn
 
 from captum_adv2 import ADV2, BitDepthADV2, SoundnessWarning, StADV2
-from captum_adv2.attacks import Margin, RandomPatch, SignDescent, presets
+from captum_adv2.attacks import RandomPatch, SignDescent, presets
+from captum_adv2.attacks.terms import Margin
 from captum_adv2.interpreters import CAM, Explanation, Gradient, Interpreter, Unrolled
 
 NOT_ITS = (
@@ -54,7 +55,7 @@ def test_settings_that_stop_fitting(model, data):
     [
         (lambda y: y + 7, ValueError, r"labels in \[0, 3\], got values in \[7, 10\]"),
         (lambda y: y - 4, ValueError, r"labels in \[0, 3\], got values in \[-4"),
-        (lambda y: y[:-1], ValueError, r"labels of shape \(6,\), one class an image, got \(5,\)"),
+        (lambda y: y[:-1], ValueError, r"labels of shape \(6,\), got \(5,\)"),
         (lambda y: y.float(), TypeError, "labels of an integer dtype, got torch.float32"),
         (lambda y: y.tolist(), TypeError, "labels to be a torch.Tensor, got list"),
     ],

@@ -9,8 +9,8 @@ from conftest import untrained
 from torch import nn
 
 from captum_adv2 import ADV2, SoundnessWarning, StADV2
-from captum_adv2.attacks import AdamDescent, Candidate, CrossEntropy, Margin, SignDescent, presets
-from captum_adv2.attacks.terms import at
+from captum_adv2.attacks import AdamDescent, Candidate, CrossEntropy, SignDescent, presets
+from captum_adv2.attacks.terms import Margin, at
 from captum_adv2.interpreters import CAM, MASK, RTS, Gradient, Unrolled
 from captum_adv2.interpreters.rts import EncoderGuided
 

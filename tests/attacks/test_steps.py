@@ -41,7 +41,7 @@ def run(step, problem, steps):
     """Take steps from the clean images; return all iterates."""
     variable, memory, path = problem.batch.clean, None, []
     for number in range(steps):
-        problem.begin(number / steps)
+        problem.progress = number / steps
         variable, memory = step(problem, variable, memory)
         path.append(variable)
     return path

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captum_adv2 import SoundnessWarning
-from captum_adv2.attacks import Candidate, CrossEntropy, Linear, MapDistance, Margin
-from captum_adv2.attacks.terms import Stages, at, total
+from captum_adv2.attacks import Candidate, CrossEntropy, MapDistance
+from captum_adv2.attacks.terms import Linear, Margin, Stages, at, total
 
 SEEDS = st.integers(0, 2**32 - 1)
 

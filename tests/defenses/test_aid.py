@@ -8,7 +8,7 @@ import torch
 from conftest import TinyNet, blobs, untrained
 
 from captum_adv2 import ADV2
-from captum_adv2.defenses import Distillation, distill
+from captum_adv2.defenses.aid import Distillation, distill
 from captum_adv2.interpreters import RTS, train_masking_model
 from captum_adv2.interpreters.training import MaskingLoss, random_others
 from captum_adv2.testing import unchanged

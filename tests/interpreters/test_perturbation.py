@@ -22,8 +22,8 @@ from captum_adv2 import ADV2, evaluate
 from captum_adv2.interpreters import CaptumInterpreter
 from captum_adv2.interpreters.perturbation import (
     ABLATION,
+    SAMPLING,
     SHAPLEY,
-    SHAPLEY_SAMPLING,
     Game,
     attribute,
     grid,
@@ -36,7 +36,7 @@ from captum_adv2.interpreters.perturbation import (
 GAMES = {
     "ablation": ABLATION,
     "shapley": SHAPLEY,
-    "sampling": SHAPLEY_SAMPLING,
+    "sampling": SAMPLING,
     "kernel": kernel_shap(1e6),
     "lime": lime(0.5, "cosine", 0.0),
 }

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters import CaptumInterpreter
 
-Build = Callable[[Any], Any]
-
 
 @pytest.fixture
 def pair() -> tuple[Tensor, Tensor]:
@@ -133,7 +131,7 @@ def test_deconvolution_does_not_depend_on_the_image(pair: Any) -> None:
 
 @pytest.mark.parametrize("build", [ca.GuidedBackprop, ca.DeepLift])
 class TestInnerPass:
-    def test_graphs_are_freed(self, build: Build, pair: Any) -> None:
+    def test_graphs_are_freed(self, build: Any, pair: Any) -> None:
         # A hook that keeps what is computed after it makes a cycle which is never collected.
         x, target = pair
         leaf = x.detach() * 1
@@ -145,7 +143,7 @@ class TestInnerPass:
         gc.collect()
         assert alive() is None
 
-    def test_a_model_that_runs_past_its_hooks(self, build: Build, pair: Any) -> None:
+    def test_a_model_that_runs_past_its_hooks(self, build: Any, pair: Any) -> None:
         class Past(Reused):
             def forward(self, x: Tensor) -> Tensor:
                 features = self.act.forward(self.body(self.act.forward(self.stem(x))))

@@ -12,7 +12,7 @@ import pytest
 from synthetic import SETTINGS, pictures, setting, study, without
 
 from captum_adv2.study import report
-from captum_adv2.study.engine import Found
+from captum_adv2.study.results import Found
 from captum_adv2.study.selection import Selection
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -73,7 +73,7 @@ def test_files(written: Path) -> None:
     names = {str(p.relative_to(written.parent)) for p in written.parent.rglob("*") if p.is_file()}
     assert {"index.html", "records/maps.csv", "records/scores.csv"} <= names
     assert {"tables/table-03.md", "tables/table-03.csv", "tables/figures-15-and-16.md"} <= names
-    assert {"figures/figure-04.png", "figures/figure-05-l1.png"} <= names
+    assert {"figures/figure-04-resnet.png", "figures/figure-05-l1.png"} <= names
     assert not any("part" in name for name in names)
 
 
@@ -118,9 +118,14 @@ def test_valid_and_accessible(written: Path, reader: Reader) -> None:
 
 def test_verdicts_come_first_then_the_papers_order(reader: Reader) -> None:
     sections = [attrs["id"] for attrs in reader.all("section")]
-    assert sections[0] == "verdicts"
-    assert sections[-1] == "study"
-    order = ["table-03-numbers", "figure-04", "figure-05-l1", "table-04-numbers", "detector-roc"]
+    assert (sections[0], sections[-1]) == ("verdicts", "study")
+    order = [
+        "table-03-numbers",
+        "figure-04-resnet",
+        "figure-05-l1",
+        "table-04-numbers",
+        "detector-roc",
+    ]
     assert [name for name in sections if name in order] == order
 
 

@@ -83,9 +83,7 @@ class TestModels:
         ("spec", "error", "message"),
         [
             ("resnot", ValueError, "expected a classifier of torchvision's, .*got resnot"),
-            ("embedded:vgg", ValueError, "embedded:vgg to be package.module:function"),
             ("no.such:thing", ValueError, "to be package.module:function, got No module"),
-            ("MINE:nothing", ValueError, "to be package.module:function, got module"),
             ("MINE:number", ValueError, "to be a function, got int"),
             ("builtins:dict", TypeError, r"builtins:dict to be a torch\.nn\.Module, got dict"),
         ],
@@ -178,6 +176,3 @@ class TestSubject:
     def test_images_that_do_not_fit(self, source: Source, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             made("embedded:resnet", "CAM", source=source)
-        if "none" not in message:
-            source.classes = ()  # type: ignore[misc]
-            assert made("embedded:resnet", "CAM", source=source).classes == 10
