@@ -3,12 +3,8 @@ r"""The surrogates of MASK: a bilevel problem with the attacker as leader and MA
 
 MASK's map is the result of gradient descent and has no usable derivative, so an attack on it is a
 bilevel problem (Eq. 10): the attacker changes the image, and a `Follower`, a solution of MASK that
-is kept along the attack, adapts to it. Two surrogates differentiate the follower:
-
-- `Unrolled`, the paper's (Alg. 1, §3.6): look a few Adam steps ahead and differentiate them.
-- `FiniteDifference`, the default: first order, without unrolling. By Prop. 2 the map moves along
-  :math:`-\nabla_{xm} \ell_{map} H^{-1} (m - m_t)`; a finite difference stands for the mixed
-  derivative, and Adam's second moment for H.
+is kept along the attack, adapts to it. Two surrogates differentiate the follower: `Unrolled`, the
+paper's, and `FiniteDifference`, the default.
 """
 
 from __future__ import annotations
@@ -62,15 +58,16 @@ class FiniteDifference(Surrogate):
     r"""The default surrogate of MASK: first order, with a follower that restarts like MASK.
 
     By its restarts the follower passes repeatedly through the masks that MASK itself will pass
-    through, instead of converging to others. For a loss with gradient g on the map 1 - m, the
-    gradient on the image is
+    through, instead of converging to others. By Prop. 2 the map moves along
+    :math:`-\nabla_{xm} \ell_{map} H^{-1} (m - m_t)`. A finite difference stands for the mixed
+    derivative: for a loss with gradient g on the map 1 - m, the gradient on the image is
 
     .. math:: \nabla_x \, [\ell_{map}(m + s d; x) - \ell_{map}(m - s d; x)],
               \qquad d = g / (\sqrt{v} + \text{damping})
 
-    with Adam's second moment v, and s such that the mask changes by at most ``reach``. Its L1 norm
-    is set to ``gain`` times that of g, times that of the gradient of the class's log-odds, so that
-    map and prediction keep their balance on any model.
+    with Adam's second moment v in place of H, and s such that ``reach`` is the mask's largest
+    change. Its L1 norm is set to ``gain`` times that of g, times that of the gradient of the
+    class's log-odds, so that map and prediction keep their balance on any model.
 
     An iteration costs 2 n_step + 6.4 F: the follower's steps, two masked images, the prediction,
     and the gradient of the log-odds every fifth time.

@@ -7,8 +7,7 @@ MASK searches for the smallest part of an image whose deletion removes the class
           \qquad \phi(x; m) = m \, x + (1 - m) \, \tilde x
 
 with m = 1 where x is *kept* and :math:`\tilde x` a blurred image or noise. The reported map is
-1 - m, the deleted part. It is the result of gradient descent and has no usable derivative; an
-attacker differentiates a surrogate of it, see `bilevel`.
+1 - m, the deleted part. It has no usable derivative; `bilevel` has surrogates of it.
 """
 
 from __future__ import annotations
@@ -81,8 +80,8 @@ class MASK(Interpreter):
     Convention:
         Map = 1 - kept, raw in [0, 1], at ``size`` x ``size``; found by Adam from ``start``.
 
-    The map carries no graph; differentiate the surrogate instead. Jitter is the same sequence of
-    offsets for every image, so a batch gives the maps of its images.
+    The map carries no graph. Jitter is the same sequence of offsets for every image, so a map does
+    not depend on the rest of its batch.
 
     Args:
         model: Classifier returning logits.

@@ -47,8 +47,7 @@ class _Stage(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         up = F.interpolate(self.reduce(coarse), fine.shape[-2:], mode="bilinear")
-        out: Tensor = self.norm(self.join(torch.cat([up, fine], dim=1))).relu()
-        return out
+        return F.relu(self.norm(self.join(torch.cat([up, fine], dim=1))))
 
 
 class _Decoder(nn.Module):
@@ -85,10 +84,9 @@ class Encoded(NamedTuple):
 class MaskingModel(nn.Module):
     """Encoder, class selector and U-Net decoder: images and classes to maps.
 
-    The encoder is neither trained nor saved; it may be the classifier itself.
-
     Args:
-        encoder: Module that computes feature maps from the images the classifier sees.
+        encoder: Module that computes feature maps from the images the classifier sees, or the
+            classifier itself; neither trained nor saved.
         classes: Number of classes to select from; default: the encoder's number of outputs.
         layers: Modules of the encoder, or their dotted names, whose outputs to use, coarse to fine;
             default: the last module at each of the four coarsest resolutions below the image's.
@@ -96,10 +94,6 @@ class MaskingModel(nn.Module):
             encoder's at that scale, at least 16.
         confidence: Agreement of features with a class at which the gate is half open.
         image_shape: Channels, height and width of an image that the encoder accepts.
-
-    Shape:
-        - images: ``(B, C, H, W)`` in [0, 1]; target: ``(B,)``.
-        - output: ``(B, 1, h, w)`` in [0, 1], at the finest of the scales.
 
     >>> encoder = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1),
     ...                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
@@ -142,7 +136,7 @@ class MaskingModel(nn.Module):
             )
         if classes is None:
             if not isinstance(output, Tensor) or output.ndim != 2:
-                raise ValueError("expected classes: the encoder does not return logits, got None")
+                raise ValueError("expected classes, as the encoder gives no logits, got None")
             classes = output.shape[1]
         self.classes = classes
         self.width = max(16, channels[-1] // 4) if width is None else width
@@ -157,7 +151,7 @@ class MaskingModel(nn.Module):
         return f"classes={self.classes}, layers={self.layers}, width={self.width}"
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
-        """Return maps ``(B, 1, h, w)`` in [0, 1]."""
+        """Return maps ``(B, 1, h, w)`` in [0, 1], at the finest scale, of classes ``(B,)``."""
         return self.decode(self.encode(images), target)
 
     def train(self, mode: bool = True) -> Self:
@@ -205,10 +199,9 @@ class MaskingModel(nn.Module):
         own = self.trained()
         ours, theirs = ({(name, *value.shape) for name, value in w.items()} for w in (own, trained))
         if ours != theirs:
-            raise ValueError(
-                "expected a checkpoint of this architecture, got one that differs in "
-                f"{min(ours ^ theirs)}; use the encoder, layers and width of the training"
-            )
+            got = f"one that differs in {min(ours ^ theirs)}"
+            hint = "use the encoder, layers and width of the training"
+            raise ValueError(f"expected a checkpoint of this architecture, got {got}; {hint}")
         for name, value in own.items():
             value.copy_(trained[name])
 
@@ -266,9 +259,8 @@ class EncoderGuided(Surrogate):
 
     weight: NonNegative = 0.1
 
-    def __call__(self, rts: Any, images: Tensor, state: Tensor, progress: float) -> Explanation:
+    def __call__(self, rts: RTS, images: Tensor, state: Tensor, progress: float) -> Explanation:
         """See `Surrogate`."""
-        explanation: Explanation
         explanation, output = rts.look(images, state)
         wanted = (len(images), rts.masking_model.classes)
         if not self.weight or getattr(output, "shape", None) != wanted:
