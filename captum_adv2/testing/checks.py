@@ -20,7 +20,7 @@ from captum_adv2.testing.traces import unchanged
 
 Build: TypeAlias = Callable[[nn.Module], Interpreter]
 Attributions: TypeAlias = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
-Function: TypeAlias = Callable[..., None]
+View: TypeAlias = Callable[[Tensor, Tensor], Explanation]
 
 
 def _shape(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
@@ -52,11 +52,11 @@ def _deterministic(interpreter: Interpreter, images: Tensor, target: Tensor) -> 
 
 def _untouched(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """A call, and an attack's gradient, leave everything `unchanged`, also if the model raises."""
-    model, elsewhere = interpreter.model, nn.Identity()
+    model, view = interpreter.model, partial(seen, interpreter)
     modules = [] if model is None else list(model.modules())
     leaves = [module for module in modules if not any(module.children())]
-    for call in (interpreter, partial(_attacked, interpreter)):
-        for layer in (elsewhere, *leaves[:1], *leaves[-1:]):
+    for call in (interpreter, partial(_attacked, view)):
+        for layer in (nn.Identity(), *leaves[:1], *leaves[-1:]):  # the model has no such one
             x = images.clone().requires_grad_()
             raising = layer.register_forward_hook(lambda *_: 1 / 0)
             with raising, unchanged(model, x, target), suppress(ZeroDivisionError):
@@ -106,7 +106,7 @@ def _class(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
 
 def _differentiable(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """The surrogate's map has a gradient, which is not 0 unless the map has two values at most."""
-    maps, gradient = _attacked(interpreter, images, target)
+    maps, gradient = _attacked(partial(seen, interpreter), images, target)
     if gradient is None:
         raise AssertionError(
             "expected maps to be differentiable with respect to the images, got no graph that "
@@ -142,7 +142,10 @@ def _gradient(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
 def _surrogate(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """Where an attack starts, the surrogate's map is within 0.05 (L1) of the reported one."""
     _of_the_map(interpreter, images, target)
-    maps, attacked = interpreter(images, target), _attacked(interpreter, images, target)[0]
+    maps, attacked = (
+        interpreter(images, target),
+        _attacked(partial(seen, interpreter), images, target)[0],
+    )
     apart = (attacked[:, :1] - maps).abs().mean(dim=(1, 2, 3))
     expected = "the surrogate's map near the reported one"
     _hold(apart <= 0.05, target, expected, apart, "one apart by ")
@@ -150,14 +153,12 @@ def _surrogate(interpreter: Interpreter, images: Tensor, target: Tensor) -> None
 
 def _logits(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """Logits that come with a map, or with the surrogate's, are the model's, of these images."""
-    with torch.no_grad():
-        found = (interpreter.explain(images, target), seen(interpreter, images, target))
-        logits = [explanation.logits for explanation in found if explanation.logits is not None]
-        if interpreter.model is None or not logits:
-            raise SkipTest("no logits come with the maps")
-        expected = interpreter.logits(images)
+    found = (interpreter.explain(images, target), seen(interpreter, images, target))
+    logits = [explanation.logits for explanation in found if explanation.logits is not None]
+    if interpreter.model is None or not logits:
+        raise SkipTest("no logits come with the maps")
     for each in logits:
-        _hold_near(each, expected, target, "the model's logits")
+        _hold_near(each, interpreter.logits(images), target, "the model's logits")
 
 
 def _same(change: str, build: Build, network: Network, images: Tensor, target: Tensor) -> None:
@@ -219,12 +220,10 @@ def seen(interpreter: Interpreter, x: Tensor, target: Tensor) -> Explanation:
     return surrogate(interpreter, x, state, 0.0)
 
 
-def _attacked(
-    interpreter: Interpreter, images: Tensor, target: Tensor, view: Any = seen
-) -> tuple[Tensor, Tensor | None]:
-    """Return the surrogate's maps, and the gradient of a weighted sum of them if it has one."""
+def _attacked(view: View, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the maps of a view, and the gradient of a weighted sum of them if they have one."""
     x = images.clone().requires_grad_()
-    maps = view(interpreter, x, target).maps
+    maps = view(x, target).maps
     if not maps.requires_grad:
         return maps, None
     # A map that requires a gradient proves nothing: it may depend on the parameters alone.
@@ -232,12 +231,10 @@ def _attacked(
     return maps.detach(), gradient
 
 
-def _outputs(
-    interpreter: Interpreter, images: Tensor, target: Tensor
-) -> Iterator[tuple[str, Tensor]]:
+def _outputs(interpreter: Interpreter, *batch: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield by name the map and, computed only then, the surrogate's map and gradient."""
-    yield "map", interpreter(images, target)
-    maps, gradient = _attacked(interpreter, images, target)
+    yield "map", interpreter(*batch)
+    maps, gradient = _attacked(partial(seen, interpreter), *batch)
     yield "map of the surrogate", maps
     if gradient is not None:
         yield "gradient of the surrogate", gradient
@@ -245,7 +242,7 @@ def _outputs(
 
 def _of_the_map(interpreter: Interpreter, images: Tensor, target: Tensor) -> Tensor:
     """Return the gradient of the reported map; skip the check where it has none by design."""
-    gradient = _attacked(interpreter, images, target, type(interpreter).explain)[1]
+    gradient = _attacked(interpreter.explain, images, target)[1]
     if gradient is None:
         raise SkipTest("the map has no derivative; an attack differentiates the surrogate's")
     return gradient
@@ -259,13 +256,12 @@ def _weighted(maps: Tensor) -> Tensor:
 
 def _hold(good: Tensor, target: Tensor, expected: str, got: Tensor, of: str = "") -> None:
     """Raise for the first image ``(B,)`` that is not good."""
-    if bool(good.all()):
-        return
-    index = int((~good).nonzero()[0])
-    raise AssertionError(
-        f"expected {expected}, got {of}{got[index].item():.4g} for image {index} of a batch of "
-        f"{len(good)} (class {int(target[index])})"
-    )
+    if wrong := (~good).nonzero().flatten().tolist():
+        first = wrong[0]
+        raise AssertionError(
+            f"expected {expected}, got {of}{got[first].item():.4g} for image {first} of a batch of "
+            f"{len(good)} (class {int(target[first])})"
+        )
 
 
 def _hold_near(got: Tensor, right: Tensor, target: Tensor, expected: str) -> None:
@@ -284,7 +280,7 @@ class Check(NamedTuple):
     promise does not apply.
     """
 
-    function: Function
+    function: Callable[..., None]
     degenerate: bool = False  # on degenerate images too
     exact: bool = False  # in double precision, so that a difference is more than rounding
     smooth: bool = False  # on networks with derivatives of every order, where networks are drawn

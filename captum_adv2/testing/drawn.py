@@ -55,13 +55,8 @@ def images(
     """
     sides = st.integers(6, 10)
     each = (st.just(3), sides, sides) if shape is None else map(st.just, shape)
-    return st.builds(
-        image_batch,
-        shape=st.tuples(st.integers(*batch), *each),
-        seed=_SEEDS,
-        dtype=st.sampled_from(dtypes),
-        kind=st.sampled_from(kinds),
-    )
+    shapes = st.tuples(st.integers(*batch), *each)
+    return st.builds(image_batch, shapes, _SEEDS, st.sampled_from(dtypes), st.sampled_from(kinds))
 
 
 def classes(batch: int = 3, count: int = CLASSES) -> st.SearchStrategy[Tensor]:
@@ -134,6 +129,6 @@ def networks(
     classes: int = CLASSES,
 ) -> st.SearchStrategy[Network]:
     """Draw small random classifiers; see `Network`."""
-    size = {"channels": st.just(channels), "classes": st.just(classes)}
-    activation = st.sampled_from(activations)
-    return st.builds(Network, body=..., activation=activation, norm=..., seed=_SEEDS, **size)
+    body, activation = st.sampled_from(get_args(Body)), st.sampled_from(activations)
+    size = st.just(channels), st.just(classes)
+    return st.builds(Network, body, activation, st.booleans(), _SEEDS, *size)

@@ -71,18 +71,16 @@ def check_interpreter(
     reasons = dict(skip) if isinstance(skip, Mapping) else dict.fromkeys(skip, "as asked")
     if unknown := list(reasons.keys() - CHECKS.keys()):
         raise ValueError(f"expected skip from {list(CHECKS)}, got {unknown}")
+    settings = {"completeness": {"attributions": attributions}} if attributions else {}
     examples = _Examples(interpreter, images)
     report = CheckReport(getattr(interpreter, "__name__", repr(interpreter)))
     # Around all of them, for what only the very first call leaves behind.
     with unchanged(examples.model):
         for name, check in CHECKS.items():
-            extra = (
-                {"attributions": attributions} if name == "completeness" and attributions else {}
-            )
             try:
                 if name in reasons:
                     raise SkipTest(reasons[name])
-                examples.run(name, check, max_examples, seed, **extra)
+                examples.run(name, check, max_examples, seed, **settings.get(name, {}))
             except SkipTest as reason:
                 report.skipped[name] = str(reason)
             except AssertionError as error:
@@ -111,22 +109,13 @@ class _Examples:
         probe = hypothesis.find(self.images, lambda _: True)
         self.channels, self.classes = probe.shape[1], drawn.CLASSES
         if self.own:
-            self.like = parameters[0].detach() if parameters else torch.zeros(())
-            probe = probe.to(self.like)
+            like = parameters[0].detach() if parameters else torch.zeros(())
+            probe = probe.to(like)
             with eval_mode(self.model):
-                self.wide = _widened(subject, probe)
                 self.classes = 2 if self.model is None else subject.logits(probe).shape[1]
-
-    def arguments(self, check: Check, images: Tensor, network: Any = None) -> tuple[Any, ...]:
-        """Return what a check takes before the classes, in double precision if it needs that."""
-        if self.own:
-            wide = self.wide if check.exact else None
-            dtype = torch.float64 if wide else self.like.dtype
-            return wide or self.subject, images.to(self.like.device, dtype)
-        images = images.double() if check.exact else images
-        network = network.to(images.dtype)
-        subject = (self.subject, network) if check.rebuilt else (built(self.subject, network),)
-        return *subject, images
+                wide = _widened(subject, probe)
+            self.given = subject, like
+            self.exact = (wide, like.double()) if wide else self.given
 
     def run(self, name: str, check: Check, count: int, seed: int | None, **extra: Any) -> None:
         """Run a check on ``count`` examples, of each kind of images; raise the first failure."""
@@ -137,8 +126,14 @@ class _Examples:
         elif check.drawn:
             raise SkipTest("needs drawn networks; pass what makes the interpreter from a model")
 
-        def test(images: Tensor, target: Tensor, **network: Any) -> None:
-            *subject, images = self.arguments(check, images, **network)
+        def test(images: Tensor, target: Tensor, **other: Any) -> None:
+            if self.own:
+                (*subject, like) = self.exact if check.exact else self.given
+                images = images.to(like)
+            else:
+                images = images.double() if check.exact else images
+                build, network = self.subject, other["network"].to(images.dtype)
+                subject = [build, network] if check.rebuilt else [built(build, network)]
             target = target.repeat(len(images))[: len(images)].to(images.device)
             with eval_mode(self.model):
                 check.function(*subject, images, target, **extra)
