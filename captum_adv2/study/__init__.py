@@ -4,7 +4,7 @@
 To run one, ``pip install "captum_adv2[study]"``.
 """
 
-from captum_adv2.study.engine import run
+from captum_adv2.study.run import run
 from captum_adv2.study.settings import PROFILES, Settings
 
 __all__ = ["PROFILES", "Settings", "run"]

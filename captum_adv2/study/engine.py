@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A study from beginning to end: chunks of images, shared among processes, kept in shards.
+"""The work of a study: chunks of images, shared among processes, kept in shards.
 
 A shard is the file of one case on one chunk, written whole or not at all. Its content depends on
 the settings alone, so any process can compute it, at any time; that is what makes it possible to
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,16 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_adv2 import storage
-from captum_adv2.spec import checked
-from captum_adv2.study.cases import (
-    DISTILLED,
-    NOISE,
-    Case,
-    Chunk,
-    Plan,
-    measure,
-    scores,
-)
+from captum_adv2.study.cases import DISTILLED, NOISE, Case, Chunk, Pictures, Plan, measure, scores
 from captum_adv2.study.data import Source, open_source
 from captum_adv2.study.selection import Selection, select
 from captum_adv2.study.settings import Settings
@@ -42,8 +32,6 @@ from captum_adv2.study.subjects import Subject, subject
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from captum_adv2.study.frame import Pictures
 
 _SETTINGS = "study.json"
 _SHARD = "shard of a study"
@@ -59,49 +47,6 @@ class Found(NamedTuple):
     selections: Mapping[str, Selection]  # by model
     redone: Sequence[str]  # shards that could not be read, and were computed again
     left_out: Sequence[str]  # interpreters that a model does not have, and why
-
-
-@checked
-def run(
-    settings: Settings,
-    folder: str | Path,
-    *,
-    resume: bool = False,
-    verbose: bool = True,
-    command: str = "",
-) -> Found | None:
-    """Run a study; write records, tables, figures and a page that shows them.
-
-    Under PyTorch's launcher ``torchrun`` the processes share the images.
-
-    Args:
-        settings: What to do.
-        folder: Folder of the results; made if it does not exist, otherwise empty.
-        resume: Continue the study in the folder, if there is one, wherever it was stopped.
-        verbose: Show a progress bar for each process, with the time left.
-        command: Command that repeats the study, for the page.
-
-    Returns:
-        The results, in the first process; ``None`` in the others.
-    """
-    if find_spec("pandas") is None or find_spec("jinja2") is None:
-        raise ImportError('expected pandas and jinja2; pip install "captum_adv2[study]"')
-    from captum_adv2.study import frame, report
-
-    folder = Path(folder)
-    with World.joined() as world:
-        parts = prepared(settings, folder, world, resume)
-        redone = _work(parts, world, verbose)
-        if world.rank:
-            return None
-    found = Found(
-        *frame.gather(parts, settings),
-        {part.subject.name: part.chosen for part in parts},
-        redone,
-        [reason for part in parts for reason in part.subject.left_out],
-    )
-    report.write(folder, found, settings, command)
-    return found
 
 
 def prepared(settings: Settings, folder: Path, world: World, resume: bool) -> list[Part]:
@@ -312,7 +257,7 @@ def _selection(one: Subject, source: Source, settings: Settings, folder: Path) -
     return Selection(*(record[name] for name in Selection._fields))
 
 
-def _work(parts: Sequence[Part], world: World, verbose: bool) -> list[str]:
+def work(parts: Sequence[Part], world: World, verbose: bool) -> list[str]:
     """Compute this process's share of the missing shards; return which could not be read."""
     redone: list[str] = []
     todo = [

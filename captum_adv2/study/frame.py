@@ -37,7 +37,7 @@ are kept apart. Intervals are percentile bootstraps at 95 %.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import pandas as pd
 import torch
@@ -45,11 +45,9 @@ from torch import Tensor
 
 from captum_adv2.defenses.detection import threshold_at
 from captum_adv2.evaluation.metrics import interval
-from captum_adv2.study.cases import DISTILLED, SQUEEZERS
+from captum_adv2.study.cases import DISTILLED, SQUEEZERS, Pictures
+from captum_adv2.study.engine import Part
 from captum_adv2.study.settings import Settings
-
-if TYPE_CHECKING:
-    from captum_adv2.study.engine import Part
 
 PLACE = ["model", "attack", "aimed"]
 IMAGE = ["model", "seed", "image", "name", "label", "target", "attack", "aimed"]
@@ -64,17 +62,6 @@ FALSE_POSITIVES = 0.05
 """Share of held-out benign images that a threshold flags at most."""
 
 Values: TypeAlias = "pd.Series[float]"  # by seed and image
-
-
-class Pictures(NamedTuple):
-    """The first images of a model after one attack, and the interpreters' maps of them."""
-
-    model: str
-    attack: str
-    aimed: str
-    images: Tensor  # (k, C, H, W) in [0, 1]
-    maps: Mapping[str, Tensor]  # by interpreter, (k, 1, h, w)
-    aim: Tensor | None = None  # the maps aimed at, (k, 1, h, w), if not the benign ones
 
 
 def gather(

@@ -154,7 +154,7 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
 
     settings = replace(SMALL, targets=(), detectors=())
     parts = engine.prepared(settings, tmp_path / "x", World(), resume=False)
-    engine._work(parts, Second(1, 2), verbose=False)
+    engine.work(parts, Second(1, 2), verbose=False)
     done = {file.parent.name for file in (tmp_path / "x").rglob("shards/**/*.pt")}
     assert done == {"00001"}  # of three
 
@@ -214,7 +214,7 @@ def test_memory_holds_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     settings = replace(SMALL, count=12, held_out=0, detectors=(), targets=(), chunk=2)
     parts = engine.prepared(settings, tmp_path, World(), resume=True)  # holds 50 at a time
     most[0] = 0
-    engine._work(parts, World(), verbose=False)
+    engine.work(parts, World(), verbose=False)
     assert 0 < most[0] <= 2 * 2
 
 
