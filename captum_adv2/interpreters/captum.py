@@ -58,8 +58,8 @@ def _method(attribution: Any) -> Method:
             return METHODS[kind.__name__]
         reason = _REASONS.get(kind.__name__, reason)
     raise TypeError(
-        f"expected a differentiable method of captum.attr ({', '.join(sorted(METHODS))}), got "
-        f"{kind.__name__}: {reason}"
+        f"expected attribution to be a differentiable method of captum.attr "
+        f"({', '.join(sorted(METHODS))}), got {kind.__name__}: {reason}"
     )
 
 

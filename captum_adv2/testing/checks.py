@@ -179,7 +179,7 @@ def _integrated(interpreter: Any, images: Tensor, target: Tensor) -> tuple[Tenso
     if not isinstance(interpreter, IntegratedGradients):
         raise SkipTest("completeness is no promise of this method; if it is, attributions=")
     x = images.clone().requires_grad_()
-    values, logits = interpreter.attribute(x, target, create_graph=False)
+    values, logits = interpreter.attribute(x, target, graph=False)
     with torch.no_grad():
         start = interpreter.logits(background(interpreter.baseline, images))
         return values, probability(logits, target) - probability(start, target)
