@@ -7,7 +7,7 @@ import copy
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 from captum._utils.models.linear_model import SkLearnRidge
 from hypothesis import HealthCheck, Phase, settings
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from captum_adv2 import ADV2, BitDepthADV2, StADV2
@@ -264,6 +265,27 @@ def attacked(request: pytest.FixtureRequest) -> Attacked:
 def _seed() -> None:
     """Make each test draw the same numbers in every run and any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _studies_on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Studies are tested on the CPU, whose results do not depend on the order of additions."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name == "study":
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that a test starts
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Figures stay empty, where their number and not their content is tested; that is faster."""
+    from captum_adv2.study import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_stacked", "_barred", "_curves"):
+            patch.setattr(figures, name, lambda *parts: Figure((1, 1)))
+        yield
 
 
 @pytest.fixture(params=INTERPRETERS, ids=lambda row: row.name)

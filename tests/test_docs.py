@@ -115,7 +115,7 @@ def test_lines_are_short(name: str) -> None:
 
 
 def test_pages_have_code() -> None:
-    for page in ("docs/design.md", "docs/conventions.md", "docs/add-an-interpreter.md"):
+    for page in ("README.md", "docs/conventions.md", "docs/add-an-interpreter.md"):
         assert list(blocks(read(page), "python")), page
 
 

@@ -21,7 +21,7 @@ import captum_adv2
 from captum_adv2 import attacks, defenses, evaluation, interpreters, spec
 from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.spec import Array, Bits, Classes, Count, Images, Index, Unit, checked, expect
-from captum_adv2.testing import Network
+from captum_adv2.testing.drawn import Network
 
 NUMBERS = [spec.Real, spec.NonNegative, spec.Positive, Unit, Count, Index, Bits]
 numbers = st.integers() | st.floats() | st.fractions() | st.integers(-2, 9) | st.floats(-0.5, 1.5)

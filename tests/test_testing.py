@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import sys
 from typing import Any
 
@@ -21,9 +22,9 @@ from captum_adv2 import testing
 from captum_adv2.interpreters import CAM, Gradient, IntegratedGradients, Interpreter, Surrogate
 from captum_adv2.interpreters.base import Explanation, detached, differentiable_input, min_max
 from captum_adv2.interpreters.gradient import log_odds
-from captum_adv2.testing import CHECKS, Network, check_interpreter, image_batch
+from captum_adv2.testing import CHECKS, check_interpreter
 from captum_adv2.testing.checks import _integrated
-from captum_adv2.testing.drawn import KINDS
+from captum_adv2.testing.drawn import KINDS, Network, image_batch
 
 
 class Healthy(Interpreter):
@@ -56,24 +57,19 @@ def faulty(name: str, **parts: Any) -> type[Healthy]:
     return type(name, (Healthy,), parts)
 
 
+def doing(part: str, action: Any) -> Any:
+    """Return a part of the healthy interpreter that does something else first."""
+    healthy = getattr(Healthy, part)
+    return lambda self, *args: (action(self, *args), healthy(self, *args))[1]
+
+
+def hook(model: nn.Module) -> None:
+    model.body.register_forward_hook(lambda *_: None)
+
+
 def nan_on_constant(self: Healthy, maps: Tensor) -> Tensor:
     low, high = (bound.view(-1, 1, 1, 1) for bound in maps.flatten(1).aminmax(dim=1))
     return (maps - low) / (high - low)
-
-
-def leaked_hook(self: Healthy, x: Tensor) -> Tensor:
-    self.model.body.register_forward_hook(lambda *_: None)
-    return x
-
-
-def changed_weights(self: Healthy, x: Tensor) -> Tensor:
-    self.model.fc.weight.data.mul_(1.001)  # without a trace in the version counter
-    return x
-
-
-def filled_gradients(self: Healthy, score: Tensor, x: Tensor, create_graph: bool) -> Tensor:
-    score.sum().backward(retain_graph=True)
-    return Healthy.gradient(self, score, x, create_graph)
 
 
 def hook_after_an_exception(self: Healthy, images: Tensor) -> Tensor:
@@ -83,27 +79,16 @@ def hook_after_an_exception(self: Healthy, images: Tensor) -> Tensor:
     return logits
 
 
-def train_mode(self: Healthy, maps: Tensor) -> Tensor:
-    self.model.train()
-    return min_max(maps)
-
-
-def hook_at_building(self: Healthy, model: nn.Module) -> None:
-    Healthy.__init__(self, model)
-    model.body.register_forward_hook(lambda *_: None)
-
-
 def other_logits(self: Healthy, images: Tensor, target: Tensor) -> Explanation:
     return Healthy.explain(self, images, target)._replace(logits=self.logits(images / 2))
 
 
 class EverySecond(Healthy):
-    made = 0
+    made = itertools.count()
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        EverySecond.made += 1
-        self.power = 1 + EverySecond.made % 2
+        self.power = 1 + next(self.made) % 2
 
     def finish(self, maps: Tensor) -> Tensor:
         return min_max(maps) ** self.power
@@ -135,7 +120,7 @@ PLANTED = {
         "BatchCoupling",
         finish=lambda self, maps: (maps - maps.amin()) / (maps.amax() - maps.amin() + 1e-12),
     ): "batch",
-    faulty("LeakedHook", see=leaked_hook): "untouched",
+    faulty("LeakedHook", see=doing("see", lambda self, _: hook(self.model))): "untouched",
     faulty("NaNOnConstant", finish=nan_on_constant): "finite",
     faulty("UnseededNoise", see=lambda self, x: x + 0.01 * torch.randn_like(x)): "deterministic",
     faulty("Detached", finish=lambda self, maps: min_max(maps.detach())): "differentiable",
@@ -148,10 +133,15 @@ OTHERS = {
     faulty("InfiniteGradient", finish=lambda self, maps: min_max(maps).sqrt()): "finite",
     faulty("OutOfRange", finish=lambda self, maps: 2 * min_max(maps) - 1): "range",
     faulty("NotScaled", finish=lambda self, maps: maps.sigmoid()): "range",
-    faulty("FilledGradients", gradient=filled_gradients): "untouched",
-    faulty("ChangedWeights", see=changed_weights): "deterministic",
+    faulty(
+        "FilledGradients",
+        gradient=doing("gradient", lambda self, score, *_: score.sum().backward(retain_graph=True)),
+    ): "untouched",
+    faulty(  # without a trace in the version counter
+        "ChangedWeights", see=doing("see", lambda self, _: self.model.fc.weight.data.mul_(1.001))
+    ): "deterministic",
     faulty("HookAfterAnException", logits=hook_after_an_exception): "untouched",
-    faulty("TrainMode", finish=train_mode): "untouched",
+    faulty("TrainMode", finish=doing("finish", lambda self, _: self.model.train())): "untouched",
     faulty("ConstantFactor", gradient=lambda *a: Healthy.gradient(*a).detach()): "gradient",
     faulty(
         "ZeroGradient", finish=lambda self, maps: (min_max(maps) * 20).round() / 20
@@ -159,7 +149,7 @@ OTHERS = {
     faulty("OtherSurrogate", surrogate=Inverted()): "surrogate",
     faulty("CoupledSurrogate", surrogate=Coupled()): "batch",
     faulty("OtherLogits", explain=other_logits): "logits",
-    faulty("HookAtBuilding", __init__=hook_at_building): "build",
+    faulty("HookAtBuilding", __init__=doing("__init__", lambda _, model: hook(model))): "build",
     EverySecond: "build",
     faulty(  # its gradient shifts weight between the logits as a constant is added to them
         "RawLogit", score=lambda self, z, y: log_odds(z, y) + z.square().sum(dim=1)
@@ -191,7 +181,7 @@ class TestFaults:
         with pytest.raises(AssertionError, match=f"^{check}: expected .*, got ") as caught:
             page["test_cam"]()
         # The example is code, to be pasted.
-        assert any("network=Network('" in note for note in caught.value.__notes__)
+        assert any("network=Network(" in note for note in caught.value.__notes__)
 
     @pytest.mark.parametrize(("fault", "check"), OTHERS.items())
     def test_others(self, fault: type[Interpreter], check: str) -> None:
@@ -224,7 +214,7 @@ class TestFaults:
 
             def see(self, x: Tensor) -> Tensor:
                 if not self.done:
-                    self.done, _ = True, self.model.body.register_forward_hook(lambda *_: None)
+                    self.done, _ = True, hook(self.model)
                 return x
 
         with pytest.raises(AssertionError, match="_forward_hooks"):
@@ -257,16 +247,13 @@ class TestSound:
             assert {"batch", "gradient", "class", "untouched"} <= set(report.held)
             assert "needs drawn networks" in report.skipped["surrogate"]
 
-    def test_in_train_mode(self, model: nn.Module) -> None:
-        net = Network(norm=True).train()
+    def test_in_train_mode_and_of_two_classes(self) -> None:
+        net = Network(norm=True, classes=2).train()
         net.body.eval()
-        check_interpreter(Gradient(net), max_examples=2)
+        report = check_interpreter(Gradient(net), max_examples=2)
+        assert "two classes" in report.skipped["class"]
         assert net.training
         assert not net.body.training
-
-    def test_of_two_classes(self) -> None:
-        report = check_interpreter(Gradient(Network(classes=2)), max_examples=2)
-        assert "two classes" in report.skipped["class"]
 
     def test_without_a_model(self) -> None:
         class Brightness(Interpreter):
@@ -308,28 +295,18 @@ class TestCall:
     )
     @pytest.mark.parametrize("own", [False, True])
     def test_images_are_those_given(self, images: Any, shape: tuple[int, ...], own: bool) -> None:
-        seen = set()
-
-        class Watching(Healthy):
-            def see(self, x: Tensor) -> Tensor:
-                seen.add(tuple(x.shape[1:]))
-                return x
-
-        subject = Watching(Network(channels=shape[0])) if own else Watching
+        seen: list[Tensor] = []
+        watching = faulty("Watching", see=doing("see", lambda _, x: seen.append(x)))
+        subject = watching(Network(channels=shape[0])) if own else watching
         check_interpreter(subject, images, max_examples=1, skip=without("shape", "range"))
-        assert seen == {shape}
+        assert {x.shape[1:] for x in seen} == {shape}
 
     def test_the_same_examples_at_every_run(self) -> None:
         def drawn(seed: int | None) -> list[list[float]]:
-            seen = []
-
-            class Watching(Healthy):
-                def see(self, x: Tensor) -> Tensor:
-                    seen.append(x.flatten().tolist())
-                    return x
-
-            check_interpreter(Watching, seed=seed, skip=without("shape"))
-            return seen
+            seen: list[Tensor] = []
+            watching = faulty("Watching", see=doing("see", lambda _, x: seen.append(x)))
+            check_interpreter(watching, seed=seed, skip=without("shape"))
+            return [x.flatten().tolist() for x in seen]
 
         assert drawn(0) == drawn(0) != drawn(1)
         assert drawn(None)
@@ -366,7 +343,7 @@ class TestStrategies:
         with testing.unchanged(None):
             one, other = (Network("dense", norm=True, seed=seed) for seed in (1, 2))
         images = image_batch()
-        assert torch.equal(one(images), eval(repr(one))(images))
+        assert torch.equal(one(images), Network("dense", norm=True, seed=1)(images))
         assert not torch.equal(one(images), other(images))
 
 

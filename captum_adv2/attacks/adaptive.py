@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, InitVar, dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -24,7 +24,7 @@ from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.attacks.dual import Request
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.attacks.terms import Candidate
-from captum_adv2.spec import Bits, Count, NonNegative, Unit, checked, expect, expect_logits
+from captum_adv2.spec import Bits, Count, NonNegative, Unit, checked, expect_logits
 
 Squeezer = Callable[[Tensor], Tensor]
 
@@ -101,15 +101,12 @@ class Matching:
 
 
 @final
-@dataclass(eq=False, repr=False)
 class BitDepthADV2(CarefulAttack):
     r"""ADV2 that evades bit depth reduction, in two stages (Algorithm 2).
 
     Stage 1 searches the *squeezed* images of the attack's ball for one of the target class, by sign
     steps of one level. Stage 2 is the attack itself, with a further term: the classifier's
-    prediction has to match that for the image of stage 1.
-
-    Shapes and modes are those of `ADV2`.
+    prediction has to match that for the image of stage 1. Shapes and modes are those of `ADV2`.
 
     Args:
         attack: The attack of stage 2; its ball is that of stage 1 too.
@@ -128,22 +125,28 @@ class BitDepthADV2(CarefulAttack):
     torch.Size([2, 1, 8, 8])
     """
 
-    attack: InitVar[ADV2]
+    second: ADV2
     bits: Bits
-    _: KW_ONLY
-    steps: Count = 100
-    weight: NonNegative = 1.0
-    slack: NonNegative = 0.0
-    second: ADV2 = field(init=False)
+    steps: Count
+    weight: NonNegative
+    slack: NonNegative
 
-    def __post_init__(self, attack: ADV2) -> None:
-        """Take over the attack's mode, device and normalisation."""
-        expect(attack, ADV2, "attack")
-        settings = set(vars(self))
+    @checked
+    def __init__(
+        self,
+        attack: ADV2,
+        bits: Bits,
+        *,
+        steps: Count = 100,
+        weight: NonNegative = 1.0,
+        slack: NonNegative = 0.0,
+    ) -> None:
         super().__init__("BitDepthADV2", attack.model)
-        inherited = vars(self).keys() - settings - {"attack", "_attacks"}
+        # Set up as the attack is; from now on torchattacks' setters reach both.
+        inherited = vars(self).keys() - {"attack", "_attacks"}
         self.__dict__.update({name: getattr(attack, name) for name in inherited})
-        self.second = attack  # from now on torchattacks' setters reach both
+        self.second = attack
+        self.bits, self.steps, self.weight, self.slack = bits, steps, weight, slack
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, target_maps: Tensor | None = None

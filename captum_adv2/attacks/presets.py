@@ -32,11 +32,7 @@ _PGD: Preset = _COMMON | {
     "alpha": 1 / 255,
     "step": SignDescent(momentum=0.0, final=1.0),
 }
-_FLOW: Preset = _COMMON | {
-    "flow_weight": 5e-4,
-    "alpha": 0.01,
-    "step": AdamDescent(final=1.0),
-}
+_FLOW: Preset = _COMMON | {"flow_weight": 5e-4, "alpha": 0.01, "step": AdamDescent(final=1.0)}
 _SMOOTHED = {"prediction": CrossEntropy(Linear(0.05, 0.01), seed=0)}
 _ENCODER = {"surrogate": EncoderGuided(weight=0.1)}
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_adv2.interpreters.relu import Derivative, smooth_relu
-from captum_adv2.spec import Classes, Images, checked, expect_logits
+from captum_adv2.spec import Classes, Images, checked, expect_logits, expect_shape
 
 # Spreads below this count as 0: their derivative, about 1 / spread**2, would overflow float32.
 _FLAT = 1e-18
@@ -56,13 +56,9 @@ class Surrogate(ABC):
         return target
 
     def advance(self, interpreter: Any, images: Tensor, state: Any, progress: float) -> Any:
-        """Return the state for this iterate; called once an iteration, before the explanation.
+        """Return the state for an iterate ``(B, C, H, W)``, once an iteration, before `__call__`.
 
-        Args:
-            interpreter: The interpreter under attack.
-            images: The iterate ``(B, C, H, W)``, without a graph.
-            state: The state of the last iteration.
-            progress: Share of the attack that is done, in [0, 1).
+        ``images`` carry no graph; ``progress`` is the share of the attack done, in [0, 1).
         """
         return state
 
@@ -84,7 +80,7 @@ class Exact(Surrogate):
     def __call__(
         self, interpreter: Interpreter, images: Tensor, state: Tensor, progress: float
     ) -> Explanation:
-        """Explain images for their classes."""
+        """See `Surrogate`."""
         return interpreter.explain(images, state)
 
 
@@ -98,7 +94,7 @@ class Smoothed(Surrogate):
     def __call__(
         self, interpreter: Interpreter, images: Tensor, state: Tensor, progress: float
     ) -> Explanation:
-        """Explain images for their classes."""
+        """See `Surrogate`."""
         with smooth_relu(self.derivative):
             return interpreter.explain(images, state)
 
@@ -133,16 +129,10 @@ class Interpreter(ABC):
 
     @abstractmethod
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
-        """Explain why the model would say ``target``; differentiable with respect to ``images``.
+        """Return maps ``(B, 1, h, w)`` and, where one forward pass yields both, the logits.
 
-        Unlike calling the interpreter, this neither checks its input nor changes the model's mode.
-
-        Args:
-            images: ``(B, C, H, W)`` in [0, 1].
-            target: Class to explain, one an image, ``(B,)`` long.
-
-        Returns:
-            Maps ``(B, 1, h, w)`` and, where one forward pass yields both, the logits.
+        Both are differentiable with respect to images. Arguments are those of a call, ``target`` as
+        ``int64``; unlike a call, this neither checks them nor changes the model's mode.
         """
 
     @final
@@ -156,11 +146,7 @@ class Interpreter(ABC):
             images: ``(B, C, H, W)``, floating, in [0, 1].
             target: Class to explain, one an image, ``(B,)`` integer.
         """
-        if target.shape != images.shape[:1]:
-            raise ValueError(
-                f"expected target of shape ({len(images)},), one class an image, got "
-                f"{tuple(target.shape)}"
-            )
+        expect_shape(target, images.shape[:1], "target")
         target = target.to(images.device, torch.long)
         with eval_mode(self.model), _outputs_checked(self.model, target):
             return self.explain(images, target).maps
@@ -212,10 +198,8 @@ def _outputs_checked(model: nn.Module | None, target: Tensor) -> Iterator[None]:
         batch = len(inputs[0] if inputs else output)  # none where called by keyword
         classes = expect_logits(output, batch).shape[1]
         if low < 0 or high >= classes:
-            raise ValueError(
-                f"expected target in [0, {classes - 1}], the model's classes, got values in "
-                f"[{low}, {high}]"
-            )
+            wanted = f"target in [0, {classes - 1}], the model's classes"
+            raise ValueError(f"expected {wanted}, got values in [{low}, {high}]")
 
     with nullcontext() if model is None else model.register_forward_hook(check):
         yield

@@ -3,18 +3,14 @@ r"""The surrogates of MASK: a bilevel problem with the attacker as leader and MA
 
 MASK's map is the result of gradient descent and has no usable derivative, so an attack on it is a
 bilevel problem (Eq. 10): the attacker changes the image, and a `Follower`, a solution of MASK that
-is kept along the attack, adapts to it. Two surrogates differentiate the follower:
-
-- `Unrolled`, the paper's (Alg. 1, §3.6): look a few Adam steps ahead and differentiate them.
-- `FiniteDifference`, the default: first order, without unrolling. By Prop. 2 the map moves along
-  :math:`-\nabla_{xm} \ell_{map} H^{-1} (m - m_t)`. The mixed derivative is approximated by the
-  difference of two first-order gradients, at masks moved to either side, and H by Adam's second
-  moment.
+is kept along the attack, adapts to it. Two surrogates differentiate the follower: `Unrolled`, the
+paper's, and `FiniteDifference`, the default.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -44,11 +40,15 @@ class Follower(NamedTuple):
 
 
 class Pursuit(NamedTuple):
-    """A follower along an attack, the classes ``(B,)`` it explains, and the iterations so far."""
+    """A follower along an attack, the classes ``(B,)`` it explains, and the iterations so far.
+
+    ``slope`` is the L1 norm of the gradient of their log-odds, where a surrogate needs it.
+    """
 
     follower: Follower
     target: Tensor
-    iteration: int
+    iteration: int = 0
+    slope: Tensor | float = 1.0
 
 
 @final
@@ -57,29 +57,28 @@ class Pursuit(NamedTuple):
 class FiniteDifference(Surrogate):
     r"""The default surrogate of MASK: first order, with a follower that restarts like MASK.
 
-    The follower restarts every ``cycle`` iterations from MASK's initial mask, and takes ``n_step``
-    steps of Adam an iteration. So it passes repeatedly through the masks that MASK itself will pass
-    through, instead of converging to others. For a loss with gradient g on the map 1 - m, the
-    gradient on the image is
+    By its restarts the follower passes repeatedly through the masks that MASK itself will pass
+    through, instead of converging to others. By Prop. 2 the map moves along
+    :math:`-\nabla_{xm} \ell_{map} H^{-1} (m - m_t)`. A finite difference stands for the mixed
+    derivative: for a loss with gradient g on the map 1 - m, the gradient on the image is
 
     .. math:: \nabla_x \, [\ell_{map}(m + s d; x) - \ell_{map}(m - s d; x)],
               \qquad d = g / (\sqrt{v} + \text{damping})
 
-    a finite difference of the mixed derivative of Prop. 2, where Adam's second moment v stands for
-    the Hessian, and s makes ``reach`` the largest change of the mask. Its L1 norm is set to
-    ``gain`` times the L1 norm of g, times the L1 norm of the gradient of the class's log-odds, so
-    that map and prediction keep their balance on any model.
+    with Adam's second moment v in place of H, and s such that ``reach`` is the mask's largest
+    change. Its L1 norm is set to ``gain`` times that of g, times that of the gradient of the
+    class's log-odds, so that map and prediction keep their balance on any model.
 
     An iteration costs 2 n_step + 6.4 F: the follower's steps, two masked images, the prediction,
     and the gradient of the log-odds every fifth time.
 
     Args:
         n_step: Steps of the follower an iteration.
-        cycle: Iterations after which the follower restarts.
+        cycle: Iterations after which the follower restarts from MASK's initial mask.
         pace: Factor on the follower's learning rate: a cycle covers ``n_step * cycle * pace`` of
             MASK's steps.
-        reach: Largest change of the mask in the difference; with 1 the difference is close to that
-            between MASK's objective at the mask and at the target map (the value gap).
+        reach: Largest change of the mask in the difference; 1 comes close to the value gap, the
+            difference of MASK's objective at the mask and at the target map.
         damping: Added to the root of v; a large one makes d proportional to g.
         gain: Weight of the map against the prediction, at a given weight of the map loss.
 
@@ -93,50 +92,40 @@ class FiniteDifference(Surrogate):
     damping: Positive = 1e-6
     gain: NonNegative = 0.01
 
-    def init(self, mask: Any, images: Tensor, target: Tensor) -> tuple[Pursuit, Tensor]:
-        """Begin with MASK's initial mask; return also the slope of the log-odds."""
-        return Pursuit(mask.begin(images.detach()), target, 0), _slope(mask, images, target)
+    def init(self, mask: Any, images: Tensor, target: Tensor) -> Pursuit:
+        """Return MASK's initial mask and the slope of the log-odds."""
+        slope = _slope(mask, images, target)
+        return Pursuit(mask.begin(images.detach()), target, slope=slope)
 
-    def advance(
-        self, mask: Any, images: Tensor, state: tuple[Pursuit, Tensor], progress: float
-    ) -> tuple[Pursuit, Tensor]:
+    def advance(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Pursuit:
         """Restart the follower at the end of a cycle; take its steps."""
-        (follower, target, iteration), slope = state
+        follower, target, iteration, slope = state
         if iteration % 5 == 0:
             slope = _slope(mask, images, target)
         if iteration % self.cycle == 0:
             follower = mask.begin(images)
         follower = _followed(mask, images, follower, target, self.n_step, self.pace)
-        return Pursuit(follower, target, iteration + 1), slope
+        return Pursuit(follower, target, iteration + 1, slope)
 
-    def __call__(
-        self, mask: Any, images: Tensor, state: tuple[Pursuit, Tensor], progress: float
-    ) -> Explanation:
+    def __call__(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Explanation:
         """Return the follower's maps, with a gradient made by finite differences."""
-        pursuit, slope = state
+        pull = partial(self._pull, mask, state)
+        return Explanation(_Pull.apply(images, 1 - state.follower.kept, pull), mask.logits(images))
 
-        def pull(images: Tensor, gradient: Tensor) -> Tensor:
-            return self._pull(mask, images, gradient, slope, pursuit)
-
-        maps = 1 - pursuit.follower.kept
-        return Explanation(_Pull.apply(images, maps, pull), mask.logits(images))
-
-    def _pull(
-        self, mask: Any, images: Tensor, gradient: Tensor, slope: Tensor, pursuit: Pursuit
-    ) -> Tensor:
+    def _pull(self, mask: Any, state: Pursuit, images: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient on the images ``(B, C, H, W)`` for a gradient on the maps."""
-        kept, (_, second, _), step = pursuit.follower
+        kept, (_, second, _), step = state.follower
         direction = gradient / (safe_sqrt(second) + self.damping)
         largest = direction.abs().amax(dim=(1, 2, 3), keepdim=True)
         change = self.reach * _ratio(direction, largest)
         masks = torch.cat([kept + change, kept - change]).clamp(0, 1).to(kept)
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            scene = mask.scene(leaf, pursuit.target)
+            scene = mask.scene(leaf, state.target)
             both = Scene(*(torch.cat([part, part]) for part in scene))
             ahead, back = mask.objective(both, masks, step).chunk(2)
             (pull,) = torch.autograd.grad((ahead - back).sum(), leaf)
-        return self.gain * _l1(gradient) * slope * _ratio(pull, _l1(pull))
+        return self.gain * _l1(gradient) * state.slope * _ratio(pull, _l1(pull))
 
 
 @final
@@ -145,10 +134,10 @@ class FiniteDifference(Surrogate):
 class Unrolled(Surrogate):
     """The paper's surrogate of MASK (Alg. 1, §3.6): differentiate a few Adam steps.
 
-    Each iteration the follower takes ``n_step`` steps and looks as many ahead; the loss is summed
-    over its maps there (§3.6), which carry a graph through Adam. Every ``n_reset`` iterations the
-    follower is replaced by MASK's own solution, and Adam's moments are made smaller. They are not
-    set to zero, because a step from zero moments is a sign, which has no derivative.
+    Each iteration the follower takes some steps and looks as many ahead; the loss is summed over
+    its maps there (§3.6), which carry a graph through Adam. At a reset MASK's own solution replaces
+    the follower, and Adam's moments are made smaller. They are not set to zero, because a step from
+    zero moments is a sign, which has no derivative.
 
     Args:
         n_step: Steps taken, and steps looked ahead, an iteration.
@@ -165,12 +154,12 @@ class Unrolled(Surrogate):
     count: Index = 100
 
     def init(self, mask: Any, images: Tensor, target: Tensor) -> Pursuit:
-        """Begin with MASK's initial mask."""
-        return Pursuit(mask.begin(images.detach()), target, 0)
+        """Return MASK's initial mask."""
+        return Pursuit(mask.begin(images.detach()), target)
 
     def advance(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Pursuit:
         """Replace the follower by MASK's solution where a reset is due; take its steps."""
-        follower, target, iteration = state
+        follower, target, iteration, _ = state
         if iteration % self.n_reset == 0 and (iteration or self.solved):
             solution = mask.solve(images, target)
             moments = follower.moments if iteration else solution.moments
@@ -186,11 +175,7 @@ class Unrolled(Surrogate):
         with torch.enable_grad():
             scene = mask.scene(images, state.target)
             for _ in range(self.n_step):
-                kept = follower.kept
-                leaf = kept if kept.requires_grad else kept.detach().requires_grad_()
-                losses = mask.objective(scene, leaf, follower.step)
-                (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
-                follower = mask.move(follower._replace(kept=leaf), gradient)
+                follower = mask.descend(scene, follower, graph=True)
                 maps.append(1 - follower.kept)
         return Explanation(torch.cat(maps, dim=1), logits)
 
@@ -214,7 +199,6 @@ class _Pull(torch.autograd.Function):
 def _followed(
     mask: Any, images: Tensor, follower: Follower, target: Tensor, steps: int, pace: float = 1.0
 ) -> Follower:
-    """Return a follower after some of MASK's steps on images."""
     scene = mask.scene(images.detach(), target)
     for _ in range(steps):
         follower = mask.descend(scene, follower, pace)
@@ -230,10 +214,8 @@ def _slope(mask: Any, images: Tensor, target: Tensor) -> Tensor:
 
 
 def _l1(values: Tensor) -> Tensor:
-    """Return the L1 norm of each entry of a batch, ``(B, 1, 1, 1)``."""
     return values.abs().sum(dim=(1, 2, 3), keepdim=True)
 
 
 def _ratio(values: Tensor, size: Tensor) -> Tensor:
-    """Return values divided by a size; unchanged where the size is 0."""
     return values / torch.where(size > 0, size, 1.0)

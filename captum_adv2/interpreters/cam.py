@@ -11,16 +11,11 @@ Features, map and logits come from one forward pass. The features are the input 
 that the forward pass runs, however it is written (a module, ``F.adaptive_avg_pool2d``, ``mean``);
 where several poolings follow each other, as in VGG, the input of the first of them. So DenseNet's
 functional ReLU is included, without a table of architectures. ``layer`` overrides this.
-
-The official code differs: its Grad-CAM weights are constants, which is exact for pooled linear
-heads only. Here they are differentiated too, and their gradient comes from the pass that made the
-features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -28,26 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_adv2.interpreters.base import (
-    Explanation,
-    Interpreter,
-    detached,
-    differentiable_input,
-    min_max,
-)  # fmt: skip
-from captum_adv2.interpreters.tap import Tap, find_module, tapped
+from captum_adv2.interpreters import base
+from captum_adv2.interpreters.tap import find_module, tapped
 from captum_adv2.spec import checked
 
-_POOLINGS = frozenset(
-    {
-        F.adaptive_avg_pool2d,
-        F.adaptive_max_pool2d,
-        F.avg_pool2d,
-        F.max_pool2d,
-        torch.mean,
-        Tensor.mean,
-    }
-)
+_POOLINGS = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "mean"}
 
 
 class _PoolingInput(TorchFunctionMode):
@@ -64,35 +44,37 @@ class _PoolingInput(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in _POOLINGS and args and args[0].ndim == 4:
+        pools = getattr(func, "__name__", "") in _POOLINGS
+        if pools and args and args[0].ndim == 4:
             if args[0] is not self._pooled:
                 self.features = args[0]
             self._pooled = out
         return out
 
 
-class _FeatureMap(Interpreter):
+class _FeatureMap(base.Interpreter):
     """What CAM and Grad-CAM share: features and logits of one forward pass."""
 
     model: nn.Module
 
-    def __init__(self, model: nn.Module, layer: nn.Module | str | None) -> None:
+    @checked
+    def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
         super().__init__(model)
         self._layer = None if layer is None else find_module(model, layer)
-        self._head = _last_weighted(model)
+        weighted = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
+        self._head = weighted[-1] if weighted else None
 
-    def _tap(self) -> AbstractContextManager[_PoolingInput | Tap]:
-        if self._layer is not None:
-            return tapped(self._layer, "output")
-        if isinstance(self._head, nn.Conv2d):
-            return tapped(self._head, "input")
-        return _PoolingInput()
-
-    def _features(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return features ``(B, K, h, w)`` and logits ``(B, classes)``."""
-        with self._tap() as tap:
+        if self._layer is not None:
+            reading: Any = tapped(self._layer, "output")
+        elif isinstance(self._head, nn.Conv2d):
+            reading = tapped(self._head, "input")
+        else:
+            reading = _PoolingInput()
+        with reading as tap:
             logits = self.logits(images)
-        features = tap.features
+        features: Tensor | None = tap.features
         if features is None or features.ndim != 4 or len(features) != len(images):
             found = "none" if features is None else f"shape {tuple(features.shape)}"
             raise ValueError(
@@ -102,24 +84,8 @@ class _FeatureMap(Interpreter):
         return features, logits
 
 
-def _last_weighted(model: nn.Module) -> nn.Module | None:
-    """Return the last leaf module that has a weight matrix: a classifier's head."""
-    leaves = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
-    return leaves[-1] if leaves else None
-
-
-def _expect_linear_head(model: nn.Module, head: nn.Module | None) -> nn.Linear | nn.Conv2d:
-    if isinstance(head, nn.Linear) or (isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1)):
-        return head
-    got = "none" if head is None else type(head).__name__
-    raise ValueError(
-        f"expected {type(model).__name__} to end in a linear layer or a 1x1 convolution for CAM, "
-        f"got {got}; use GradCAM, which needs no linear head"
-    )
-
-
 def _weighted(features: Tensor, weights: Tensor) -> Tensor:
-    """Return sum_k w_k a_k (Eq. 7) as ``(B, 1, h, w)``, from ``(B, K, h, w)`` and ``(B, K)``."""
+    """Return the sum over k of w_k a_k, for ``(B, K, h, w)`` and ``(B, K)``: ``(B, 1, h, w)``."""
     return torch.einsum("bkhw,bk->bhw", features, weights)[:, None]
 
 
@@ -133,7 +99,7 @@ class CAM(_FeatureMap):
     Features and head are found in torchvision's resnet, densenet, squeezenet, mobilenet_v2,
     efficientnet and the like, also inside a wrapper that normalises. The head is the model's last
     linear layer or 1x1 convolution. The first call checks that features and head give the logits
-    (Eq. 6), unless you name the layer.
+    (Eq. 6), unless the layer is named.
 
     Args:
         model: Classifier returning logits.
@@ -147,15 +113,22 @@ class CAM(_FeatureMap):
     Reference: Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016.
     """
 
-    @checked
     def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
         super().__init__(model, layer)
-        self._linear = _expect_linear_head(model, self._head)
         self._verified = layer is not None
+        head = self._head
+        pointwise = isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1)
+        if not (pointwise or isinstance(head, nn.Linear)):
+            got = "none" if head is None else type(head).__name__
+            raise ValueError(
+                f"expected {type(model).__name__} to end in a linear layer or a 1x1 convolution "
+                f"for CAM, got {got}; use GradCAM, which needs no linear head"
+            )
+        self._linear: Any = head
 
-    def explain(self, images: Tensor, target: Tensor) -> Explanation:
+    def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
-        features, logits = self._features(images, target)
+        features, logits = self._features(images)
         weight = self._linear.weight.flatten(1)  # (classes, K)
         if features.shape[1] != weight.shape[1]:
             raise ValueError(
@@ -165,7 +138,7 @@ class CAM(_FeatureMap):
         # In train mode, dropout may act between features and logits.
         if not (self._verified or self.model.training):
             self._verify(features[:1].detach(), logits[:1].detach())
-        return Explanation(min_max(_weighted(features, weight[target])), logits)
+        return base.Explanation(base.min_max(_weighted(features, weight[target])), logits)
 
     def _verify(self, features: Tensor, logits: Tensor) -> None:
         """Check Eq. 6 on one image, with and without a ReLU between head and pooling."""
@@ -192,9 +165,8 @@ class GradCAM(_FeatureMap):
     Convention:
         Min-max scaled per image, at the features' resolution; a map without a positive part is 0.
 
-    Works with any head. On average pooling and a linear head it is the positive part of CAM, at the
-    same cost. Features are found as for `CAM`: the input of the last pooling, or of a convolutional
-    head.
+    Works with any head; on average pooling and a linear head it is the positive part of CAM, at
+    the same cost. Features are found as for `CAM`.
 
     Args:
         model: Classifier returning logits.
@@ -207,16 +179,14 @@ class GradCAM(_FeatureMap):
     Reference: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks, ICCV 2017.
     """
 
-    @checked
-    def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
-        super().__init__(model, layer)
-
-    def explain(self, images: Tensor, target: Tensor) -> Explanation:
+    def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
-        with differentiable_input(images) as (x, create_graph):
-            features, logits = self._features(x, target)
+        with base.differentiable_input(images) as (x, graph):
+            features, logits = self._features(x)
             score = logits.gather(1, target[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, features, create_graph=create_graph)
+            (gradient,) = torch.autograd.grad(score, features, create_graph=graph)
             weights = gradient.mean(dim=(2, 3))  # Eq. 14, (B, K)
-            explanation = Explanation(min_max(_weighted(features, weights).relu()), logits)
-        return explanation if create_graph else detached(explanation)
+            explanation = base.Explanation(
+                base.min_max(_weighted(features, weights).relu()), logits
+            )
+        return explanation if graph else base.detached(explanation)

@@ -31,25 +31,22 @@ from captum_adv2.spec import Count, NonNegative, checked
 class Together(Surrogate):
     """The surrogates of an ensemble's members; the state is a tuple of their states."""
 
-    def init(self, ensemble: Any, images: Tensor, target: Tensor) -> tuple[Any, ...]:
-        """Return the members' states to start from."""
+    def init(self, ensemble: Ensemble, images: Tensor, target: Tensor) -> Any:
+        """See `Surrogate.init`."""
         return tuple(g.surrogate.init(g, images, target) for g in ensemble.interpreters)
 
-    def advance(
-        self, ensemble: Any, images: Tensor, state: tuple[Any, ...], progress: float
-    ) -> tuple[Any, ...]:
-        """Advance each member's state."""
+    def advance(self, ensemble: Ensemble, images: Tensor, state: Any, progress: float) -> Any:
+        """See `Surrogate.advance`."""
         members = zip(ensemble.interpreters, state, strict=True)
         return tuple(g.surrogate.advance(g, images, own, progress) for g, own in members)
 
     def __call__(
-        self, ensemble: Any, images: Tensor, state: tuple[Any, ...], progress: float
+        self, ensemble: Ensemble, images: Tensor, state: Any, progress: float
     ) -> Explanation:
         """Return the joint explanation of the members."""
         members = zip(ensemble.interpreters, state, strict=True)
         parts = [g.surrogate(g, images, own, progress) for g, own in members]
-        joint: Explanation = ensemble.join(parts)
-        return joint
+        return ensemble.join(parts)
 
 
 @final
@@ -67,12 +64,8 @@ class Ensemble(Interpreter):
 
     Args:
         interpreters: Two or more, built on the same model.
-        weights: Weight of each member, in any unit; default: equal.
+        weights: Weight of each member, in any unit; default: equal. As an attribute they sum to 1.
         size: Height and width of the map, or one number for both; default: the finest member's.
-
-    Attributes:
-        interpreters: The members.
-        weights: Their weights, which sum to 1.
 
     >>> from captum_adv2.interpreters import CAM, Gradient
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -97,7 +90,11 @@ class Ensemble(Interpreter):
             raise ValueError(f"expected two interpreters or more, got {len(interpreters)}")
         self.interpreters = tuple(interpreters)
         super().__init__(_common_model(self.interpreters))
-        self.weights = _shares(weights, len(self.interpreters))
+        given = (1.0,) * len(interpreters) if weights is None else tuple(weights)
+        if len(given) != len(interpreters) or sum(given) <= 0:
+            wanted = f"{len(interpreters)} weights, one an interpreter, with a positive sum"
+            raise ValueError(f"expected {wanted}, got {given}")
+        self.weights = tuple(weight / sum(given) for weight in given)
         self.size = (size, size) if isinstance(size, int) else size
 
     def __repr__(self) -> str:
@@ -114,10 +111,7 @@ class Ensemble(Interpreter):
         return clone
 
     def maps(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        """Return each member's maps ``(B, 1, h, w)``, at its own resolution.
-
-        Images are ``(B, C, H, W)`` in [0, 1], target classes ``(B,)``.
-        """
+        """Return each member's maps ``(B, 1, h, w)``, at its own resolution."""
         return tuple(member(images, target) for member in self.interpreters)
 
     def disagreement(self, images: Tensor, target: Tensor) -> Tensor:
@@ -134,8 +128,7 @@ class Ensemble(Interpreter):
     def join(self, explanations: Sequence[Explanation]) -> Explanation:
         """Return one explanation of the members': the mean map, shared logits, summed penalties.
 
-        If members look ahead by different numbers of steps, those that end early keep their last
-        map.
+        Members that look fewer steps ahead than others keep their last map.
         """
         maps = self._resized([explanation.maps for explanation in explanations])
         steps = max(m.shape[1] for m in maps)
@@ -150,7 +143,6 @@ class Ensemble(Interpreter):
         )
 
     def _resized(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return maps at one resolution."""
         height = max(m.shape[2] for m in maps)
         width = max(m.shape[3] for m in maps)
         return [_resize(m, self.size or (height, width)) for m in maps]
@@ -172,18 +164,7 @@ def _common_model(members: tuple[Interpreter, ...]) -> nn.Module | None:
     known = [member.model for member in members if member.model is not None]
     for model in known:
         if model is not known[0]:
-            raise ValueError(
-                f"expected interpreters of the same model, got a {type(known[0]).__name__} and "
-                f"another {type(model).__name__}; build all on the same object"
-            )
+            got = f"a {type(known[0]).__name__} and another {type(model).__name__}"
+            hint = "build all on the same object"
+            raise ValueError(f"expected interpreters of the same model, got {got}; {hint}")
     return known[0] if known else None
-
-
-def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
-    """Return weights that sum to 1."""
-    given = (1.0,) * members if weights is None else tuple(weights)
-    if len(given) != members or sum(given) <= 0:
-        raise ValueError(
-            f"expected {members} weights, one an interpreter, with a positive sum, got {given}"
-        )
-    return tuple(weight / sum(given) for weight in given)

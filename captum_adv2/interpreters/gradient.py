@@ -4,17 +4,13 @@ r"""Back-propagation-guided interpreters: GRAD, SmoothGrad, integrated gradients
 GRAD is the gradient of the probability of a class, :math:`m = |\partial f_c(x) / \partial x|`
 (Eq. 5), largest over colour channels, average-pooled, scaled to [0, 1] per image.
 
-Probabilities saturate: at high confidence, where an attack drives the model, softmax and
-log-softmax lose their gradient in float32. With the log-odds
-:math:`u_c = z_c - \log \sum_{k \ne c} e^{z_k}` we have :math:`f_c = 1 / (1 + e^{-u_c})` and
+At high confidence the gradient of a float32 probability is 0. The log-odds
+:math:`u_c = z_c - \log \sum_{k \ne c} e^{z_k}` have
 :math:`\partial f_c = f_c (1 - f_c) \, \partial u_c`: a positive factor per image, which scaling to
 [0, 1] removes. So GRAD takes the gradient of the log-odds, and is exact at any confidence.
 
 The surrogates smooth the derivative of ReLU by h(z) (see `relu`). Map and prediction share one
 forward pass, one differentiable backward pass and one double backward pass.
-
-The official code differs: it takes the gradient of log-softmax, builds a second copy of the network
-for h(z), and floors the divisor of the scaling at 1e-8, for gradients of a mean over the batch.
 """
 
 from __future__ import annotations
@@ -28,15 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_adv2.interpreters.base import (
-    Explanation,
-    Interpreter,
-    Smoothed,
-    background,
-    detached,
-    differentiable_input,
-    min_max,
-)  # fmt: skip
+from captum_adv2.interpreters import base
 from captum_adv2.interpreters.relu import Derivative, as_derivative
 from captum_adv2.spec import Count, Index, NonNegative, Positive, checked
 
@@ -69,7 +57,7 @@ def pool_maps(maps: Tensor, pool: int | None) -> Tensor:
     return F.avg_pool2d(maps, (4 if side >= 128 else min(2, side)) if pool is None else pool)
 
 
-class _InputGradient(Interpreter):
+class _InputGradient(base.Interpreter):
     """What input gradients share: |attribution|, max over channels, pooled, min-max scaled."""
 
     model: nn.Module
@@ -78,20 +66,20 @@ class _InputGradient(Interpreter):
 
     def __post_init__(self) -> None:
         super().__init__(self.model)
-        self.surrogate = Smoothed(as_derivative(self.smoothing))
+        self.surrogate = base.Smoothed(as_derivative(self.smoothing))
 
     @abstractmethod
-    def attribute(self, x: Tensor, target: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+    def attribute(self, x: Tensor, target: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         """Return signed attributions ``(B, C, H, W)`` and logits ``(B, classes)``."""
 
     @final
-    def explain(self, images: Tensor, target: Tensor) -> Explanation:
+    def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
-        with differentiable_input(images) as (x, create_graph):
-            attributions, logits = self.attribute(x, target, create_graph)
+        with base.differentiable_input(images) as (x, graph):
+            attributions, logits = self.attribute(x, target, graph)
             maps = pool_maps(attributions.abs().amax(dim=1, keepdim=True), self.pool)
-            explanation = Explanation(min_max(maps), logits)
-        return explanation if create_graph else detached(explanation)
+            explanation = base.Explanation(base.min_max(maps), logits)
+        return explanation if graph else base.detached(explanation)
 
 
 @final
@@ -103,8 +91,7 @@ class Gradient(_InputGradient):
     Convention:
         |gradient|, max over channels, average-pooled, min-max scaled per image.
 
-    The surrogate shares one forward pass with the prediction, so that in an attack the gradient of
-    the prediction loss goes through the smoothed ReLUs too.
+    In an attack the gradient of the prediction goes through the smoothed ReLUs, too.
 
     Args:
         model: Classifier returning logits ``(B, classes)`` with two classes or more.
@@ -121,11 +108,11 @@ class Gradient(_InputGradient):
     pool: Count | None = None
     smoothing: Positive | Derivative | None = 1e-4
 
-    def attribute(self, x: Tensor, target: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+    def attribute(self, x: Tensor, target: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         """See `_InputGradient.attribute`."""
         logits = self.logits(x)
         score = log_odds(logits, target).sum()
-        (gradient,) = torch.autograd.grad(score, x, create_graph=create_graph)
+        (gradient,) = torch.autograd.grad(score, x, create_graph=graph)
         return gradient, logits
 
 
@@ -135,16 +122,12 @@ class Gradient(_InputGradient):
 class SmoothGrad(_InputGradient):
     """SmoothGrad: the gradient of the class probability, averaged over noisy copies of the image.
 
-    Each call draws the same noise from ``seed``, and the images of a batch share it: a map depends
-    on its image alone.
-
     Args:
         model: Classifier returning logits.
         samples: Number of noisy copies; a call costs as many forward and backward passes.
         std: Standard deviation of the Gaussian noise, in units of the image's range [0, 1].
-        seed: Seed of the noise.
-        pool: See `Gradient`.
-        smoothing: See `Gradient`.
+        seed: Seed of the noise, the same at each call and for each image of a batch.
+        pool, smoothing: See `Gradient`.
 
     Reference: Smilkov et al., SmoothGrad: removing noise by adding noise, 2017.
     """
@@ -156,17 +139,16 @@ class SmoothGrad(_InputGradient):
     pool: Count | None = None
     smoothing: Positive | Derivative | None = 1e-4
 
-    def attribute(self, x: Tensor, target: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+    def attribute(self, x: Tensor, target: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         """See `_InputGradient.attribute`."""
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn((self.samples, 1, *x.shape[1:]), generator=generator)
         copies = x + self.std * noise.to(x)  # (samples, B, C, H, W)
         # The clean images come last in the same batch, for the logits.
         logits = self.logits(torch.cat([copies.flatten(0, 1), x]))
-        noisy, clean = logits[: -len(x)], logits[-len(x) :]
-        score = probability(noisy, target.repeat(self.samples)).sum() / self.samples
-        (gradient,) = torch.autograd.grad(score, x, create_graph=create_graph)
-        return gradient, clean
+        noisy = probability(logits[: -len(x)], target.repeat(self.samples))
+        (gradient,) = torch.autograd.grad(noisy.sum() / self.samples, x, create_graph=graph)
+        return gradient, logits[-len(x) :]
 
 
 @final
@@ -182,8 +164,7 @@ class IntegratedGradients(_InputGradient):
         model: Classifier returning logits.
         steps: Number of points of the quadrature (Captum's ``n_steps``).
         baseline: Image to start from: a grey value in [0, 1], or ``(C, H, W)`` or ``(1, C, H, W)``.
-        pool: See `Gradient`.
-        smoothing: See `Gradient`.
+        pool, smoothing: See `Gradient`.
 
     Reference: Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017.
     """
@@ -194,16 +175,16 @@ class IntegratedGradients(_InputGradient):
     pool: Count | None = None
     smoothing: Positive | Derivative | None = 1e-4
 
-    def attribute(self, x: Tensor, target: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+    def attribute(self, x: Tensor, target: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         """See `_InputGradient.attribute`."""
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)  # on [-1, 1]
         times = torch.as_tensor((nodes + 1) / 2).to(x).view(-1, 1, 1, 1, 1)
         shares = torch.as_tensor(weights / 2).to(x).repeat_interleave(len(x))
-        baseline = background(self.baseline, x)
+        baseline = base.background(self.baseline, x)
         path = (baseline + times * (x - baseline)).flatten(0, 1)  # (steps B, C, H, W)
         logits = self.logits(torch.cat([path, x]))
         along, clean = logits[: len(path)], logits[len(path) :]
         score = (shares * probability(along, target.repeat(self.steps))).sum()
-        (gradient,) = torch.autograd.grad(score, path, create_graph=create_graph)
+        (gradient,) = torch.autograd.grad(score, path, create_graph=graph)
         slope = gradient.view(self.steps, *x.shape).sum(dim=0)
         return (x - baseline) * slope, clean

@@ -7,11 +7,7 @@ MASK searches for the smallest part of an image whose deletion removes the class
           \qquad \phi(x; m) = m \, x + (1 - m) \, \tilde x
 
 with m = 1 where x is *kept* and :math:`\tilde x` a blurred image or noise. The reported map is
-1 - m, the deleted part. It is the result of gradient descent and has no usable derivative; an
-attacker differentiates a surrogate of it, see `bilevel`.
-
-Differs from the official code: everything is per image; total variation is Fong & Vedaldi's (the
-official code transposes one of its two parts); the mask is not blurred after upsampling.
+1 - m, the deleted part. It has no usable derivative; `bilevel` has surrogates of it.
 """
 
 from __future__ import annotations
@@ -84,8 +80,8 @@ class MASK(Interpreter):
     Convention:
         Map = 1 - kept, raw in [0, 1], at ``size`` x ``size``; found by Adam from ``start``.
 
-    The map carries no graph; differentiate the surrogate instead. Jitter is the same sequence of
-    offsets for every image, so a batch gives the maps of its images.
+    The map carries no graph. Jitter is the same sequence of offsets for every image, so a map does
+    not depend on the rest of its batch.
 
     Args:
         model: Classifier returning logits.
@@ -135,23 +131,13 @@ class MASK(Interpreter):
 
     @classmethod
     def small(cls, model: nn.Module, **overrides: Any) -> Self:
-        """Return MASK with settings for images of 32 or 64 pixels.
+        """Return MASK with settings for images of 32 or 64 pixels, and ``overrides`` of them.
 
         With these no map was empty on small networks. From a mask of one half, a confident network
         has no gradient to follow.
-
-        Args:
-            model: Classifier returning logits.
-            **overrides: Keyword arguments of `MASK`; they take precedence.
         """
-        settings: dict[str, Any] = {
-            "size": 16,
-            "perturb": Blur(8.0),
-            "sparsity": 5e-4,
-            "jitter": 1,
-            "lr": 0.03,
-            "start": 0.2,
-        }
+        settings: dict[str, Any] = {"size": 16, "perturb": Blur(8.0), "sparsity": 5e-4}
+        settings |= {"jitter": 1, "lr": 0.03, "start": 0.2}
         return cls(model, **(settings | overrides))
 
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
@@ -183,33 +169,25 @@ class MASK(Interpreter):
 
     def objective(self, scene: Scene, kept: Tensor, step: int) -> Tensor:
         """Return MASK's loss ``(B,)`` of masks (Eq. 16), at the jitter of a step."""
-        top, left = self._offset(step)
+        draw = random.Random(f"{self.seed}:{step}")
+        top, left = draw.randint(0, self.jitter), draw.randint(0, self.jitter)
         height, width = (side - self.jitter for side in scene.images.shape[-2:])
         crop = (..., slice(top, top + height), slice(left, left + width))
         share = F.interpolate(kept, (height, width), mode="bilinear")
         seen = torch.lerp(scene.deleted[crop], scene.images[crop], share)
         confidence = probability(self.logits(seen), scene.target)
-        return confidence + self._penalty(kept)
-
-    def descend(self, scene: Scene, follower: Follower, pace: float = 1.0) -> Follower:
-        """Take one step of Adam, without a graph, at ``pace`` times the learning rate."""
-        with torch.enable_grad():
-            leaf = follower.kept.detach().requires_grad_()
-            losses = self.objective(scene, leaf, follower.step)
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-        return self.move(follower, gradient, pace)
-
-    def move(self, follower: Follower, gradient: Tensor, pace: float = 1.0) -> Follower:
-        """Take Adam's step for a gradient; differentiable if the gradient is."""
-        step, moments = self.adam.update(gradient, follower.moments)
-        return Follower((follower.kept - pace * step).clamp(0, 1), moments, follower.step + 1)
-
-    def _offset(self, step: int) -> tuple[int, int]:
-        """Return the jitter of a step, down and to the right, in pixels."""
-        draw = random.Random(f"{self.seed}:{step}")
-        return draw.randint(0, self.jitter), draw.randint(0, self.jitter)
-
-    def _penalty(self, kept: Tensor) -> Tensor:
-        """Return the weighted total variation and L1 norm of the deleted part, ``(B,)``."""
         rough = sum(kept.diff(dim=dim).abs().pow(self.beta).sum(dim=(1, 2, 3)) for dim in (2, 3))
-        return self.tv * rough + self.sparsity * (1 - kept).abs().sum(dim=(1, 2, 3))
+        penalty = self.tv * rough + self.sparsity * (1 - kept).abs().sum(dim=(1, 2, 3))
+        return confidence + penalty
+
+    def descend(
+        self, scene: Scene, follower: Follower, pace: float = 1.0, graph: bool = False
+    ) -> Follower:
+        """Take a step of Adam at ``pace`` times the learning rate; differentiable if ``graph``."""
+        kept, moments, step = follower
+        with torch.enable_grad():
+            leaf = kept if kept.requires_grad else kept.detach().requires_grad_()
+            losses = self.objective(scene, leaf, step)
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=graph)
+            change, moments = self.adam.update(gradient, moments)
+            return Follower((kept - pace * change).clamp(0, 1), moments, step + 1)

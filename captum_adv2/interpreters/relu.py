@@ -11,10 +11,9 @@ change with the image, and an attack on GRAD gets a zero or useless second deriv
 The forward pass remains the exact ReLU, so prediction and map share it. As printed, h jumps from 1
 to 0 at z = 0; the attack uses :math:`h'(z) = \tau / (z^2 + \tau)^{3/2} > 0`.
 
-`smooth_relu` is a context in which every ReLU has a derivative of your choice: ``nn.ReLU``,
-in-place ReLUs, functional ``relu``, ``ReLU6``, ``hardtanh`` and ``clamp``. The model is not
-changed; the official code builds a second copy of the network instead. Smooth activations (GELU,
-SiLU, softplus) need nothing; ``Hardswish`` keeps its own derivative.
+`smooth_relu` is a context in which every ReLU has another derivative: ``nn.ReLU``, in-place and
+functional ReLUs, ``ReLU6``, ``hardtanh`` and ``clamp``. The model is not changed. Smooth
+activations (GELU, SiLU, softplus) need nothing; ``Hardswish`` keeps its own derivative.
 """
 
 from __future__ import annotations
@@ -73,11 +72,7 @@ class _H:
 
 
 def as_derivative(smoothing: float | Derivative | None) -> Derivative:
-    """Return the derivative that a ``smoothing`` argument stands for.
-
-    Args:
-        smoothing: The tau of h(z); or a derivative; or ``None``, for ReLU's own, r(z).
-    """
+    """Return the derivative for the tau of h(z), a derivative, or ``None`` (ReLU's own)."""
     if smoothing is None:
         return step
     if callable(smoothing):
@@ -103,34 +98,21 @@ class _Clamp(torch.autograd.Function):
         return grads[0] * slope, None, None, None
 
 
-def _relu(kwargs: dict[str, Any], *_: Any) -> tuple[Any, Any]:
-    return 0.0, math.inf
+def _bounds(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the bounds of a function that acts as a ReLU, by its name and further arguments.
 
-
-def _relu6(kwargs: dict[str, Any], *_: Any) -> tuple[Any, Any]:
-    return 0.0, 6.0
-
-
-def _hardtanh(
-    kwargs: dict[str, Any], low: float = -1.0, high: float = 1.0, *_: Any
-) -> tuple[Any, Any]:
-    return kwargs.get("min_val", low), kwargs.get("max_val", high)
-
-
-def _clamp(kwargs: dict[str, Any], low: Any = None, high: Any = None) -> tuple[Any, Any]:
-    high = kwargs.get("max", high)
-    return kwargs.get("min", low), math.inf if high is None else high
-
-
-# Functions that act as a ReLU, by name, each with a function from its arguments to its bounds.
-_BOUNDS: dict[str, Callable[..., tuple[Any, Any]]] = {
-    "relu": _relu,
-    "relu6": _relu6,
-    "hardtanh": _hardtanh,
-    "clamp": _clamp,
-    "clip": _clamp,
-    "clamp_min": _clamp,
-}
+    Of any other function the lower bound is ``None``, as it is of a clamp from above alone.
+    """
+    if name in ("relu", "relu6"):
+        return 0.0, 6.0 if name == "relu6" else math.inf
+    if name == "hardtanh":
+        given = dict(zip(("min_val", "max_val"), args, strict=False)) | kwargs
+        return given.get("min_val", -1.0), given.get("max_val", 1.0)
+    if name in ("clamp", "clip", "clamp_min"):
+        given = dict(zip(("min", "max"), args, strict=False)) | kwargs
+        high = given.get("max")
+        return given.get("min"), math.inf if high is None else high
+    return None, None
 
 
 class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named like torch.no_grad)
@@ -161,13 +143,10 @@ class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named l
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        bounds = _BOUNDS.get(name.removesuffix("_"))
         z = args[0] if args else kwargs.get("input")
-        if bounds is None or not isinstance(z, Tensor) or not z.is_floating_point():
-            return func(*args, **kwargs)
-        low, high = bounds(kwargs, *args[1:])
-        # A clamp to tensors, or from above alone, is not a ReLU.
-        if isinstance(low, Tensor) or isinstance(high, Tensor) or low is None:
+        low, high = _bounds(name.removesuffix("_"), args[1:], kwargs)
+        tensors = isinstance(low, Tensor) or isinstance(high, Tensor)  # not a ReLU
+        if low is None or tensors or not isinstance(z, Tensor) or not z.is_floating_point():
             return func(*args, **kwargs)
         if not (name.endswith("_") or kwargs.get("inplace")):
             return _Clamp.apply(z, low, high, self.derivative)

@@ -12,10 +12,6 @@ and ends in two channels a, b, which give the map :math:`|a| / (|a| + |b|)`. `tr
 trains selector and decoder (Eq. 8, 22).
 
 If the encoder is the classifier itself, one forward pass gives both map and prediction.
-
-Differs from the original code: any encoder whose modules give feature maps, of any sizes (bilinear
-upsampling in place of pixel shuffle); group normalisation in place of batch normalisation, so that
-a map never depends on the other images of a batch; the division is guarded.
 """
 
 from __future__ import annotations
@@ -41,7 +37,7 @@ _GUARD = 1e-6  # far below any output of the decoder: it lowers a map of 1 by 1e
 
 
 class _Stage(nn.Module):
-    """Upsamples features to the next finer scale and joins them with the encoder's there."""
+    """Upsamples features ``(B, inputs, h, w)`` and joins them with finer ``(B, skip, H, W)``."""
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -50,14 +46,12 @@ class _Stage(nn.Module):
         self.norm = nn.GroupNorm(1, outputs)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """Map ``(B, inputs, h, w)`` and ``(B, skip, H, W)`` to ``(B, outputs, H, W)``."""
         up = F.interpolate(self.reduce(coarse), fine.shape[-2:], mode="bilinear")
-        out: Tensor = self.norm(self.join(torch.cat([up, fine], dim=1))).relu()
-        return out
+        return F.relu(self.norm(self.join(torch.cat([up, fine], dim=1))))
 
 
 class _Decoder(nn.Module):
-    """The upsampling half of a U-Net: features, coarse to fine, to a map at the finest scale."""
+    """The upsampling half of a U-Net: features, coarse to fine, to maps ``(B, 1, h, w)``."""
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
@@ -71,7 +65,6 @@ class _Decoder(nn.Module):
         self.final = nn.Conv2d(width, 2, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map features, coarse to fine, to ``(B, 1, h, w)`` in [0, 1]."""
         x, *skips = features
         for stage, fine in zip(self.stages, skips, strict=True):
             x = stage(x, fine)
@@ -91,21 +84,16 @@ class Encoded(NamedTuple):
 class MaskingModel(nn.Module):
     """Encoder, class selector and U-Net decoder: images and classes to maps.
 
-    The encoder is neither trained nor saved; it may be the classifier itself.
-
     Args:
-        encoder: Module that computes feature maps from the images the classifier sees.
+        encoder: Module that computes feature maps from the images the classifier sees, or the
+            classifier itself; neither trained nor saved.
         classes: Number of classes to select from; default: the encoder's number of outputs.
         layers: Modules of the encoder, or their dotted names, whose outputs to use, coarse to fine;
             default: the last module at each of the four coarsest resolutions below the image's.
-        width: Channels of the finest stage; each coarser one has twice as many. Default: a quarter
-            of the encoder's at that scale, at least 16.
+        width: Channels of the finest stage, doubled at each coarser one; default: a quarter of the
+            encoder's at that scale, at least 16.
         confidence: Agreement of features with a class at which the gate is half open.
         image_shape: Channels, height and width of an image that the encoder accepts.
-
-    Shape:
-        - images: ``(B, C, H, W)`` in [0, 1]; target: ``(B,)``.
-        - output: ``(B, 1, h, w)`` in [0, 1], at the finest of the scales.
 
     >>> encoder = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1),
     ...                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
@@ -133,7 +121,11 @@ class MaskingModel(nn.Module):
         self.confidence = confidence
         like = next(encoder.parameters(), torch.zeros(()))
         image = like.new_full((1, *image_shape), 0.5)
-        self.layers = _coarsest(encoder, image) if layers is None else _names(encoder, layers)
+        if layers is None:
+            self.layers = _coarsest(encoder, image)
+        else:
+            names = {module: name for name, module in encoder.named_modules()}
+            self.layers = tuple(names[find_module(encoder, layer)] for layer in layers)
         with torch.no_grad():
             features, output = self.encode(image)
         channels = [feature.shape[1] for feature in features if feature.ndim == 4]
@@ -142,7 +134,11 @@ class MaskingModel(nn.Module):
                 "expected layers with feature maps, at two scales or more, on images of shape "
                 f"{self.image_shape}, got {self.layers}; pass layers= or image_shape="
             )
-        self.classes = _classes(output) if classes is None else classes
+        if classes is None:
+            if not isinstance(output, Tensor) or output.ndim != 2:
+                raise ValueError("expected classes, as the encoder gives no logits, got None")
+            classes = output.shape[1]
+        self.classes = classes
         self.width = max(16, channels[-1] // 4) if width is None else width
         self.selector = nn.Embedding(self.classes, channels[0])
         nn.init.normal_(self.selector.weight, std=channels[0] ** -0.5)
@@ -155,23 +151,21 @@ class MaskingModel(nn.Module):
         return f"classes={self.classes}, layers={self.layers}, width={self.width}"
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
-        """Return maps ``(B, 1, h, w)`` in [0, 1]."""
+        """Return maps ``(B, 1, h, w)`` in [0, 1], at the finest scale, of classes ``(B,)``."""
         return self.decode(self.encode(images), target)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of selector and decoder; the encoder keeps its own."""
         self.training = mode
-        for part in (self.selector, self.decoder):
-            part.train(mode)
+        self.selector.train(mode)
+        self.decoder.train(mode)
         return self
 
     def encode(self, images: Tensor) -> Encoded:
         """Run the encoder, in eval mode, on images ``(B, C, H, W)``."""
         with ExitStack() as stack, eval_mode(self.encoder):
-            taps = [
-                stack.enter_context(tapped(self.encoder.get_submodule(name), "output"))
-                for name in self.layers
-            ]
+            modules = [self.encoder.get_submodule(name) for name in self.layers]
+            taps = [stack.enter_context(tapped(module, "output")) for module in modules]
             output = self.encoder(images)
         features = tuple(tap.features for tap in taps if tap.features is not None)
         return Encoded(features, output)
@@ -190,11 +184,9 @@ class MaskingModel(nn.Module):
     def expect_logits(self, output: Any, batch: int) -> Tensor:
         """Return a classifier's output if it is logits of the masking model's classes."""
         logits = expect_logits(output, batch)
-        if logits.shape[1] != self.classes:
-            raise ValueError(
-                f"expected a masking model for the classifier's {logits.shape[1]} classes, got one "
-                f"for {self.classes}"
-            )
+        if (own := logits.shape[1]) != self.classes:
+            wanted = f"a masking model for the classifier's {own} classes"
+            raise ValueError(f"expected {wanted}, got one for {self.classes}")
         return logits
 
     def trained(self) -> dict[str, Tensor]:
@@ -207,22 +199,16 @@ class MaskingModel(nn.Module):
         own = self.trained()
         ours, theirs = ({(name, *value.shape) for name, value in w.items()} for w in (own, trained))
         if ours != theirs:
-            raise ValueError(
-                "expected a checkpoint of this architecture, got one that differs in "
-                f"{min(ours ^ theirs)}; use the encoder, layers and width of the training"
-            )
+            got = f"one that differs in {min(ours ^ theirs)}"
+            hint = "use the encoder, layers and width of the training"
+            raise ValueError(f"expected a checkpoint of this architecture, got {got}; {hint}")
         for name, value in own.items():
             value.copy_(trained[name])
 
     def save(self, path: str | Path) -> None:
         """Write selector and decoder, with the settings needed to build them again."""
-        settings = {
-            "classes": self.classes,
-            "layers": list(self.layers),
-            "width": self.width,
-            "confidence": self.confidence,
-            "image_shape": list(self.image_shape),
-        }
+        names = ("classes", "layers", "width", "confidence", "image_shape")
+        settings = {name: getattr(self, name) for name in names}
         storage.save({"settings": settings, "trained": self.trained()}, path, "masking model")
 
     @classmethod
@@ -238,12 +224,6 @@ class MaskingModel(nn.Module):
         """Return the product of the coarsest features and a class's vector, ``(B, 1, h, w)``."""
         wanted: Tensor = self.selector(target)[:, :, None, None]
         return (encoded.features[0] * wanted).sum(dim=1, keepdim=True)
-
-
-def _names(encoder: nn.Module, layers: Sequence[nn.Module | str]) -> tuple[str, ...]:
-    """Return the dotted names of modules."""
-    names = {module: name for name, module in encoder.named_modules()}
-    return tuple(names[find_module(encoder, layer)] for layer in layers)
 
 
 def _coarsest(encoder: nn.Module, image: Tensor) -> tuple[str, ...]:
@@ -264,22 +244,14 @@ def _coarsest(encoder: nn.Module, image: Tensor) -> tuple[str, ...]:
     return tuple(last[size] for size in sorted(last, key=torch.Size.numel)[:_SCALES])
 
 
-def _classes(output: Any) -> int:
-    """Return the number of classes of logits."""
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise ValueError("expected classes, because the encoder does not return logits, got None")
-    return output.shape[1]
-
-
 @final
 @checked
 @dataclass(frozen=True)
 class EncoderGuided(Surrogate):
-    """The surrogate of RTS: its map, and a loss on the encoder (§3.4).
+    """The surrogate of RTS: its map, and a loss on the encoder as the penalty (§3.4).
 
-    The loss, the penalty of the explanation, is the cross entropy of the encoder's own output and
-    the attacker's class, as in the official code. It applies if the encoder returns logits of the
-    masking model's classes.
+    The loss is the cross entropy of the encoder's own output and the attacker's class. It applies
+    if the encoder returns logits of the masking model's classes.
 
     Args:
         weight: Weight of that loss (lambda_2 of Table 11, 12); 0 omits it.
@@ -287,9 +259,8 @@ class EncoderGuided(Surrogate):
 
     weight: NonNegative = 0.1
 
-    def __call__(self, rts: Any, images: Tensor, state: Tensor, progress: float) -> Explanation:
-        """Return the map, and the encoder's loss as the penalty."""
-        explanation: Explanation
+    def __call__(self, rts: RTS, images: Tensor, state: Tensor, progress: float) -> Explanation:
+        """See `Surrogate`."""
         explanation, output = rts.look(images, state)
         wanted = (len(images), rts.masking_model.classes)
         if not self.weight or getattr(output, "shape", None) != wanted:
@@ -305,10 +276,9 @@ class RTS(Interpreter):
     Convention:
         Map = |a| / (|a| + |b|), raw in [0, 1], at the finest of the masking model's scales.
 
-    If the masking model's encoder is the classifier itself, they share one forward pass.
-
     Args:
-        model: Classifier returning logits.
+        model: Classifier returning logits. If it is the masking model's encoder, they share one
+            forward pass.
         masking_model: Returns the maps; trained by `train_masking_model`.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1),
@@ -316,8 +286,6 @@ class RTS(Interpreter):
     >>> rts = RTS(model, MaskingModel(model, image_shape=(1, 16, 16)))
     >>> rts(torch.rand(2, 1, 16, 16), torch.tensor([0, 1])).shape
     torch.Size([2, 1, 8, 8])
-
-    Reference: Dabkowski & Gal, Real Time Image Saliency for Black Box Classifiers, NeurIPS 2017.
     """
 
     scaled = False

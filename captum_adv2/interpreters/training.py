@@ -11,8 +11,8 @@ For a class that is *not* in the image the roles of m and 1 - m are exchanged: s
 cover the image's own class. Part of each batch is of this kind. The selector is trained at the same
 time, by logistic regression, to predict whether the class is present.
 
-Everything random is drawn from a seed and the number of the step, so a run that was killed and
-resumed from its checkpoint ends with the same weights as one that was not.
+Everything random is drawn from a seed and the number of the step, so a resumed run ends with the
+same weights as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -154,14 +154,13 @@ class MaskingLoss:
         }
 
     def _judge(self, kept: Tensor, rest: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses ``(B,)`` of the class in what is kept, and in the rest."""
-        index = labels[:, None]
+        """Return the losses ``(B,)`` of the class in the kept part, and in the rest."""
+        index, both = labels[:, None], (kept, rest)
         if self.form == "log":
-            found, left = (z.log_softmax(dim=1).gather(1, index)[:, 0] for z in (kept, rest))
+            found, left = (z.log_softmax(dim=1).gather(1, index)[:, 0] for z in both)
             return -found, (self.power * left).exp()
         found, left = (
-            z.gather(1, index)[:, 0] - z.scatter(1, index, -torch.inf).amax(dim=1)
-            for z in (kept, rest)
+            z.gather(1, index)[:, 0] - z.scatter(1, index, -torch.inf).amax(dim=1) for z in both
         )
         return (1 - found).relu(), (left + 5).relu()
 
@@ -273,10 +272,8 @@ def _resume(
         return 0
     record = storage.load(checkpoint, "training")
     if record["run"] != run:
-        raise ValueError(
-            f"expected a checkpoint of this training ({run}), got one of another "
-            f"({record['run']}); delete {checkpoint} to start again"
-        )
+        got = f"one of another ({record['run']}); delete {checkpoint} to start again"
+        raise ValueError(f"expected a checkpoint of this training ({run}), got {got}")
     masking_model.restore(record["trained"])
     optimizer.load_state_dict(record["optimizer"])
     done: int = record["done"]

@@ -4,7 +4,58 @@
 To run one, ``pip install "captum_adv2[study]"``.
 """
 
-from captum_adv2.study.run import run
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from captum_adv2.spec import checked
+from captum_adv2.study.engine import World, prepared, work
+from captum_adv2.study.results import Found
 from captum_adv2.study.settings import PROFILES, Settings
 
 __all__ = ["PROFILES", "Settings", "run"]
+
+
+@checked
+def run(
+    settings: Settings,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    verbose: bool = True,
+    command: str = "",
+) -> Found | None:
+    """Run a study; write records, tables, figures and a page that shows them.
+
+    Under PyTorch's launcher ``torchrun`` the processes share the images. A study that was stopped
+    at any point is continued by ``resume``, with any number of processes.
+
+    Args:
+        settings: What to do.
+        folder: Folder of the results; made if it does not exist, otherwise empty.
+        resume: Continue the study in the folder, if there is one.
+        verbose: Show a progress bar for each process, with the time left.
+        command: Command that repeats the study, for the page.
+
+    Returns:
+        The results, in the first process; ``None`` in the others.
+    """
+    if find_spec("pandas") is None or find_spec("jinja2") is None:
+        raise ImportError('expected pandas and jinja2; pip install "captum_adv2[study]"')
+    from captum_adv2.study import frame, report  # here: they need the extra
+
+    folder = Path(folder)
+    with World.joined() as world:
+        parts = prepared(settings, folder, world, resume)
+        redone = work(parts, world, verbose)
+        if world.rank:
+            return None
+    found = Found(
+        *frame.gather(parts, settings),
+        {part.subject.name: part.chosen for part in parts},
+        redone,
+        [reason for part in parts for reason in part.subject.left_out],
+    )
+    report.write(folder, found, settings, command)
+    return found

@@ -237,17 +237,6 @@ def _distances(maps: Tensor, own: Tensor, aim: Tensor, threshold: float) -> dict
     }
 
 
-class Pictures(NamedTuple):
-    """The first images of a model after one attack, and the interpreters' maps of them."""
-
-    model: str
-    attack: str
-    aimed: str
-    images: Tensor  # (k, C, H, W) in [0, 1]
-    maps: Mapping[str, Tensor]  # by interpreter, (k, 1, h, w)
-    aim: Tensor | None = None  # the maps aimed at, (k, 1, h, w), if not the benign ones
-
-
 def scores(plan: Plan, images: Tensor) -> Tensor:
     """Return how far each squeezer moves the predictions of images, ``(B, S)``; see `SQUEEZERS`."""
     if not plan.settings.detectors:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from captum_adv2.study.run import run
+from captum_adv2.study import run
 from captum_adv2.study.settings import PROFILES, Settings
 
 _DESCRIPTION = """\

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,29 +24,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_adv2 import storage
-from captum_adv2.study.cases import DISTILLED, NOISE, Case, Chunk, Pictures, Plan, measure, scores
+from captum_adv2.study.cases import (
+    DISTILLED,
+    NOISE,
+    Case,
+    Chunk,
+    Plan,
+    measure,
+    scores,
+)
 from captum_adv2.study.data import Source, open_source
 from captum_adv2.study.selection import Selection, select
 from captum_adv2.study.settings import Settings
 from captum_adv2.study.subjects import Subject, subject
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _SETTINGS = "study.json"
 _SHARD = "shard of a study"
 _POOL = 100  # held-out images whose maps stand for other classes
-
-
-class Found(NamedTuple):
-    """The results of a study; see `captum_adv2.study.frame`."""
-
-    maps: pd.DataFrame  # map rows
-    scores: pd.DataFrame  # score rows
-    pictures: Sequence[Pictures]  # the first images of every model after every attack
-    selections: Mapping[str, Selection]  # by model
-    redone: Sequence[str]  # shards that could not be read, and were computed again
-    left_out: Sequence[str]  # interpreters that a model does not have, and why
 
 
 def prepared(settings: Settings, folder: Path, world: World, resume: bool) -> list[Part]:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from captum_adv2.defenses.detection import roc
 from captum_adv2.evaluation import visualize
-from captum_adv2.study.cases import DISTILLED, Pictures
+from captum_adv2.study.cases import DISTILLED
 from captum_adv2.study.frame import Results, knows
+from captum_adv2.study.results import Pictures
 from captum_adv2.study.settings import Settings
 from captum_adv2.study.tables import on_skin
 

@@ -37,7 +37,7 @@ are kept apart. Intervals are percentile bootstraps at 95 %.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import pandas as pd
 import torch
@@ -45,9 +45,12 @@ from torch import Tensor
 
 from captum_adv2.defenses.detection import threshold_at
 from captum_adv2.evaluation.metrics import interval
-from captum_adv2.study.cases import DISTILLED, SQUEEZERS, Pictures
-from captum_adv2.study.engine import Part
+from captum_adv2.study.cases import DISTILLED, SQUEEZERS
+from captum_adv2.study.results import Pictures
 from captum_adv2.study.settings import Settings
+
+if TYPE_CHECKING:
+    from captum_adv2.study.engine import Part
 
 PLACE = ["model", "attack", "aimed"]
 IMAGE = ["model", "seed", "image", "name", "label", "target", "attack", "aimed"]

@@ -19,9 +19,9 @@ from jinja2 import Environment, FileSystemLoader, Template
 from captum_adv2 import storage
 from captum_adv2.study import figures, tables
 from captum_adv2.study.claims import judge
-from captum_adv2.study.engine import Found
 from captum_adv2.study.figures import DPI
 from captum_adv2.study.frame import Results
+from captum_adv2.study.results import Found
 from captum_adv2.study.settings import Settings
 
 _PACKAGES = ("captum_adv2", "torch", "torchvision", "captum", "torchattacks", "kornia", "numpy")

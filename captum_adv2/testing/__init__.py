@@ -14,17 +14,8 @@ except ImportError as error:
     ) from error
 
 from captum_adv2.testing.checks import CHECKS
-from captum_adv2.testing.drawn import Network, classes, image_batch, images, networks
+from captum_adv2.testing.drawn import classes, images, networks
 from captum_adv2.testing.runner import check_interpreter
 from captum_adv2.testing.traces import unchanged
 
-__all__ = [
-    "CHECKS",
-    "Network",
-    "check_interpreter",
-    "classes",
-    "image_batch",
-    "images",
-    "networks",
-    "unchanged",
-]
+__all__ = ["CHECKS", "check_interpreter", "classes", "images", "networks", "unchanged"]

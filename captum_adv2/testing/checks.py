@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -20,73 +20,24 @@ from captum_adv2.testing.traces import unchanged
 
 Build: TypeAlias = Callable[[nn.Module], Interpreter]
 Attributions: TypeAlias = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
-Function: TypeAlias = Callable[..., None]
+View: TypeAlias = Callable[[Tensor, Tensor], Explanation]
 
 
-class Check(NamedTuple):
-    """A check: a function, whose docstring is the promise it checks, and where it runs.
-
-    Attributes:
-        function: Takes ``(interpreter, images, target)`` or, if ``rebuilt``, ``(build, network,
-            images, target)``, models in eval mode. Raises ``AssertionError``, or ``SkipTest`` where
-            the promise does not apply.
-        degenerate: Whether it runs on degenerate images too.
-        exact: In double precision, so that a difference is more than rounding.
-        smooth: On networks with derivatives of every order, where networks are drawn.
-        drawn: On drawn networks only.
-        rebuilt: On interpreters that it builds itself, of drawn networks.
-    """
-
-    function: Function
-    degenerate: bool = False
-    exact: bool = False
-    smooth: bool = False
-    drawn: bool = False
-    rebuilt: bool = False
-
-
-# In the order in which they run: a fault that several checks find is named after the first.
-CHECKS: dict[str, Check] = {}
-
-
-def _check(name: str, **where: bool) -> Callable[[Function], Function]:
-    """Register a function as a check."""
-
-    def register(function: Function) -> Function:
-        CHECKS[name] = Check(function, **where)
-        return function
-
-    return register
-
-
-@_check("shape")
 def _shape(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """Maps are ``(B, 1, h, w)``, of the images' dtype, on their device."""
-    maps, batch = interpreter(images, target), len(images)
-    like = (maps.dtype, maps.device) == (images.dtype, images.device)
-    if maps.ndim != 4 or maps.shape[:2] != (batch, 1) or not like:
-        raise AssertionError(
-            f"expected maps of shape ({batch}, 1, h, w), {images.dtype}, on {images.device}, got "
-            f"{tuple(maps.shape)}, {maps.dtype}, on {maps.device}"
-        )
+    maps, like = interpreter(images, target), (images.dtype, images.device)
+    if maps.ndim != 4 or maps.shape[:2] != (len(images), 1) or (maps.dtype, maps.device) != like:
+        got = f"{tuple(maps.shape)}, {maps.dtype}, on {maps.device}"
+        raise AssertionError(f"expected maps of shape ({len(images)}, 1, h, w), {like}, got {got}")
 
 
-@_check("finite", degenerate=True)
 def _finite(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """The map, the surrogate's map and its gradient have no NaN and no infinity."""
-
-    def hold(name: str, values: Tensor) -> None:
+    for name, values in _outputs(interpreter, images, target):
         wrong = (~values.isfinite()).flatten(1).sum(dim=1)
         _hold(wrong == 0, target, f"a finite {name}", wrong, "NaN or infinite values, in number ")
 
-    hold("map", interpreter(images, target))
-    maps, gradient = _attacked(interpreter, images, target)
-    hold("map of the surrogate", maps)
-    if gradient is not None:
-        hold("gradient of the surrogate", gradient)
 
-
-@_check("deterministic", exact=True)
 def _deterministic(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """A second call gives the same maps, whatever was called before and the global seed is."""
     with torch.random.fork_rng(devices=[]):
@@ -97,88 +48,69 @@ def _deterministic(interpreter: Interpreter, images: Tensor, target: Tensor) -> 
         _hold_near(interpreter(images, target), first, target, "the same map at a second call")
 
 
-@_check("untouched")
 def _untouched(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """A call, and an attack's gradient, leave everything `unchanged`, also if the model raises."""
-    modules = [] if interpreter.model is None else list(interpreter.model.modules())
+    model, view = interpreter.model, partial(seen, interpreter)
+    modules = [] if model is None else list(model.modules())
     leaves = [module for module in modules if not any(module.children())]
-
-    def hold(call: Callable[..., object]) -> None:
-        x = images.clone().requires_grad_()
-        with unchanged(interpreter.model, x, target), suppress(_Planted):
-            call(x, target)
-
-    for call in (interpreter, partial(_attacked, interpreter)):
-        hold(call)
-        for module in leaves[:1] + leaves[-1:]:
-            with module.register_forward_hook(_raise_planted):
-                hold(call)
-    with eval_mode(interpreter.model, switch=False):
+    for call in (interpreter, partial(_attacked, view)):
+        for layer in (nn.Identity(), *leaves[:1], *leaves[-1:]):  # the model has no such one
+            x = images.clone().requires_grad_()
+            raising = layer.register_forward_hook(lambda *_: 1 / 0)
+            with raising, unchanged(model, x, target), suppress(ZeroDivisionError):
+                call(x, target)
+    with eval_mode(model, switch=False):
         for module in modules[::2]:
             module.training = True
-        hold(interpreter)  # in eval mode, and puts the modes back
+        with unchanged(model):
+            interpreter(images, target)  # in eval mode, and puts the modes back
 
 
-@_check("batch", exact=True)
 def _batch(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
-    """A batch gives the maps, and the surrogate's gradients, of its images one by one."""
+    """A batch gives the maps, the surrogate's and their gradients, of its images one by one."""
     if len(images) == 1:
         images, target = torch.cat([images, images.flip(3)]), target.repeat(2)
-    singles = [(images[i : i + 1], target[i : i + 1]) for i in range(len(images))]
-    alone = torch.cat([interpreter(*single) for single in singles])
-    expected = "in a batch the map of the image alone"
-    _hold_near(interpreter(images, target), alone, target, expected)
-    gradient = _attacked(interpreter, images, target)[1]
-    if gradient is not None:
-        parts = [_attacked(interpreter, *single)[1] for single in singles]
-        alone = torch.cat([torch.zeros_like(images[:1]) if g is None else g for g in parts])
-        _hold_near(gradient, alone, target, "in a batch the gradient of the image alone")
+    singles = [_outputs(interpreter, images[i][None], target[i][None]) for i in range(len(images))]
+    whole = _outputs(interpreter, images, target)
+    for (name, values), *parts in zip(whole, *singles, strict=False):
+        alone = torch.cat([part for _, part in parts])
+        _hold_near(values, alone, target, f"in a batch the {name} of the image alone")
 
 
-@_check("range", degenerate=True)
 def _range(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """Maps are in [0, 1]; where ``scaled``, each reaches both ends or is 0."""
     low, high = interpreter(images, target).detach().flatten(1).aminmax(dim=1)
     _hold(low >= -1e-5, target, "a map of at least 0", low)
     _hold(high <= 1 + 1e-5, target, "a map of at most 1", high)
     if interpreter.scaled:
-        ends = (high >= 1 - 1e-5) | (high == 0)
-        hint = "; natively in [0, 1]? then set scaled = False"
-        _hold(low <= 1e-5, target, "a scaled map's smallest value to be 0", low)
-        _hold(ends, target, f"a scaled map's largest value to be 1{hint}", high)
+        expected = "a map from 0 to 1 (natively in [0, 1]? then set scaled = False)"
+        _hold(low <= 1e-5, target, expected, low, "a smallest value of ")
+        _hold((high >= 1 - 1e-5) | (high == 0), target, expected, high, "a largest value of ")
 
 
-@_check("class", exact=True)
 def _class(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """Of up to four classes, two have different maps, for at least one of the images."""
-    count = class_count(interpreter, images)
+    count = 2 if interpreter.model is None else interpreter.logits(images).shape[1]
     if count < 3:
         raise SkipTest("of two classes the maps may be the same, as the gradient of p is of 1 - p")
     others = [interpreter(images, (target + by) % count) for by in range(1, min(count, 4))]
     apart = (torch.stack(others) - interpreter(images, target)).abs().max().item()
     if not apart > 1e-3:
-        raise AssertionError(
-            f"expected maps that depend on the class, got maps of classes {target.tolist()} and of "
-            f"{len(others)} others each that differ by {apart:.2g} at most; is target used?"
-        )
+        got = f"maps of classes {target.tolist()} and others that differ by {apart:.2g} at most"
+        raise AssertionError(f"expected maps that depend on the class, got {got}; is target used?")
 
 
-@_check("differentiable", exact=True, smooth=True)
 def _differentiable(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """The surrogate's map has a gradient, which is not 0 unless the map has two values at most."""
-    maps, gradient = _attacked(interpreter, images, target)
+    maps, gradient = _attacked(partial(seen, interpreter), images, target)
     if gradient is None:
-        raise AssertionError(
-            "expected maps to be differentiable with respect to the images, got no graph that "
-            "leads there; look for detach, data, no_grad, or a leaf made inside"
-        )
-    size, values = gradient.abs().flatten(1).amax(dim=1), maps.flatten(1)
-    low, high = values.aminmax(dim=1, keepdim=True)
-    flat = ((values == low) | (values == high)).all(dim=1)  # after scaling, 0 and 1 alone
+        hint = "; look for detach, data, no_grad, or a leaf made inside"
+        raise AssertionError(f"expected maps with a graph to the images, got none{hint}")
+    size = gradient.abs().flatten(1).amax(dim=1)
+    flat = torch.tensor([len(each.unique()) <= 2 for each in maps], device=size.device)
     _hold((size > 0) | flat, target, "a gradient of the map that is not 0", size)
 
 
-@_check("gradient", exact=True, smooth=True)
 def _gradient(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """The map's gradient agrees with finite differences along the best of four directions.
 
@@ -188,14 +120,10 @@ def _gradient(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     if images.dtype != torch.float64:
         raise SkipTest("needs double precision, in which the interpreter cannot be copied or run")
     gradient, misses = _of_the_map(interpreter, images, target), []
-    for seed in range(4):
-        generator = torch.Generator().manual_seed(seed)
-        along = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images)
-        with torch.no_grad():
-            ahead, back = (
-                _weighted(interpreter.explain(images + step * along, target).maps)
-                for step in (1e-9, -1e-9)
-            )
+    generator = torch.Generator().manual_seed(0)
+    for along in torch.randn(4, *images.shape, generator=generator, dtype=images.dtype).to(images):
+        ends = (images + 1e-9 * along, images - 1e-9 * along)
+        ahead, back = (_weighted(interpreter.explain(x, target).maps).detach() for x in ends)
         slope, claimed = (ahead - back) / 2e-9, (gradient * along).flatten(1).sum(dim=1)
         size = torch.maximum(gradient.flatten(1).norm(dim=1), slope.abs())
         misses.append((claimed - slope).abs() / (size + 1e-3))  # rounding: about 1e-6
@@ -204,101 +132,68 @@ def _gradient(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     _hold(least <= 1e-2, target, expected, least, "a relative error of ")
 
 
-@_check("surrogate", exact=True, smooth=True, drawn=True)
 def _surrogate(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """Where an attack starts, the surrogate's map is within 0.05 (L1) of the reported one."""
     _of_the_map(interpreter, images, target)
-    maps, seen = interpreter(images, target), _attacked(interpreter, images, target)[0]
-    apart = (seen[:, :1] - maps).abs().mean(dim=(1, 2, 3))
+    maps = seen(interpreter, images, target).maps[:, :1]
+    apart = (maps - interpreter(images, target)).abs().mean(dim=(1, 2, 3))
     expected = "the surrogate's map near the reported one"
     _hold(apart <= 0.05, target, expected, apart, "one apart by ")
 
 
-@_check("logits", exact=True)
 def _logits(interpreter: Interpreter, images: Tensor, target: Tensor) -> None:
     """Logits that come with a map, or with the surrogate's, are the model's, of these images."""
-    with torch.no_grad():
-        found = (interpreter.explain(images, target), _view(interpreter, images, target))
-        logits = [explanation.logits for explanation in found if explanation.logits is not None]
-        if interpreter.model is None or not logits:
-            raise SkipTest("no logits come with the maps")
-        expected = interpreter.logits(images)
+    found = (interpreter.explain(images, target), seen(interpreter, images, target))
+    logits = [explanation.logits for explanation in found if explanation.logits is not None]
+    if interpreter.model is None or not logits:
+        raise SkipTest("no logits come with the maps")
     for each in logits:
-        _hold_near(each, expected, target, "the model's logits")
+        _hold_near(each, interpreter.logits(images), target, "the model's logits")
 
 
-def _invariance(what: str, exact: bool = True) -> Callable[[Callable[..., Any]], Function]:
-    """Register as a check that a change of a network and its input leaves all maps the same."""
-
-    def register(change: Callable[..., tuple[Tensor, Tensor]]) -> Function:
-        def function(build: Build, network: Network, images: Tensor, target: Tensor) -> None:
-            other = copy.deepcopy(network)
-            with torch.no_grad():
-                changed = change(other, images, target)
-            with unchanged(network):
-                interpreter = built(build, network)
-            maps = interpreter(images, target)
-            _hold_near(built(build, other)(*changed), maps, target, f"the same map {what}")
-
-        function.__doc__ = change.__doc__
-        name = change.__name__.removeprefix("_")
-        return _check(name, exact=exact, drawn=True, rebuilt=True)(function)
-
-    return register
-
-
-@_invariance("from a second interpreter", exact=False)
-def _build(network: Network, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Building an interpreter leaves the model as it was, and a second one gives the same maps."""
-    return images, target
-
-
-@_invariance("with 1.5 added to all logits")
-def _shift(network: Network, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """A constant added to all logits changes no probability, and no map."""
-    network.fc.bias.add_(1.5)
-    return images, target
-
-
-@_invariance("with classes in reverse order")
-def _relabel(network: Network, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """With classes in reverse order, each has the map it had."""
-    for parameter in network.fc.parameters():
-        parameter.copy_(parameter.flip(0))  # in a rotation, the next class remains the next
-    return images, network.fc.out_features - 1 - target
-
-
-@_invariance("of images half as bright, with first weights twice as large")
-def _scaling(network: Network, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Images half as bright have the same maps, on a network with first weights twice as large."""
-    next(network.stem.parameters()).mul_(2)
-    return images / 2, target
-
-
-@_check("completeness", exact=True, smooth=True)
-def _completeness(
-    interpreter: Interpreter,
-    images: Tensor,
-    target: Tensor,
-    attributions: Attributions | None = None,
-) -> None:
-    """Signed attributions add up to what the method promises, within 5 % of their size."""
-    if attributions is None and not isinstance(interpreter, IntegratedGradients):
-        raise SkipTest("completeness is no promise of this method; if it is, attributions=")
-    attributions = attributions or _integrated
-    values, promised = attributions(interpreter, images, target)
-    total, size = values.flatten(1).sum(dim=1), values.abs().flatten(1).sum(dim=1)
-    apart = (total - promised).abs()
-    good = apart <= 0.05 * torch.maximum(size, promised.abs()) + 1e-6
-    _hold(good, target, "attributions that add up to what they promise", apart, "a sum apart by ")
+def _same(change: str, build: Build, network: Network, images: Tensor, target: Tensor) -> None:
+    """After a change that leaves each logit, or each probability, as it was, maps are the same."""
+    other, x, y = copy.deepcopy(network), images, target
+    what = "from a second interpreter"
+    with torch.no_grad():
+        if change == "shift":
+            what = "with 1.5 added to all logits"
+            other.fc.bias.add_(1.5)
+        elif change == "relabel":
+            what = "with classes in reverse order"
+            for parameter in other.fc.parameters():
+                parameter.copy_(parameter.flip(0))  # in a rotation, the next remains the next
+            y = other.fc.out_features - 1 - target
+        elif change == "scaling":
+            what = "of images half as bright, with first weights twice as large"
+            next(other.stem.parameters()).mul_(2)
+            x = images / 2
+    with unchanged(network):
+        interpreter = built(build, network)
+    maps = interpreter(images, target)
+    _hold_near(built(build, other)(x, y), maps, target, f"the same map {what}")
 
 
 def _integrated(interpreter: Any, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return integrated gradients, and the difference of probabilities that they add up to."""
+    if not isinstance(interpreter, IntegratedGradients):
+        raise SkipTest("completeness is no promise of this method; if it is, attributions=")
     x = images.clone().requires_grad_()
     values, logits = interpreter.attribute(x, target, create_graph=False)
     with torch.no_grad():
         start = interpreter.logits(background(interpreter.baseline, images))
         return values, probability(logits, target) - probability(start, target)
+
+
+def _completeness(
+    interpreter: Any, images: Tensor, target: Tensor, attributions: Attributions = _integrated
+) -> None:
+    """Signed attributions add up to what the method promises, within 5 % of their size."""
+    values, promised = attributions(interpreter, images, target)
+    total, size = values.flatten(1).sum(dim=1), values.abs().flatten(1).sum(dim=1)
+    apart = (total - promised).abs()
+    good = apart <= 0.05 * torch.maximum(size, promised.abs()) + 1e-6
+    _hold(good, target, "attributions that add up to what they promise", apart, "a sum apart by ")
 
 
 def built(build: Build, network: nn.Module) -> Interpreter:
@@ -308,15 +203,7 @@ def built(build: Build, network: nn.Module) -> Interpreter:
         return build(network)
 
 
-def class_count(interpreter: Interpreter, images: Tensor) -> int:
-    """Return the number of the model's classes; if no model is known, the least possible."""
-    if interpreter.model is None:
-        return 2
-    with torch.no_grad():
-        return interpreter.logits(images[:1]).shape[1]
-
-
-def _view(interpreter: Interpreter, x: Tensor, target: Tensor) -> Explanation:
+def seen(interpreter: Interpreter, x: Tensor, target: Tensor) -> Explanation:
     """Return what an attack differentiates in its first iteration."""
     surrogate, images = interpreter.surrogate, x.detach()
     state = surrogate.init(interpreter, images, target)
@@ -324,15 +211,10 @@ def _view(interpreter: Interpreter, x: Tensor, target: Tensor) -> Explanation:
     return surrogate(interpreter, x, state, 0.0)
 
 
-def _attacked(
-    interpreter: Interpreter,
-    images: Tensor,
-    target: Tensor,
-    view: Callable[..., Explanation] = _view,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the surrogate's maps, and the gradient of a weighted sum of them if it has one."""
+def _attacked(view: View, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the maps of a view, and the gradient of a weighted sum of them if they have one."""
     x = images.clone().requires_grad_()
-    maps = view(interpreter, x, target).maps
+    maps = view(x, target).maps
     if not maps.requires_grad:
         return maps, None
     # A map that requires a gradient proves nothing: it may depend on the parameters alone.
@@ -340,9 +222,18 @@ def _attacked(
     return maps.detach(), gradient
 
 
+def _outputs(interpreter: Interpreter, *batch: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield by name the map and, computed only then, the surrogate's map and gradient."""
+    yield "map", interpreter(*batch)
+    maps, gradient = _attacked(partial(seen, interpreter), *batch)
+    yield "map of the surrogate", maps
+    if gradient is not None:
+        yield "gradient of the surrogate", gradient
+
+
 def _of_the_map(interpreter: Interpreter, images: Tensor, target: Tensor) -> Tensor:
     """Return the gradient of the reported map; skip the check where it has none by design."""
-    gradient = _attacked(interpreter, images, target, type(interpreter).explain)[1]
+    gradient = _attacked(interpreter.explain, images, target)[1]
     if gradient is None:
         raise SkipTest("the map has no derivative; an attack differentiates the surrogate's")
     return gradient
@@ -356,13 +247,12 @@ def _weighted(maps: Tensor) -> Tensor:
 
 def _hold(good: Tensor, target: Tensor, expected: str, got: Tensor, of: str = "") -> None:
     """Raise for the first image ``(B,)`` that is not good."""
-    if bool(good.all()):
-        return
-    index = int((~good).nonzero()[0])
-    raise AssertionError(
-        f"expected {expected}, got {of}{got[index].item():.4g} for image {index} of a batch of "
-        f"{len(good)} (class {int(target[index])})"
-    )
+    if wrong := (~good).nonzero().flatten().tolist():
+        first = wrong[0]
+        raise AssertionError(
+            f"expected {expected}, got {of}{got[first].item():.4g} for image {first} of a batch of "
+            f"{len(good)} (class {int(target[first])})"
+        )
 
 
 def _hold_near(got: Tensor, right: Tensor, target: Tensor, expected: str) -> None:
@@ -373,9 +263,38 @@ def _hold_near(got: Tensor, right: Tensor, target: Tensor, expected: str) -> Non
     _hold(apart <= rounding * size, target, expected, apart, "one apart by ")
 
 
-class _Planted(Exception):
-    """Raised inside the model, to see what an exception leaves behind."""
+class Check(NamedTuple):
+    """A check, and the examples on which it runs.
+
+    The function takes ``(interpreter, images, target)`` or, if ``rebuilt``, ``(build, network,
+    images, target)``, models in eval mode. It raises ``AssertionError``, or ``SkipTest`` where the
+    promise does not apply.
+    """
+
+    function: Callable[..., None]
+    degenerate: bool = False  # on degenerate images too
+    exact: bool = False  # in double precision, so that a difference is more than rounding
+    smooth: bool = False  # on networks with derivatives of every order, where networks are drawn
+    drawn: bool = False  # on drawn networks only
+    rebuilt: bool = False  # on interpreters that it builds itself, of drawn networks
 
 
-def _raise_planted(*_: Any) -> None:
-    raise _Planted
+# In the order in which they run: a fault that several checks find is named after the first.
+CHECKS = {
+    "shape": Check(_shape),
+    "finite": Check(_finite, degenerate=True),
+    "deterministic": Check(_deterministic, exact=True),
+    "untouched": Check(_untouched),
+    "batch": Check(_batch, exact=True),
+    "range": Check(_range, degenerate=True),
+    "class": Check(_class, exact=True),
+    "differentiable": Check(_differentiable, exact=True, smooth=True),
+    "gradient": Check(_gradient, exact=True, smooth=True),
+    "surrogate": Check(_surrogate, exact=True, smooth=True, drawn=True),
+    "logits": Check(_logits, exact=True),
+    **{
+        name: Check(partial(_same, name), exact=True, drawn=True, rebuilt=True)
+        for name in ("build", "shift", "relabel", "scaling")
+    },
+    "completeness": Check(_completeness, exact=True, smooth=True),
+}

@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 from torch import Tensor, nn
 
 from captum_adv2.spec import Count, Index, checked
@@ -37,11 +36,7 @@ def image_batch(
     dtype: torch.dtype = torch.float32,
     kind: str = "random",
 ) -> Tensor:
-    """Return random images in [0, 1] of a shape ``(B, C, H, W)``, of one of `KINDS`.
-
-    >>> image_batch(kind="saturated").unique().tolist()
-    [0.0, 1.0]
-    """
+    """Return random images in [0, 1] of a shape ``(B, C, H, W)``, of one of `KINDS`."""
     generator = torch.Generator().manual_seed(seed)
     return KINDS[kind](torch.rand(shape, generator=generator, dtype=dtype))
 
@@ -52,30 +47,21 @@ def images(
     batch: tuple[int, int] = (1, 3),
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
     kinds: Sequence[str] = tuple(KINDS),
-) -> SearchStrategy[Tensor]:
-    """Draw batches of images in [0, 1], ordinary and degenerate ones.
+) -> st.SearchStrategy[Tensor]:
+    """Draw batches of images in [0, 1], ordinary and degenerate ones; see `KINDS`.
 
-    Args:
-        shape: ``(C, H, W)``; default: three channels, sides from 6 to 10.
-        batch: Least and largest number of images.
-        dtypes: Dtypes to choose from.
-        kinds: Names out of `KINDS` to choose from.
+    ``shape`` is ``(C, H, W)``, by default three channels with sides from 6 to 10; ``batch`` is the
+    least and the largest number of images; ``dtypes`` and ``kinds`` are chosen from.
     """
     sides = st.integers(6, 10)
     each = (st.just(3), sides, sides) if shape is None else map(st.just, shape)
-    return st.builds(
-        image_batch,
-        shape=st.tuples(st.integers(*batch), *each),
-        seed=_SEEDS,
-        dtype=st.sampled_from(dtypes),
-        kind=st.sampled_from(kinds),
-    )
+    shapes = st.tuples(st.integers(*batch), *each)
+    return st.builds(image_batch, shapes, _SEEDS, st.sampled_from(dtypes), st.sampled_from(kinds))
 
 
-def classes(batch: int = 3, count: int = CLASSES) -> SearchStrategy[Tensor]:
+def classes(batch: int = 3, count: int = CLASSES) -> st.SearchStrategy[Tensor]:
     """Draw classes ``(batch,)``, out of ``count``."""
-    each = st.integers(0, count - 1)
-    return st.builds(torch.tensor, st.lists(each, min_size=batch, max_size=batch))
+    return st.lists(st.integers(0, count - 1), min_size=batch, max_size=batch).map(torch.tensor)
 
 
 class Network(nn.Module):
@@ -83,9 +69,6 @@ class Network(nn.Module):
 
     Layers of the body follow each other, or are added to their input, or concatenated with it. ReLU
     works in place. The statistics of batch norm are as if trained.
-
-    >>> Network("dense", "SiLU", seed=3)(image_batch()).shape
-    torch.Size([1, 4])
     """
 
     @checked
@@ -99,24 +82,25 @@ class Network(nn.Module):
         classes: Count = CLASSES,
     ) -> None:
         super().__init__()
-        self._name = f"Network({body!r}, {activation!r}, {norm}, {seed}, {channels}, {classes})"
-        widths = (6, 12, 18) if body == "dense" else (6, 6, 6)
+        more = 6 if body == "dense" else 0
 
         def layer(inputs: int) -> nn.Sequential:
-            between = nn.BatchNorm2d(6) if norm else nn.Identity()
+            conv = nn.Conv2d(inputs, 6, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight)  # signals neither vanish nor explode
             act = nn.ReLU(inplace=True) if activation == "ReLU" else getattr(nn, activation)()
-            return nn.Sequential(nn.Conv2d(inputs, 6, 3, padding=1), between, act)
+            if not norm:
+                return nn.Sequential(conv, act)
+            scale = nn.BatchNorm2d(6)
+            scale.get_buffer("running_mean").normal_(0, 0.1)
+            scale.get_buffer("running_var").uniform_(0.5, 1.5)
+            return nn.Sequential(conv, scale, act)
 
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.stem = nn.Sequential(layer(channels), nn.AvgPool2d(2))
-            self.body = nn.Sequential(*(_Block(body, layer(width)) for width in widths[:2]))
-            self.fc = nn.Linear(widths[2], classes)
-            self.apply(_randomise)
+            self.body = nn.Sequential(_Block(body, layer(6)), _Block(body, layer(6 + more)))
+            self.fc = nn.Linear(6 + 2 * more, classes)
         self.eval()
-
-    def __repr__(self) -> str:
-        return self._name
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, classes)`` of images ``(B, channels, H, W)``."""
@@ -138,29 +122,13 @@ class _Block(nn.Module):
         return x + out if self.body == "residual" else out
 
 
-@torch.no_grad()
-def _randomise(module: nn.Module) -> None:
-    """Draw weights at which signals neither vanish nor explode, and statistics as if trained."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight)
-    elif isinstance(module, nn.BatchNorm2d):
-        module.get_buffer("running_mean").normal_(0, 0.1)
-        module.get_buffer("running_var").uniform_(0.5, 1.5)
-
-
 def networks(
     *,
     activations: Sequence[Activation] = get_args(Activation),
     channels: int = 3,
     classes: int = CLASSES,
-) -> SearchStrategy[Network]:
+) -> st.SearchStrategy[Network]:
     """Draw small random classifiers; see `Network`."""
-    return st.builds(
-        Network,
-        body=st.sampled_from(get_args(Body)),
-        activation=st.sampled_from(activations),
-        norm=st.booleans(),
-        seed=_SEEDS,
-        channels=st.just(channels),
-        classes=st.just(classes),
-    )
+    body, activation = st.sampled_from(get_args(Body)), st.sampled_from(activations)
+    size = st.just(channels), st.just(classes)
+    return st.builds(Network, body, activation, st.booleans(), _SEEDS, *size)

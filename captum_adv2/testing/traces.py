@@ -32,10 +32,8 @@ def unchanged(model: nn.Module | None, *tensors: Tensor) -> Iterator[None]:
     after = _traces(model, tensors, cuda)
     changed = [key for key in before | after if not _same(before.get(key), after.get(key))]
     if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise AssertionError(
-            f"expected everything to be as before, got a change of {', '.join(changed[:3])}{more}"
-        )
+        names = ", ".join(changed[:3] + ["..."] * (len(changed) > 3))
+        raise AssertionError(f"expected everything to be as before, got a change of {names}")
 
 
 def _traces(model: nn.Module | None, tensors: tuple[Tensor, ...], cuda: bool) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from captum_adv2.attacks.frameworks import Flow, LinfBall
 from captum_adv2.attacks.terms import Linear, Margin
 from captum_adv2.defenses import BitDepth, MedianSmoothing, NonLocalMeans
 from captum_adv2.interpreters import CAM, EncoderGuided, FiniteDifference, Unrolled
-from captum_adv2.testing import Network, image_batch, unchanged
+from captum_adv2.testing import unchanged
+from captum_adv2.testing.drawn import Network, image_batch
 
 pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
 

@@ -160,25 +160,25 @@ def test_finished_images_are_taken_out_of_everything(stop):
     clean = grey(0.4, 0.8, 0.45, 0.1)
     clean[:3, 1:] = 0.9
     problem = problem_of(clean, Spy(), stop=stop)
-    assert problem.take_finished() is None
+    last = torch.zeros_like(clean)
+    assert problem.take_finished(last) is None
     problem.gradient(clean, "prediction")
-    assert problem.take_finished() is None  # no map has been computed
+    assert problem.take_finished(last) is None  # no map has been computed
     problem.gradient(clean)
-    finished = problem.take_finished()
+    remaining = problem.take_finished(last)
     if stop is None:
-        assert finished is None
+        assert remaining is None
+        assert not last.any()
         return
-    rows, images, remaining = finished
-    assert rows.tolist() == [0, 1, 2, 3]
-    assert torch.equal(images, clean)
+    assert torch.equal(last, clean)
     assert remaining.tolist() == problem.batch.rows.tolist() == [1, 3]
     for part in (problem.batch.clean, problem.seen):
         assert torch.equal(part, clean[[1, 3]])
     assert problem.distance.tolist() == pytest.approx([0.8, 0.1])
     assert problem.enough.tolist() == [True, False]
     assert len(problem.batch.target) == len(problem.confidence) == len(problem.state[0]) == 2
-    assert problem.take_finished() is None
-    assert len(problem.best.images) == 4
+    assert problem.take_finished(last) is None
+    assert len(problem.best) == 4
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_the_best_iterate(value, floor, best):
     problem = problem_of(grey(best), Spy(), further, floor=floor)
     for level in (0.1, 0.9, 0.6, 0.4):
         problem.gradient(grey(level))
-    assert torch.equal(problem.best.images, grey(best))
+    assert torch.equal(problem.best, grey(best))
 
 
 # The cost of an attack

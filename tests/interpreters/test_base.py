@@ -66,7 +66,7 @@ class TestCall:
         [
             (lambda x, y: (x * 255, y), r"expected images in \[0, 1\]"),
             (lambda x, y: (x[0], y), "expected images with 4 dimensions"),
-            (lambda x, y: (x, y[:1]), r"expected target of shape \(6,\), one class an image"),
+            (lambda x, y: (x, y[:1]), r"expected target of shape \(6,\), got \(1,\)"),
             (lambda x, y: (x, y.float()), "expected target of an integer dtype"),
         ],
     )

@@ -114,7 +114,7 @@ def pull_of(net, weights, seed=0, jitter=2, **changes):
     surrogate = FiniteDifference(n_step=3, **changes)
     state = moved(surrogate, mask, x, turns=2)
     gradient, explained = pulled(surrogate, mask, state, x, weights)
-    follower = state[0].follower
+    follower = state.follower
     assert torch.equal(explained.maps, 1 - follower.kept)
     return Pull(mask, follower, x, weights / follower.moments.second.sqrt(), gradient)
 
@@ -160,7 +160,7 @@ def test_the_follower_restarts_every_cycle_at_its_pace(net, cycle):
     for turn in range(2 * cycle + 1):
         state = surrogate.advance(mask, x, state, 0.0)
         expected = stepped(mask, x, mask.begin(x), 2 * (turn % cycle + 1), pace=2.0)
-        assert_same(state[0].follower, expected)
+        assert_same(state.follower, expected)
 
 
 def test_first_order_cost(net):

@@ -268,7 +268,7 @@ class TestTorchvision:
             (CAM(net), F.relu(net.features(x))),
             (CAM(net, layer="features"), net.features(x)),
         ):
-            features, logits = interpreter._features(x, TARGET)
+            features, logits = interpreter._features(x)
             assert torch.equal(features, expected)
             assert torch.equal(logits, net(x))
         assert (features < 0).any()
@@ -277,7 +277,7 @@ class TestTorchvision:
         images = self.PICTURES[..., :64, :64]
         before = vgg().features[:-1](images)
         assert before.shape[2:] == (4, 4)  # as 14x14 of 224 pixels
-        features, logits = GradCAM(vgg())._features(images, TARGET)
+        features, logits = GradCAM(vgg())._features(images)
         assert torch.equal(features, before)
         assert torch.equal(logits, vgg()(images))
         with pytest.raises(ValueError, match=r"for CAM, got 512; .*GradCAM"):

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from captum_adv2 import interpreters
 from captum_adv2.attacks.loop import take
 from captum_adv2.interpreters import Interpreter
-from captum_adv2.interpreters.base import Explanation
-from captum_adv2.testing import CHECKS, check_interpreter, image_batch, unchanged
+from captum_adv2.testing import CHECKS, check_interpreter, unchanged
+from captum_adv2.testing.checks import seen
+from captum_adv2.testing.drawn import image_batch
 
 # A batch runs other convolution kernels than a single image: equal up to rounding, not bitwise.
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
@@ -49,14 +50,6 @@ class Wrapped(nn.Module):
 class TwoOutputs(TinyNet):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x), x
-
-
-def seen(interpreter: Interpreter, x: Tensor, target: Tensor) -> Explanation:
-    """Return the surrogate's explanation in the first iteration of an attack."""
-    surrogate = interpreter.surrogate
-    state = surrogate.init(interpreter, x.detach(), target)
-    state = surrogate.advance(interpreter, x.detach(), state, 0.0)
-    return surrogate(interpreter, x, state, 0.0)
 
 
 def gradient(maps: Tensor, x: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from torch.overrides import handle_torch_function
 
 from captum_adv2.interpreters import Gradient
 from captum_adv2.interpreters.relu import as_derivative, h, sigma, smooth_relu, step
-from captum_adv2.testing import image_batch, unchanged
+from captum_adv2.testing import unchanged
+from captum_adv2.testing.drawn import image_batch
 
 Z = torch.tensor([-40.0, -7.0, -2.5, -1e-2, -1e-4, 1e-4, 1e-2, 2.5, 5.99, 6.01, 7.0, 40.0])
 INF = math.inf

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 
 from captum_adv2.study import Settings
-from captum_adv2.study.cases import Pictures
 from captum_adv2.study.frame import MAP, SCORE, Results
+from captum_adv2.study.results import Pictures
 
 NAMES = ("GRAD", "CAM", "RTS")
 SQUEEZERS = ("2 bits", "3x3")

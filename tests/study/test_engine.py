@@ -25,7 +25,8 @@ from captum_adv2.interpreters import CAM
 from captum_adv2.study import Settings, engine, run
 from captum_adv2.study.data import Embedded, Sample
 from captum_adv2.study.embedded import load_resnet, make_shapes
-from captum_adv2.study.engine import Found, World
+from captum_adv2.study.engine import World
+from captum_adv2.study.results import Found
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -12,7 +12,7 @@ import pytest
 from synthetic import SETTINGS, pictures, setting, study, without
 
 from captum_adv2.study import report
-from captum_adv2.study.engine import Found
+from captum_adv2.study.results import Found
 from captum_adv2.study.selection import Selection
 
 pytestmark = pytest.mark.usefixtures("undrawn")
