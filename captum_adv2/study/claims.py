@@ -174,8 +174,7 @@ def _evasion(results: Results, model: str) -> Iterator[Check]:
 
 
 @_claim(
-    "ADV2 can be built on an attack of another kind, one that moves pixels.",
-    "the framework stadv",
+    "ADV2 can be built on an attack of another kind, one that moves pixels.", "the framework stadv"
 )
 def _flows(results: Results, model: str) -> Iterator[Check]:
     """For every interpreter, ADV2 on stAdv succeeds on at least 95 % of the images, and its mean L1

@@ -62,10 +62,7 @@ def test_all_figures_are_small_and_registered_nowhere(whole) -> None:
         ("figure-05-l1", {"PGD": ("L1", "PGD"), "ADV2": ("L1", "ADV2")}),
         ("figure-06-iou", {"PGD": ("IoU", "PGD"), "ADV2": ("IoU", "ADV2")}),
         ("figure-10-l1", {"stAdv": ("L1", "stAdv"), "StADV2": ("L1", "StADV2")}),
-        (
-            "figure-13-iou",
-            {"to benign": ("IoU", "class"), "to target": ("IoU to target", "class")},
-        ),
+        ("figure-13-iou", {"to benign": ("IoU", "class"), "to target": ("IoU to target", "class")}),
         (
             "figure-15-l1",
             {kind: ("L1", f"noise:{kind}") for kind in ("normal:0.03", "uniform:0.3")},
