@@ -47,7 +47,7 @@ class SoundnessWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers from ``low`` to ``high``, both included unless ``above``."""
+    """Finite numbers from ``low``, itself excluded where ``above``, to ``high``."""
 
     low: float = -math.inf
     high: float = math.inf

@@ -39,7 +39,8 @@ class ADV2(DualAttack):
             ``Gradient(model)``.
         eps: Maximum perturbation.
         alpha: Step size.
-        steps: Number of gradient evaluations, the warm start's included.
+        steps: Number of steps, the warm start's included; each is one gradient evaluation
+            (`TwoPhase`: two).
         random_start: Start at a random point of the ball.
         warmup: Number of warm start steps: constant sign steps of ``alpha`` on the prediction,
             whatever ``step`` is. Default: a twentieth of ``steps``.
@@ -61,7 +62,7 @@ class ADV2(DualAttack):
             results of the other images are unaffected. Default: every image takes all steps.
         generator: Source of the random start and of random target classes. Default: a fixed seed
             for the former, torch's global generator (as in torchattacks) for the latter.
-        callback: Called with a `Progress` at each gradient evaluation.
+        callback: Called with a `Progress` after each step.
         verbose: Show a progress bar.
 
     Shape:

@@ -24,11 +24,12 @@ Part: TypeAlias = Literal["all", "prediction", "interpretation"]
 
 
 class Progress(NamedTuple):
-    """The state of an attack after a step, for callbacks; ``callback=records.append`` keeps all.
+    """One step of an attack, for callbacks; ``callback=records.append`` keeps all.
 
     ``confidence (B,)`` is the probability of the target class; in an untargeted warm start, of any
     class but the label. ``distance (B,)`` is the L1 distance of the surrogate's map to the target
-    map; NaN in the warm start. Both are those of the step's last gradient evaluation.
+    map; NaN in the warm start. Both are those of the iterate at which the step's last gradient was
+    taken, before the step moved it.
     """
 
     step: int  # from 0

@@ -2,9 +2,9 @@
 """Whether the paper's nine observations hold in a study, each by a rule that decides on numbers.
 
 An observation is checked for every classifier by itself, and there for every interpreter (or pair,
-or squeezer) that was measured. It holds if every check does. A check that lacks its rows, or whose
-attacks never succeeded so that there is no map to compare, is not measured and decides nothing; an
-observation without any measured check is not measured. `DISTILLED` is no interpreter of
+or squeezer) that was measured. It holds if every measured check does. A check that lacks its rows,
+or whose attacks never succeeded so that there is no map to compare, is not measured and decides
+nothing; an observation without any measured check is not measured. `DISTILLED` is no interpreter of
 observations 1 to 8: it was trained to break the second.
 
 The docstring of a check is its rule, word by word as the page prints it.
