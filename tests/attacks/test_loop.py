@@ -162,8 +162,9 @@ def test_finished_images_are_taken_out_of_everything(stop):
     problem = problem_of(clean, Spy(), stop=stop)
     last = torch.zeros_like(clean)
     assert problem.take_finished(last) is None
-    problem.gradient(clean, "prediction")
-    assert problem.take_finished(last) is None  # no map has been computed
+    for part in ("all", "prediction"):
+        problem.gradient(clean, part)
+    assert problem.take_finished(last) is None  # the latest evaluation computed no map
     problem.gradient(clean)
     remaining = problem.take_finished(last)
     if stop is None:
