@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mask import TARGET, images64, seeded
+from torch import Tensor, nn
 
+from captum_adv2 import ADV2
 from captum_adv2.attacks.loop import take
+from captum_adv2.evaluation import metrics
 from captum_adv2.interpreters import MASK, FiniteDifference, Unrolled
 from captum_adv2.interpreters.bilevel import Follower
 from captum_adv2.interpreters.gradient import log_odds
@@ -237,3 +240,35 @@ def test_an_adam_step_unrolled_agrees_in_sign_with_proposition_2(seed, steps):
     step, _ = adam.update(h * (m - a * leaf), state)
     (found,) = torch.autograd.grad((m - step - goal).square().sum() / 2, leaf)
     assert torch.equal(found.sign(), (a * (m - goal)).sign())
+
+
+class EitherHalf(nn.Module):
+    """Class 1 where the left half of the image is bright, or the right one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.tensor(60.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.stack([x[..., :8].mean(dim=(1, 2, 3)), x[..., 8:].mean(dim=(1, 2, 3))])
+        odds = (self.sharpness * (halves - 0.5)).logsumexp(dim=0)
+        return torch.stack([torch.zeros_like(odds), odds], dim=1)
+
+
+@pytest.mark.parametrize("surrogate", [None, Unrolled()])
+def test_mask_shows_the_half_that_it_is_to_show(surrogate: Unrolled | None) -> None:
+    # Both halves take the image to its class: which of them MASK shows is up to the attack.
+    model = EitherHalf()
+    images = 0.4 + 0.05 * torch.rand(4, 1, 16, 16)
+    target = torch.ones(4, dtype=torch.long)
+    mask = MASK(model, 4, 60, perturb=torch.zeros_like, jitter=0, tv=0.0, sparsity=0.05)
+    attack = ADV2(model, mask, eps=0.2, alpha=0.02, steps=40, surrogate=surrogate)
+    attack.set_mode_targeted_by_label(quiet=True)
+    left = torch.zeros(4, 1, 4, 4)
+    left[..., :2] = 1
+    for wanted in (left, 1 - left):
+        adversarial = attack(images, target, target_maps=wanted)
+        assert torch.equal(model(adversarial).argmax(dim=1), target)
+        shown = mask(adversarial, target)
+        near, far = metrics.l1(shown, wanted), metrics.l1(shown, 1 - wanted)
+        assert (near < 0.75 * far).all()
