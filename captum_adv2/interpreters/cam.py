@@ -86,7 +86,9 @@ class _FeatureMap(base.Interpreter):
 
 def _weighted(features: Tensor, weights: Tensor) -> Tensor:
     """Return the sum over k of w_k a_k, for ``(B, K, h, w)`` and ``(B, K)``: ``(B, 1, h, w)``."""
-    return torch.einsum("bkhw,bk->bhw", features, weights)[:, None]
+    # Not einsum: PyTorch 2.5's batch norm takes a wrong gradient from the strides of einsum's.
+    maps = weights[:, None] @ features.flatten(2)  # (B, 1, h w)
+    return maps.view(len(features), 1, *features.shape[2:])
 
 
 @final
