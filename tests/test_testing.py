@@ -68,7 +68,8 @@ def hook(model: nn.Module) -> None:
 
 
 def nan_on_constant(self: Healthy, maps: Tensor) -> Tensor:
-    low, high = (bound.view(-1, 1, 1, 1) for bound in maps.flatten(1).aminmax(dim=1))
+    low = maps.amin(dim=(1, 2, 3), keepdim=True)
+    high = maps.amax(dim=(1, 2, 3), keepdim=True)
     return (maps - low) / (high - low)
 
 
