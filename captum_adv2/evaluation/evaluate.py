@@ -12,6 +12,7 @@ from captum_adv2 import spec
 from captum_adv2.attacks import frameworks
 from captum_adv2.evaluation import metrics
 from captum_adv2.interpreters.base import Interpreter, eval_mode
+from captum_adv2.interpreters.boundary import expect_explains, outputs_checked
 from captum_adv2.spec import Classes, Images, Maps, checked
 
 
@@ -81,7 +82,7 @@ def evaluate(
 
     Args:
         model: The classifier.
-        interpreter: The interpreter; not necessarily the one attacked.
+        interpreter: The interpreter, built on ``model``; not necessarily the one attacked.
         images: Clean images ``(B, C, H, W)`` in [0, 1].
         adversarial: Adversarial images, of the same shape.
         target: The attacker's class ``(B,)``.
@@ -95,10 +96,12 @@ def evaluate(
     >>> report.l1.shape, sorted(report.summary())[:3]
     (torch.Size([2]), ['asr', 'confidence', 'images'])
     """
+    hint = "build it on the object that is evaluated"
+    expect_explains(interpreter, model, "the evaluated", hint)
     spec.expect_shape(adversarial, images.shape, "adversarial")
     judged = (frameworks.quantize(adversarial) if quantize else adversarial).clamp(0, 1)
-    with eval_mode(model):
-        logits = spec.expect_logits(model(judged), len(judged))
+    with eval_mode(model), outputs_checked(model, model, judged):
+        logits = model(judged)
         own = model(images).argmax(dim=1) if labels is None else labels
     success, confidence = metrics.success(logits, target), metrics.confidence(logits, target)
     spec.expect_classes(own, logits, "labels")

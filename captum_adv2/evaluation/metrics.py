@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_adv2 import spec
+from captum_adv2.attacks.loop import classified
 from captum_adv2.interpreters.gradient import probability
 from captum_adv2.spec import Classes, Count, Logits, Maps, Unit, checked
 
@@ -76,8 +77,7 @@ def success(logits: Logits, target: Classes) -> Tensor:
     [True, False]
     """
     spec.expect_classes(target, logits, "target")
-    reached = logits.argmax(dim=1) == target.to(logits.device)
-    return reached & (logits < torch.inf).all(dim=1)
+    return classified(logits, target.to(logits.device))
 
 
 @checked

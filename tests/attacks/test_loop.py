@@ -208,7 +208,7 @@ def test_a_step_is_one_backward_pass(monkeypatch, model, data):
     calls, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or grad(*a, **k))
     ADV2(model, CAM, steps=7, warmup=3)(*data)
-    assert len(calls) == 7 + 1  # one more on one image, to see that the map can be attacked
+    assert len(calls) == 7 + 2  # two more, to see that prediction and map can be attacked
 
 
 LOOKS = ("item", "tolist", "cpu", "numpy", "nonzero", "__int__", "__bool__", "__float__")
