@@ -119,7 +119,7 @@ class Array:
         if self.unit:
             low, high = torch.stack(value.detach().aminmax()).tolist()
             if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # so that NaN fails, too
-                found = f"values in [{low:.4g}, {high:.4g}]"
+                found = f"values in [{low:.4g}, {high:.4g}]" if low <= high else "NaN"
                 raise ValueError(f"expected {name} in [0, 1], got {found}{self.hint}")
         if self.logits and not value.is_meta:
             warn_of_probabilities(value)

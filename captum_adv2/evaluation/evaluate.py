@@ -22,7 +22,7 @@ class Report(NamedTuple):
     Attributes:
         success: Whether the image is classified as its target; never where logits are NaN.
         confidence: Probability of the target class.
-        l1: L1 distance of adversarial and benign map, in [0, 1].
+        l1: L1 distance of adversarial and benign map, in [0, 1]; as the next two, NaN of NaN.
         l2: L2 distance, in [0, 1].
         iou: Intersection over union, in [0, 1].
         linf: Largest change of a pixel, before rounding.
@@ -107,10 +107,13 @@ def evaluate(
     spec.expect_classes(own, logits, "labels")
     benign = interpreter(images, own) if benign_maps is None else benign_maps
     shown = interpreter(judged, target)
+    spec.expect_shape(benign, shown.shape, "benign_maps")
+    broken = (shown + benign).isnan().flatten(1).any(dim=1)  # where logits are NaN
+    measured = metrics.distances(shown.nan_to_num(), benign.nan_to_num())
     return Report(
         success,
         confidence,
-        *metrics.distances(shown, benign),
+        *(values.masked_fill(broken, torch.nan) for values in measured),
         linf=(adversarial - images).abs().amax(dim=(1, 2, 3)),
         benign_maps=benign,
         adversarial_maps=shown,

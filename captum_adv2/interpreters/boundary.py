@@ -84,8 +84,9 @@ def differentiable_logits(run: Callable[[Tensor], Tensor], images: Tensor) -> Te
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     others, gradient = _with_gradient(run, noise)
     if gradient is None or not (bool(gradient.any()) or torch.equal(others, logits)):
+        got = "logits without a graph" if gradient is None else "a gradient of zero"
         raise ValueError(
-            "expected logits that depend differentiably on the images, got others; run the model "
+            f"expected logits that depend differentiably on the images, got {got}; run the model "
             "without no_grad, detach, rounding and quantised layers"
         )
     return logits
