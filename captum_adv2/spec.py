@@ -73,15 +73,19 @@ class Range:
 
     def check(self, value: Any, name: str) -> None:
         """Raise unless a value is a number of the range."""
-        kind: Any = numbers.Integral if self.integer else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, kind):
+        integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        # PyTorch does not take fractions.
+        real = isinstance(value, numbers.Real) and not isinstance(value, numbers.Rational)
+        if not (integer or (real and not self.integer)):
             wanted = "an integer" if self.integer else "a number"
             raise TypeError(f"expected {name} to be {wanted}, got {type(value).__name__}")
-        low = self.low < value if self.above else self.low <= value
-        high = value < self.high if self.below else value <= self.high
-        if not (low and high and abs(value) <= (2**63 - 1 if self.integer else sys.float_info.max)):
+        number = int(value) if integer else float(value)  # NumPy's compare in their own precision
+        largest = 2**63 - 1 if self.integer else sys.float_info.max
+        low = self.low < number if self.above else self.low <= number
+        high = number < self.high if self.below else number <= self.high
+        if not (low and high and abs(number) <= largest):
             raise ValueError(f"expected {name} {self}, got {shown(value, str)}")
-        if value > self.usual:
+        if number > self.usual:
             message = (
                 f"{name} is {value}, more than the whole range [0, {self.usual:g}] of images; "
                 "n of 255 levels are n / 255"
@@ -105,10 +109,7 @@ class Array:
     def check(self, value: Any, name: str) -> None:
         """Raise unless a value is such a tensor."""
         _expect_instance(value, Tensor, name)
-        if value.is_nested or value.is_quantized or value.layout != torch.strided:
-            raise TypeError(f"expected {name} to be a dense tensor, got another kind of tensor")
-        if value.is_meta and (self.unit or not self.floating):
-            raise TypeError(f"expected {name} to have values, got a tensor on the meta device")
+        expect_dense(value, name, values=self.unit or not self.floating)
         integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
         if not (value.dtype in _FLOATING if self.floating else integer):
             kind = "a floating" if self.floating else "an integer"
@@ -224,8 +225,9 @@ def _expect_function(value: Any, returned: Any, name: str) -> None:
 
 
 def _expect_instance(value: Any, kind: type, name: str) -> None:
-    # To Python, True is a number and a string a sequence; neither is meant here.
-    if isinstance(value, kind) and (kind in (bool, str) or not isinstance(value, bool | str)):
+    # To Python, True is a number, and a string or bytes a sequence; none of them is meant here.
+    other = isinstance(value, bool | str | bytes | bytearray | memoryview)
+    if isinstance(value, kind) and (kind in (bool, str) or not other):
         return
     article = "an" if kind.__name__[0] in "AEIOU" else "a"
     wanted = _WORDS.get(kind, f"{article} {kind.__name__}")
@@ -243,6 +245,14 @@ def shown(value: Any, how: Callable[[Any], str] = repr) -> str:
     except Exception:  # a number of too many digits, a representation that fails
         return f"a {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def expect_dense(value: Tensor, name: str, values: bool = True) -> None:
+    """Raise unless a tensor is dense and, where its ``values`` are looked at, has any."""
+    if value.is_nested or value.is_quantized or value.layout != torch.strided:
+        raise TypeError(f"expected {name} to be a dense tensor, got one of another layout")
+    if value.is_meta and values:
+        raise TypeError(f"expected {name} to have values, got a tensor on the meta device")
 
 
 def expect_shape(value: Tensor, shape: tuple[int, ...], name: str) -> None:

@@ -100,21 +100,31 @@ def evaluate(
     expect_explains(interpreter, model, "the evaluated", hint)
     spec.expect_shape(adversarial, images.shape, "adversarial")
     judged = (frameworks.quantize(adversarial) if quantize else adversarial).clamp(0, 1)
-    with eval_mode(model), outputs_checked(model, model, judged):
-        logits = model(judged)
-        own = model(images).argmax(dim=1) if labels is None else labels
+    logits = _logits(model, judged)
+    own = _logits(model, images).argmax(dim=1) if labels is None else labels
     success, confidence = metrics.success(logits, target), metrics.confidence(logits, target)
     spec.expect_classes(own, logits, "labels")
     benign = interpreter(images, own) if benign_maps is None else benign_maps
     shown = interpreter(judged, target)
     spec.expect_shape(benign, shown.shape, "benign_maps")
     broken = (shown + benign).isnan().flatten(1).any(dim=1)  # where logits are NaN
-    measured = metrics.distances(shown.nan_to_num(), benign.nan_to_num())
+    l1, l2, iou = (
+        values.masked_fill(broken, torch.nan)
+        for values in metrics.distances(shown.nan_to_num(), benign.nan_to_num())
+    )
     return Report(
         success,
         confidence,
-        *(values.masked_fill(broken, torch.nan) for values in measured),
+        l1,
+        l2,
+        iou,
         linf=(adversarial - images).abs().amax(dim=(1, 2, 3)),
         benign_maps=benign,
         adversarial_maps=shown,
     )
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    with eval_mode(model), outputs_checked(model, model, images):
+        logits: Tensor = model(images)
+    return logits

@@ -77,7 +77,7 @@ def success(logits: Logits, target: Classes) -> Tensor:
     [True, False]
     """
     spec.expect_classes(target, logits, "target")
-    return classified(logits, target.to(logits.device))
+    return classified(logits, target.to(logits.device).long())
 
 
 @checked
@@ -102,6 +102,10 @@ def interval(
     >>> interval(torch.tensor([0.5, 0.5, 0.5])), interval(torch.empty(0))
     ((0.5, 0.5), (nan, nan))
     """
+    if isinstance(values, Tensor):
+        spec.expect_dense(values, "values")
+    elif values.dtype.kind not in "biuf":
+        raise TypeError(f"expected values to be numbers, got {values.dtype}")
     sample = torch.as_tensor(values).detach().double().cpu().numpy()
     if sample.ndim != 1:
         raise ValueError(f"expected values of shape (n,), got {sample.shape}")
