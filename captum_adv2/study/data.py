@@ -152,10 +152,9 @@ def _opened(file: str | Path) -> Image.Image:
             if held.mode == "I" and held.format not in ("PNG", "PPM"):
                 raise ValueError("integers of 32 bits, whose range is not known; save it as 8 bits")
             values = values / 65535
-        if not (values.min() >= 0 and values.max() <= 1):  # so that NaN fails, too
-            raise ValueError(
-                f"values in [{values.min():g}, {values.max():g}]; scale them to [0, 1]"
-            )
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # so that NaN fails, too
+            raise ValueError(f"values in [{low:g}, {high:g}]; scale them to [0, 1]")
         return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
 
 

@@ -154,6 +154,7 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
             return [(0, task) for task in parts[0].tasks()]
 
     settings = replace(SMALL, targets=(), detectors=())
+    (tmp_path / "x").mkdir()
     parts = engine.prepared(settings, tmp_path / "x", World(), resume=False)
     engine.work(parts, Second(1, 2), verbose=False)
     done = {file.parent.name for file in (tmp_path / "x").rglob("shards/**/*.pt")}
