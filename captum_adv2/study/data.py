@@ -269,7 +269,7 @@ class Tensors:
 
     def __init__(self, path: Path) -> None:
         held = storage.read(path, "a file of torch.save with images and labels", mmap=True)
-        expect(held, Mapping[str, object], f"what {path} holds")
+        expect(held, Mapping[str, Any], f"what {path} holds")
         self._images, self._labels = held.get("images"), held.get("labels")
         expect(self._images, Tensor, f"images in {path}")
         expect(self._labels, Classes, f"labels in {path}")

@@ -317,7 +317,7 @@ def test_a_killed_run_resumes_to_the_same_weights(model, tmp_path, monkeypatch, 
     loader, whole, part = loader_of(kind), tmp_path / "whole", tmp_path / "part"
     expected = weights(learn(model, loader, checkpoint=whole))
     with pytest.raises(ZeroDivisionError):
-        learn(model, Failing(loader, killed), checkpoint=part)
+        learn(model, Failing(loader, 1 + killed), checkpoint=part)  # one to tell the data by
     assert part.exists() == (killed >= 3)
     torch.manual_seed(99)
     again = untrained(model, seed=5 if killed >= 3 else 0)  # its weights come from the checkpoint
@@ -341,17 +341,26 @@ def test_a_finished_run_takes_no_more_steps(model, tmp_path, monkeypatch):
         ({"lr": 0.02}, "expected a checkpoint of this training"),
         ({"seed": 1}, "expected a checkpoint of this training"),
         ({"loader": [blobs(2)] * 2}, "expected a checkpoint of this training"),
-        ({"other encoder": True}, "expected a checkpoint of this architecture"),
+        ({"loader": [blobs(2, seed=7)]}, "its first batch is"),
+        ({"loss": "area"}, "its loss's settings is"),
+        ({"loss": "blend"}, "its loss's settings is"),
+        ({"model": True}, "its networks is"),
+        ({"other encoder": True}, "its networks is"),
     ],
 )
 def test_a_checkpoint_of_another_run_changes_nothing(model, tmp_path, other, message):
     path = tmp_path / "file"
     learn(model, [blobs(2)], checkpoint=path)
-    encoder = TinyNet(width=5) if other.pop("other encoder", False) else model
+    encoder = TinyNet(width=5) if "other encoder" in other else model
+    losses = {"area": MaskingLoss(model, area=100.0), "blend": MaskingLoss(model, blend=halved)}
+    settings = {name: other[name] for name in ("epochs", "lr", "seed") if name in other}
+    settings["loss"] = losses.get(other.get("loss"))
+    classifier = TinyNet().eval() if "model" in other else model
     content, masking_model = path.read_bytes(), untrained(encoder)
     before = weights(masking_model)
     with pytest.raises(ValueError, match=message):
-        learn(model, other.pop("loader", [blobs(2)]), masking_model, checkpoint=path, **other)
+        loader = other.get("loader", [blobs(2)])
+        learn(classifier, loader, masking_model, checkpoint=path, **settings)
     assert same(weights(masking_model), before)
     assert path.read_bytes() == content
 
