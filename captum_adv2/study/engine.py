@@ -2,8 +2,9 @@
 """The work of a study: chunks of images, shared among processes, kept in shards.
 
 A shard is the file of one case on one chunk, written whole or not at all. Its content depends on
-the settings alone, so any process can compute it, at any time; that is what makes it possible to
-resume a study whose processes were killed, with more processes or fewer. Memory holds one chunk.
+the settings, networks and images alone, so any process can compute it, at any time; that is what
+makes it possible to resume a study whose processes were killed, with more processes or fewer. Each
+shard has a digest of the networks and images. Memory holds one chunk.
 """
 
 from __future__ import annotations
