@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-STUDY = ["pandas>=2.2.3", "jinja2>=3.1"]
+STUDY = ["pandas>=2.2.3", "jinja2>=3.1", "filelock>=3.13"]
 TEST = [
     *STUDY,
     "pytest>=8.0",

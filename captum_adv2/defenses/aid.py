@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from captum_adv2.attacks.adv2 import ADV2
 from captum_adv2.interpreters import training
 from captum_adv2.interpreters.rts import RTS, MaskingModel
-from captum_adv2.spec import Count, NonNegative, checked
+from captum_adv2.spec import Count, Index, NonNegative, Positive, checked
 
 
 @checked
@@ -82,7 +82,11 @@ def distill(
     weight: NonNegative = 20.0,
     anchor: NonNegative = 20.0,
     loss: training.Objective | None = None,
-    **settings: Any,
+    epochs: Count = 4,
+    lr: Positive = 3e-3,
+    seed: Index = 0,
+    checkpoint: str | Path | None = None,
+    verbose: bool = True,
 ) -> MaskingModel:
     """Return a copy of a trained masking model, trained further to resist ADV2.
 
@@ -96,8 +100,11 @@ def distill(
         weight: Weight of the distillation loss (Eq. 23).
         anchor: Weight of the L1 distance of clean images' maps to those before; 0 is the paper's.
         loss: The masking model's own loss; default: ``MaskingLoss(model)``.
-        **settings: ``epochs``, ``lr``, ``seed``, ``checkpoint`` and ``verbose`` of
-            `train_masking_model`.
+        epochs: As of `train_masking_model`, like those that follow.
+        lr: Initial learning rate.
+        seed: Seed of everything random.
+        checkpoint: File for the state of the training.
+        verbose: Show a progress bar.
 
     >>> from captum_adv2.interpreters import MaskingModel
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1),
@@ -113,7 +120,14 @@ def distill(
     attack = ADV2(model, RTS(model, student), eps, alpha, steps, keep="final")
     attack.set_mode_targeted_by_label(quiet=True)
     distillation = Distillation(attack, masking_model, weight, anchor)
-    own = loss or training.MaskingLoss(model)
     return training.train_masking_model(
-        model, loader, student, loss=[own, distillation], **settings
+        model,
+        loader,
+        student,
+        loss=[loss or training.MaskingLoss(model), distillation],
+        epochs=epochs,
+        lr=lr,
+        seed=seed,
+        checkpoint=checkpoint,
+        verbose=verbose,
     )

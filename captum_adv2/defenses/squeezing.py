@@ -32,7 +32,7 @@ from captum_adv2.attacks.adaptive import Squeezer
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.defenses.detection import Detector
 from captum_adv2.interpreters.base import eval_mode
-from captum_adv2.spec import Array, Bits, Count, Positive, Range, checked, expect_logits
+from captum_adv2.spec import Array, Bits, Count, Positive, Range, Real, checked, expect_logits
 
 # Squeezers do not look at values: a step of an adaptive attack would have to wait for the GPU.
 Pixels: TypeAlias = Annotated[Tensor, Array(4, hint="; scale images to [0, 1]")]
@@ -275,6 +275,7 @@ class FeatureSqueezing(Detector):
             "squeezers": [repr(squeezer) for squeezer in self.squeezers],
             "threshold": self.threshold,
             "thresholds": list(self.thresholds),
+            "model": storage.digest(self.model),
         }
         storage.save(record, path, self._KIND)
 
@@ -286,13 +287,18 @@ class FeatureSqueezing(Detector):
         by their ``repr``.
         """
         detector = cls(model, squeezers)
-        record = storage.load(path, cls._KIND)
+        hints = {"squeezers": Sequence[str], "threshold": Real, "thresholds": Sequence[Real]}
+        record = storage.load(path, cls._KIND, hints)
         ours = [repr(squeezer) for squeezer in detector.squeezers]
         if record["squeezers"] != ours:
             raise ValueError(
                 f"expected the thresholds of {', '.join(ours)}, got {path}, with those of "
                 f"{', '.join(record['squeezers'])}; pass the same squeezers, or fit again"
             )
+        if record.get("model") not in (None, storage.digest(model)):  # None: an early file
+            raise ValueError(f"expected the thresholds of this model, got {path}; fit again")
+        if len(record["thresholds"]) != len(ours):
+            raise ValueError(f"expected a threshold for each squeezer, got {path}; fit again")
         detector._fitted = (record["threshold"], *record["thresholds"])
         return detector
 

@@ -16,7 +16,7 @@ If the encoder is the classifier itself, one forward pass gives both map and pre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from captum_adv2 import storage
 from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate, eval_mode
 from captum_adv2.interpreters.tap import find_module, tapped
-from captum_adv2.spec import Count, NonNegative, Real, checked, expect_logits
+from captum_adv2.spec import Count, NonNegative, Real, checked, expect_classes, expect_logits
 
 _SCALES = 4
 _GUARD = 1e-6  # far below any output of the decoder: it lowers a map of 1 by 1e-6 at most
@@ -209,15 +209,29 @@ class MaskingModel(nn.Module):
         """Write selector and decoder, with the settings needed to build them again."""
         names = ("classes", "layers", "width", "confidence", "image_shape")
         settings = {name: getattr(self, name) for name in names}
-        storage.save({"settings": settings, "trained": self.trained()}, path, "masking model")
+        record = {"settings": settings, "encoder": storage.digest(self.encoder)}
+        storage.save(record | {"trained": self.trained()}, path, "masking model")
 
     @classmethod
     def load(cls, path: str | Path, encoder: nn.Module) -> Self:
-        """Read a masking model that `save` wrote; the encoder must be like the one it had."""
-        record = storage.load(path, "masking model")
-        with torch.random.fork_rng(devices=[]):  # the weights drawn are overwritten
-            masking_model = cls(encoder, **record["settings"])
-        masking_model.restore(record["trained"])
+        """Read a masking model that `save` wrote; the encoder must be the one it had."""
+        hints = {"settings": Mapping[str, Any], "trained": Mapping[str, Tensor]}
+        record = storage.load(path, "masking model", hints)
+        settings, trained = record["settings"], record["trained"]
+        wanted = f"expected a masking model for this encoder in {path}"
+        if record.get("encoder") not in (None, storage.digest(encoder)):  # None: an early file
+            raise ValueError(f"{wanted}, got one for other weights; cast the encoder later")
+        # A number that does not fit could take all memory.
+        for name, weight, dim in ("classes", "selector", 0), ("width", "decoder.final", 1):
+            shape = trained.get(f"{weight}.weight", torch.empty(0, 0)).shape
+            if len(shape) <= dim or settings.get(name) != shape[dim]:
+                raise ValueError(f"{wanted}, got {name} {settings.get(name)}, {weight} {shape}")
+        try:
+            with torch.random.fork_rng(devices=[]):  # the weights drawn are overwritten
+                masking_model = cls(encoder, **settings)
+            masking_model.restore(trained)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{wanted}, got: {error}") from error
         return masking_model.eval()
 
     def _agreement(self, encoded: Encoded, target: Tensor) -> Tensor:
@@ -300,6 +314,9 @@ class RTS(Interpreter):
 
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
         """See `Interpreter.explain`."""
+        if not self._shared:  # nothing else compares the target with the classes
+            batch = torch.empty(len(target), self.masking_model.classes, device="meta")
+            expect_classes(target, batch, "target")
         return self.look(images, target)[0]
 
     def look(self, images: Tensor, target: Tensor) -> tuple[Explanation, Any]:

@@ -18,12 +18,12 @@ same weights as one that was not interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +35,28 @@ from captum_adv2.interpreters.base import eval_mode
 from captum_adv2.interpreters.mask import Blur
 from captum_adv2.interpreters.rts import MaskingModel
 from captum_adv2.seeds import mixed
-from captum_adv2.spec import Classes, Count, Images, Index, NonNegative, Positive, Unit, checked
+from captum_adv2.spec import (
+    Classes,
+    Count,
+    Images,
+    Index,
+    NonNegative,
+    Positive,
+    Unit,
+    checked,
+    expect_classes,
+)
 
 Loader: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 """Gives batches ``(images, labels)``, and has a length: a ``DataLoader``, or a list."""
 
 _EVERY = 100  # steps from checkpoint to checkpoint
+_RECORD = {
+    "run": Mapping[str, Any],
+    "done": Index,
+    "optimizer": Mapping[str, Any],
+    "trained": Mapping[str, Tensor],
+}
 
 
 @checked
@@ -183,6 +199,7 @@ def train_masking_model(
     Args:
         model: Classifier, images in [0, 1] to logits.
         loader: Batches ``(images, labels)``: a ``DataLoader``, a list, or the like, with a length.
+            What is random in it comes from torch's generators.
         masking_model: Model to train, in place; default: a new one with the classifier as encoder.
         loss: Loss to minimise, or several, each with its own step on each batch; default:
             ``MaskingLoss(model)``.
@@ -190,7 +207,8 @@ def train_masking_model(
         lr: Initial learning rate of Adam; it falls to 0 along a cosine.
         seed: Seed of everything random: weights of a new model, order of the data, blending.
         checkpoint: File for the state of the training, written every hundred steps and at the end.
-            If it exists, training resumes from it.
+            If it exists, training resumes from it; settings, loss, networks and first batch have to
+            be the same.
         verbose: Show a progress bar with each term of the loss.
 
     Returns:
@@ -207,16 +225,20 @@ def train_masking_model(
         raise ValueError(f"expected a loader with at least one batch and a length, got {loader!r}")
     losses = loss if isinstance(loss, Sequence) else [loss or MaskingLoss(model)]
     kind, total = " and ".join(type(each).__name__ for each in losses), epochs * length
-    run = f"{kind}, seed {seed}, {epochs} epochs of {length} batches, lr {lr}"
-    if masking_model is None:
+    run = {"loss": kind, "seed": seed, "epochs": epochs, "batches": length, "lr": lr}
+    file = None if checkpoint is None else _Checkpoint(Path(checkpoint), run)
+    if masking_model is None or file:
         with _seeded(loader) as reseed:
             reseed(mixed(seed))
-            images, _ = next(iter(loader))
-            masking_model = MaskingModel(model, image_shape=images.shape[1:])
+            first = next(iter(loader))
+            masking_model = masking_model or MaskingModel(model, image_shape=first[0].shape[1:])
+        run |= {"networks": storage.digest(model, masking_model.encoder)}
+        run |= {"loss's settings": storage.digest(losses), "first batch": storage.digest(first)}
     parameters = [*masking_model.selector.parameters(), *masking_model.decoder.parameters()]
     optimizer = torch.optim.Adam(parameters)
     optimizer.zero_grad()
-    done = _resume(masking_model.eval(), optimizer, checkpoint, run)
+    masking_model.eval()
+    done = file.resume(masking_model, optimizer) if file else 0
     bar = tqdm(total=total, initial=done, desc=kind, unit="batch", disable=not verbose)
     with eval_mode(model), torch.enable_grad(), bar, _seeded(loader) as reseed:
         for epoch in range(done // length, epochs):
@@ -225,16 +247,14 @@ def train_masking_model(
             # Batches that are done are loaded again: the loader's next draws depend on them.
             for step, batch in islice(numbered, max(0, done - epoch * length), None):
                 rate = lr * (1 + math.cos(math.pi * step / total)) / 2
-                optimizer.param_groups[0]["lr"] = float(rate)  # NumPy's could not be loaded again
+                optimizer.param_groups[0]["lr"] = rate
                 generator = torch.Generator().manual_seed(mixed(seed, step, "step"))
                 terms = _step(masking_model, optimizer, losses, *batch, generator)
                 bar.update()
                 if verbose:
                     bar.set_postfix({name: f"{t.mean().item():.3f}" for name, t in terms.items()})
-                if checkpoint is not None and ((step + 1) % _EVERY == 0 or step + 1 == total):
-                    record = {"run": run, "done": step + 1, "optimizer": optimizer.state_dict()}
-                    record |= {"trained": masking_model.trained()}
-                    storage.save(record, checkpoint, "training")
+                if file and ((step + 1) % _EVERY == 0 or step + 1 == total):
+                    file.save(masking_model, optimizer, step + 1)
     return masking_model
 
 
@@ -250,34 +270,59 @@ def _step(
     """Take a step on each loss for a batch, which is checked here; return all terms."""
     parameters = optimizer.param_groups[0]["params"]
     device = parameters[0].device
+    classes = torch.empty(len(images), masking_model.classes, device="meta")
+    expect_classes(labels, classes, "labels")
     found: dict[str, Tensor] = {}
     for loss in losses:
         terms = loss(masking_model, images.to(device), labels.to(device).long(), generator)
         mean = torch.stack(list(terms.values())).sum(dim=0).mean()
         torch.autograd.backward(mean, inputs=parameters)  # no gradients for the classifier
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf)  # which changes nothing
+        if not (mean + norm).isfinite():
+            optimizer.zero_grad()
+            means = ", ".join(f"{name} {term.mean().item():.3g}" for name, term in terms.items())
+            raise ValueError(
+                f"expected a finite loss and gradient, got {means}, gradient's norm {norm:.3g}; "
+                "lower the learning rate, or look at the model's logits"
+            )
         optimizer.step()
         optimizer.zero_grad()
         found |= terms
     return found
 
 
-def _resume(
-    masking_model: MaskingModel,
-    optimizer: torch.optim.Optimizer,
-    checkpoint: str | Path | None,
-    run: str,
-) -> int:
-    """Restore the state in a checkpoint, if it exists; return the number of steps done."""
-    if checkpoint is None or not Path(checkpoint).exists():
-        return 0
-    record = storage.load(checkpoint, "training")
-    if record["run"] != run:
-        got = f"one of another ({record['run']}); delete {checkpoint} to start again"
-        raise ValueError(f"expected a checkpoint of this training ({run}), got {got}")
-    masking_model.restore(record["trained"])
-    optimizer.load_state_dict(record["optimizer"])
-    done: int = record["done"]
-    return done
+class _Checkpoint(NamedTuple):
+    """The file of a training, and all by which the training differs from others."""
+
+    path: Path
+    run: dict[str, Any]
+
+    def save(
+        self, masking_model: MaskingModel, optimizer: torch.optim.Optimizer, done: int
+    ) -> None:
+        """Write the state after some steps."""
+        record = {"run": self.run, "done": done, "optimizer": optimizer.state_dict()}
+        storage.save(record | {"trained": masking_model.trained()}, self.path, "training")
+
+    def resume(self, masking_model: MaskingModel, optimizer: torch.optim.Optimizer) -> int:
+        """Restore the state in the file, if it exists; return the number of steps done."""
+        storage.expect_writable(self.path)
+        if not self.path.exists():
+            return 0
+        record = storage.load(self.path, "training", _RECORD)
+        before: dict[str, Any] = record["run"]
+        for name, ours in self.run.items():
+            if before.get(name) != ours:
+                got = f"{self.path}, of another: its {name} is {before.get(name)}, not {ours}"
+                hint = "delete it to start again"
+                raise ValueError(f"expected a checkpoint of this training, got {got}; {hint}")
+        masking_model.restore(record["trained"])
+        try:
+            optimizer.load_state_dict(record["optimizer"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"expected Adam's state in {self.path}, got {error!r}") from error
+        done: int = record["done"]
+        return done
 
 
 @contextmanager

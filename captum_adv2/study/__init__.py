@@ -6,9 +6,11 @@ To run one, ``pip install "captum_adv2[study]"``.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
+from captum_adv2 import storage
 from captum_adv2.spec import checked
 from captum_adv2.study.engine import World, prepared, work
 from captum_adv2.study.results import Found
@@ -34,7 +36,8 @@ def run(
     Args:
         settings: What to do.
         folder: Folder of the results; made if it does not exist, otherwise empty.
-        resume: Continue the study in the folder, if there is one.
+        resume: Continue the study in the folder, if there is one; networks and images have to be
+            those that it began with.
         verbose: Show a progress bar for each process, with the time left.
         command: Command that repeats the study, for the page.
 
@@ -46,16 +49,16 @@ def run(
     from captum_adv2.study import frame, report  # here: they need the extra
 
     folder = Path(folder)
-    with World.joined() as world:
+    with World.joined() as world, nullcontext() if world.rank else storage.locked(folder):
         parts = prepared(settings, folder, world, resume)
-        redone = work(parts, world, verbose)
+        work(parts, world, verbose)
         if world.rank:
             return None
-    found = Found(
-        *frame.gather(parts, settings),
-        {part.subject.name: part.chosen for part in parts},
-        redone,
-        [reason for part in parts for reason in part.subject.left_out],
-    )
-    report.write(folder, found, settings, command)
+        found = Found(
+            *frame.gather(parts, settings),
+            {part.subject.name: part.chosen for part in parts},
+            [file for part in parts for file in part.redone],
+            [reason for part in parts for reason in part.subject.left_out],
+        )
+        report.write(folder, found, settings, command)
     return found

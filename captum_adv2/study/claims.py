@@ -2,9 +2,10 @@
 """Whether the paper's nine observations hold in a study, each by a rule that decides on numbers.
 
 An observation is checked for every classifier by itself, and there for every interpreter (or pair,
-or squeezer) that was measured. It holds if every measured check does. A check that lacks its rows,
-or whose attacks never succeeded so that there is no map to compare, is not measured and decides
-nothing; an observation without any measured check is not measured. `DISTILLED` is no interpreter of
+or squeezer) that was measured. It holds if every measured check does. A check whose rule asks for a
+rate of success is violated by a lower one. Any other check that lacks its rows, or whose attacks
+never succeeded so that there is no map to compare, is not measured and decides nothing; an
+observation without any measured check is not measured. `DISTILLED` is no interpreter of
 observations 1 to 8: it was trained to break the second.
 
 The docstring of a check is its rule, word by word as the page prints it.
@@ -91,11 +92,24 @@ def _all(found: Iterable[bool | None]) -> bool | None:
     return all(measured) if measured else None
 
 
-def _check(subject: str, holds: bool, numbers: Mapping[str, Estimate], note: str = "") -> Check:
-    """Return a check, which is not measured where an estimate lacks values."""
-    text = ", ".join(f"{name} {estimate}" for name, estimate in numbers.items())
+def _check(
+    subject: str,
+    holds: bool,
+    numbers: Mapping[str, Estimate],
+    note: str = "",
+    succeeds: bool = True,
+) -> Check:
+    """Return a check: violated if it does not succeed, not measured if an estimate lacks values."""
+    text = f"{subject}: {', '.join(f'{name} {found}' for name, found in numbers.items())}{note}"
+    if not succeeds:
+        return Check(text, False)
     known = all(estimate.size for estimate in numbers.values())
-    return Check(f"{subject}: {text}{note}", bool(holds) if known else None)
+    return Check(text, bool(holds) if known else None)
+
+
+def _often(rate: Estimate) -> bool:
+    """Return whether attacks succeed as often as the rules ask for, as far as it is known."""
+    return not rate.mean < 0.95
 
 
 def _less(ours: Estimate, theirs: Estimate) -> str:
@@ -114,8 +128,8 @@ def _prediction(results: Results, model: str) -> Iterator[Check]:
     """
     for name in results.interpreters:
         ours, theirs = (results.estimate("ASR", model, a, name) for a in ("ADV2", "PGD"))
-        holds = ours.mean >= 0.95 and ours.mean >= theirs.mean - 0.05
-        yield _check(name, holds, {"success of ADV2": ours, "of PGD": theirs})
+        numbers = {"success of ADV2": ours, "of PGD": theirs}
+        yield _check(name, ours.mean >= theirs.mean - 0.05, numbers, succeeds=_often(ours))
 
 
 @_claim("Maps of images attacked by ADV2 look like those of the clean images.", _BASIC)
@@ -167,10 +181,10 @@ def _evasion(results: Results, model: str) -> Iterator[Check]:
             rate = results.estimate("ASR", model, attack, name)
             ours, theirs = (results.estimate("L1", model, a, name) for a in (attack, "ADV2"))
             rarely = found.mean < basic.mean or found.mean <= FALSE_POSITIVES
-            evades = found.mean <= 0.3 and rarely and rate.mean >= 0.95
-            holds = evades and ours.mean <= theirs.mean + 0.02
+            holds = found.mean <= 0.3 and rarely and ours.mean <= theirs.mean + 0.02
             numbers = {"detected": found, "basic ADV2": basic, "success": rate, "L1": ours}
-            yield _check(f"{attack} on {name}", holds, {**numbers, "basic": theirs})
+            numbers["basic"] = theirs
+            yield _check(f"{attack} on {name}", holds, numbers, succeeds=_often(rate))
 
 
 @_claim(
@@ -183,9 +197,9 @@ def _flows(results: Results, model: str) -> Iterator[Check]:
     for name in results.interpreters:
         rate = results.estimate("ASR", model, "StADV2", name)
         ours, theirs = (results.estimate("L1", model, a, name) for a in ("StADV2", "stAdv"))
-        holds = rate.mean >= 0.95 and ours.mean <= 0.5 * theirs.mean
         numbers = {"success of ADV2 on stAdv": rate, "L1": ours, "of stAdv": theirs}
-        yield _check(name, holds, numbers, _less(ours, theirs))
+        holds = ours.mean <= 0.5 * theirs.mean
+        yield _check(name, holds, numbers, _less(ours, theirs), _often(rate))
 
 
 @_claim(
@@ -207,8 +221,8 @@ def _targets(results: Results, model: str) -> Iterator[Check]:
                 difference(results.values("L1", *place), results.values("L1 to target", *place))
             )
             numbers = {"success": rate, "L1 to target": to_target, "to benign": to_benign}
-            holds = rate.mean >= 0.95 and gap.low > 0
-            yield _check(f"{attack} on {name}", holds, {**numbers, "paired difference": gap})
+            numbers["paired difference"] = gap
+            yield _check(f"{attack} on {name}", gap.low > 0, numbers, succeeds=_often(rate))
 
 
 @_claim("An attack on one interpreter seldom fools another.", _PAIRS)

@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,9 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 def _number(text: str) -> float:
     """Return a number; fractions are welcome: ``8/255``."""
+    top, _, bottom = text.partition("/")
     try:
-        return float(Fraction(text))
-    except ArithmeticError as error:  # 1/0, 1e400
-        raise ValueError(text) from error
+        return float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        wanted = "expected a number or a fraction such as 8/255"
+        raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}") from error

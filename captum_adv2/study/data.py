@@ -3,24 +3,31 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.datasets import ImageFolder, VOCDetection
-from torchvision.datasets.folder import default_loader
+from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import v2
 
+from captum_adv2 import storage
 from captum_adv2.spec import Classes, Images, Positive, expect
 from captum_adv2.study.embedded import CLASSES, make_shapes
 from captum_adv2.study.embedded.shapes import Shapes
 from captum_adv2.study.settings import Settings
+
+_LONGEST = 1000  # times the other side of a picture
 
 
 class CorruptImage(ValueError):
@@ -89,6 +96,8 @@ def open_source(settings: Settings) -> Source:
         return Tensors(path)
     if ":" in settings.images:
         source: Source = make(settings.images, transform)
+        if not all(hasattr(source, name) for name in ("classes", "__len__", "__getitem__")):
+            raise TypeError(f"expected {settings.images} to return a Source, got {source!r}")
         return source
     raise FileNotFoundError(
         "expected embedded, a folder, a file of tensors or package.module:function, got "
@@ -109,7 +118,7 @@ def read(
             that it states, which need not be the picture's.
     """
     try:
-        picture = default_loader(file)
+        picture = _opened(file)
     except Exception as error:  # garbage makes the decoders raise almost anything
         raise CorruptImage(f"expected a picture in {file}, got {error}") from error
     shares = _voc(annotation) if annotation else torch.zeros(0, 4)
@@ -125,6 +134,28 @@ def read(
     inside = (corners[:, 2:] > corners[:, :2]).all(dim=1)
     name = "/".join(Path(file).parts[-2:])
     return Sample(v2.functional.pil_to_tensor(image) / 255, label, name, corners[inside])
+
+
+def _opened(file: str | Path) -> Image.Image:
+    """Return a picture of a file, the first if there are several, in RGB.
+
+    As torchvision's loader does, which ignores transparency; besides, values of more than 8 bits
+    are scaled, where that loader clips them.
+    """
+    with Image.open(file) as held:
+        if max(held.size) > _LONGEST * min(held.size):  # resized, it would take gigabytes
+            raise ValueError(f"{held.size[0]} x {held.size[1]} pixels; crop it")
+        if held.mode.split(";")[0] not in ("I", "F"):
+            return held.convert("RGB")
+        values = np.asarray(held, dtype=np.float64)
+        if held.mode != "F":
+            if held.mode == "I" and held.format not in ("PNG", "PPM"):
+                raise ValueError("integers of 32 bits, whose range is not known; save it as 8 bits")
+            values = values / 65535
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # so that NaN fails, too
+            raise ValueError(f"values in [{low:g}, {high:g}]; scale them to [0, 1]")
+        return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
 
 
 def _voc(file: Path) -> Tensor:
@@ -147,6 +178,8 @@ def _voc(file: Path) -> Tensor:
 class Folder(ImageFolder):  # type: ignore[misc]
     """A folder with a sub-folder of pictures for each class, mixed in an order of its own.
 
+    A picture that links lead to as well counts once, where it is.
+
     Args:
         root: The folder.
         transform: See `read`.
@@ -161,17 +194,23 @@ class Folder(ImageFolder):  # type: ignore[misc]
     def __init__(
         self, root: Path, transform: v2.Transform, classes: str = "", boxes: str = ""
     ) -> None:
-        lines = Path(classes).expanduser().read_text("utf-8").splitlines() if classes else []
+        given = Path(classes).expanduser().read_bytes() if classes else b""
+        lines = os.fsdecode(given).splitlines()  # as names of folders are decoded
         self._names = [line.strip() for line in lines if line.strip()]
-        super().__init__(root, transform, allow_empty=True)
+        super().__init__(os.path.realpath(root), transform, allow_empty=True)
         if not self.samples:
             raise FileNotFoundError(f"expected a sub-folder of pictures for each class in {root}")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
         self.samples = [self.samples[index] for index in order.tolist()]
         found = Path(boxes).expanduser().rglob("*.xml") if boxes else ()
         self._annotations = {file.stem: file for file in found}
-        if boxes and not any(Path(file).stem in self._annotations for file, _ in self.samples):
+        stems = Counter(Path(file).stem for file, _ in self.samples)
+        shared = [stem for stem in self._annotations if stems[stem]]
+        if boxes and not shared:
             raise FileNotFoundError(f"expected annotations (.xml) named after pictures in {boxes}")
+        for stem in shared:
+            if stems[stem] > 1:
+                raise ValueError(f"expected one picture named as {self._annotations[stem]}")
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Return the names of the classes, and the position of each."""
@@ -186,10 +225,37 @@ class Folder(ImageFolder):  # type: ignore[misc]
             )
         return self._names, {name: label for label, name in enumerate(self._names)}
 
+    @staticmethod
+    def make_dataset(
+        directory: str | Path, class_to_idx: dict[str, int], *_: Any, **__: Any
+    ) -> list[tuple[str, int]]:
+        """Return the pictures in a folder, with their classes, each real file once."""
+        entered = {folder for folder, *_ in os.walk(directory)}
+        found = [
+            (file, class_to_idx[name])
+            for name in sorted(class_to_idx)
+            for file in sorted(_pictures(os.path.join(directory, name), entered), key=os.path.split)
+        ]
+        direct = sorted(found, key=lambda pair: os.path.realpath(pair[0]) != pair[0])
+        chosen = {os.path.realpath(file): file for file, _ in reversed(direct)}
+        kept = set(chosen.values())
+        return [pair for pair in found if pair[0] in kept]
+
     def __getitem__(self, index: int) -> Sample:
-        """Return one picture."""
+        """Return one picture, named after the file and its folders."""
         file, label = self.samples[index]
-        return read(file, label, self.transform, self._annotations.get(Path(file).stem))
+        found = read(file, label, self.transform, self._annotations.get(Path(file).stem))
+        return found._replace(name=Path(file).relative_to(self.root).as_posix())
+
+
+def _pictures(top: str, entered: set[str]) -> Iterator[str]:
+    """Yield the pictures below a folder; links are followed to folders not yet entered."""
+    for folder, inside, files in os.walk(top, followlinks=True):
+        yield from (os.path.join(folder, name) for name in files if is_image_file(name))
+        paths = {name: os.path.join(folder, name) for name in inside}
+        real = {name: os.path.realpath(path) for name, path in paths.items()}
+        inside[:] = [n for n in inside if real[n] == paths[n] or real[n] not in entered]
+        entered.update(real.values())
 
 
 class Tensors:
@@ -202,23 +268,23 @@ class Tensors:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            self._images, self._labels = held["images"], held["labels"]
-        except Exception as error:  # garbage makes the unpickler raise almost anything
-            raise ValueError(
-                f"expected a file of torch.save with images and labels in {path}, got {error!r}"
-            ) from error
+        held = storage.read(path, "a file of torch.save with images and labels", mmap=True)
+        expect(held, Mapping[str, Any], f"what {path} holds")
+        self._images, self._labels = held.get("images"), held.get("labels")
         expect(self._images, Tensor, f"images in {path}")
         expect(self._labels, Classes, f"labels in {path}")
-        if self._images.ndim != 4:
-            shape = tuple(self._images.shape)
-            raise ValueError(f"expected images (N, 3, H, W) in {path}, got shape {shape}")
+        shape, dtype = tuple(self._images.shape), self._images.dtype
+        if len(shape) != 4 or not (dtype.is_floating_point or dtype == torch.uint8):
+            wanted = "images (N, 3, H, W), uint8 or floating"
+            raise ValueError(f"expected {wanted}, in {path}, got shape {shape}, {dtype}")
         self._boxes = held.get("boxes", [torch.zeros(0, 4)] * len(self._images))
-        lengths = {len(self._images), len(self._labels), len(self._boxes)}
-        if len(lengths) > 1:
+        expect(self._boxes, Tensor | Sequence[Tensor], f"boxes in {path}")
+        if not len(self._images) == len(self._labels) == len(self._boxes):
             raise ValueError(f"expected a label, and boxes, for each image in {path}")
+        if any(boxes.numel() % 4 for boxes in self._boxes):
+            raise ValueError(f"expected boxes of four corners in {path}")
         self.classes = tuple(held.get("classes", ()))
+        expect(self.classes, tuple[str, ...], f"classes in {path}")
         self._name = path.name
 
     def __len__(self) -> int:

@@ -2,8 +2,9 @@
 """The work of a study: chunks of images, shared among processes, kept in shards.
 
 A shard is the file of one case on one chunk, written whole or not at all. Its content depends on
-the settings alone, so any process can compute it, at any time; that is what makes it possible to
-resume a study whose processes were killed, with more processes or fewer. Memory holds one chunk.
+the settings, networks and images alone, so any process can compute it, at any time; that is what
+makes it possible to resume a study whose processes were killed, with more processes or fewer. Each
+shard has a digest of the networks and images. Memory holds one chunk.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -39,39 +40,43 @@ from captum_adv2.study.settings import Settings
 from captum_adv2.study.subjects import Subject, subject
 
 _SETTINGS = "study.json"
-_SHARD = "shard of a study"
+_SHARD, _SELECTION = "shard of a study", "selection of images"
 _POOL = 100  # held-out images whose maps stand for other classes
 
 
 def prepared(settings: Settings, folder: Path, world: World, resume: bool) -> list[Part]:
-    """Load the classifiers, make the folder and choose the images."""
-    source = open_source(settings)
-    subjects = [subject(spec, settings, source, world.device) for spec in settings.models]
+    """Load the classifiers and choose the images; write to the folder once all is as it should be.
+
+    The first process has the folder locked.
+    """
     if world.rank == 0:
-        _make_folder(folder, settings, resume)
+        _expect_ours(folder, settings, resume)
+    source = open_source(settings)
     parts = []
-    for one in subjects:
-        chosen = _selection(one, source, settings, folder) if world.rank == 0 else None
-        parts.append(Part(one, world.share(chosen), source, settings, folder))
+    for spec in settings.models:
+        one, redone = subject(spec, settings, source, world.device), list[str]()
+        chosen = None if world.rank else _selection(one, source, settings, folder, redone)
+        parts.append(Part(one, world.share(chosen), source, settings, folder, redone))
+    if world.rank == 0:
+        storage.clean(folder)
+        with storage.whole(folder / _SETTINGS) as file:
+            file.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+        for part in parts:
+            part.keep_selection()
     return parts
 
 
-def _make_folder(folder: Path, settings: Settings, resume: bool) -> None:
-    """Make the folder, or check that it is this study's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file, now = folder / _SETTINGS, json.dumps(asdict(settings), indent=2)
-    if any(folder.iterdir()):
+def _expect_ours(folder: Path, settings: Settings, resume: bool) -> None:
+    """Raise unless a folder is empty, or this study's and to be continued."""
+    file = folder / _SETTINGS
+    if storage.content(folder):
         if not file.exists():
             raise FileExistsError(f"expected an empty folder, got {folder} with other things in it")
         if not resume:
             raise FileExistsError(
                 f"expected an empty folder, got {folder} with a study in it; --resume continues it"
             )
-        _expect_same(file, json.loads(now))
-        for part in folder.rglob("*.part"):
-            part.unlink()  # of a process that was killed while it wrote
-    with storage.whole(file) as part:
-        part.write_text(now + "\n", encoding="utf-8")
+        _expect_same(file, json.loads(json.dumps(asdict(settings))))
 
 
 def _expect_same(file: Path, now: dict[str, Any]) -> None:
@@ -144,17 +149,37 @@ class Part:
         source: Their source.
         settings: The study's.
         root: Folder of the study.
+        redone: Files of the folder that could not be read, and are made again; others are added.
     """
 
     def __init__(
-        self, one: Subject, chosen: Selection, source: Source, settings: Settings, root: Path
+        self,
+        one: Subject,
+        chosen: Selection,
+        source: Source,
+        settings: Settings,
+        root: Path,
+        redone: list[str],
     ) -> None:
-        self.subject, self.chosen = one, chosen
+        self.subject, self.chosen, self.redone = one, chosen, redone
         self._source, self._settings, self._root = source, settings, root
         self._device = next(one.model.parameters()).device
         own = zip(chosen.names, chosen.labels, strict=True)
         self._known = dict(zip(chosen.numbers, own, strict=True))
         self._plans: dict[int, Plan] = {}
+        self._digests = dict(zip([*chosen.numbers, *chosen.held_out], chosen.digests, strict=True))
+        if chosen.weights != one.weights:
+            raise ValueError(
+                f"expected {one.name} and its interpreters as they were when the study in {root} "
+                "began, got other weights or settings; choose another folder"
+            )
+
+    def keep_selection(self) -> None:
+        """Write which images were chosen, unless the file is there."""
+        file = _selection_file(self._root, self.subject)
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            storage.save(self.chosen._asdict(), file, _SELECTION)
 
     def tasks(self) -> Iterator[Task]:
         """Yield all the work."""
@@ -171,15 +196,13 @@ class Part:
         every = self._plan(task.seed).cases()
         return [next(every)] if task.held_out else list(every)
 
-    def missing(self, task: Task, redone: list[str]) -> bool:
+    def missing(self, task: Task) -> bool:
         """Return whether a chunk lacks shards; remove and note those that cannot be read."""
         files = [self._file(task, case) for case in self.cases(task)]
-        for file in filter(Path.exists, files):
-            try:
-                storage.load(file, _SHARD)
-            except ValueError:
-                redone.append(str(file.relative_to(self._root)))
-                file.unlink()
+        for file in files:
+            found = _kept(file, _SHARD, {"inputs": str, "scores": Tensor}, self._root, self.redone)
+            if found and found["inputs"] != self._inputs(task):
+                raise ValueError(f"expected the results of these networks and images in {file}")
         return not all(map(Path.exists, files))
 
     def do(self, task: Task, bar: Any) -> None:
@@ -199,7 +222,7 @@ class Part:
                     shown = self._settings.shown if task.number == 0 else 0
                     for kind in ("maps", "aim"):
                         found[kind] = {k: maps[:shown].clone() for k, maps in found[kind].items()}
-                storage.save(found, file, _SHARD)
+                storage.save(found | {"inputs": self._inputs(task)}, file, _SHARD)
             benign = benign or storage.load(file, _SHARD).get("maps", {})
             bar.update()
 
@@ -212,6 +235,10 @@ class Part:
     def known(self, number: int) -> tuple[str, int]:
         """Return an image's name and class; neither is kept of held-out ones."""
         return self._known.get(number, ("", -1))
+
+    def _inputs(self, task: Task) -> str:
+        """Return a digest of the networks and images that a chunk's results come from."""
+        return storage.digest(self.chosen.weights, [self._digests[n] for n in task.images])
 
     def _file(self, task: Task, case: Case) -> Path:
         kind = "held-out" if task.held_out else f"seed-{task.seed}"
@@ -234,31 +261,49 @@ class Part:
         return self._plans[seed]
 
 
-def _chunks(numbers: list[int], length: int) -> Iterator[tuple[int, ...]]:
+def _chunks(numbers: Sequence[int], length: int) -> Iterator[tuple[int, ...]]:
     for start in range(0, len(numbers), length):
         yield tuple(numbers[start : start + length])
 
 
-def _selection(one: Subject, source: Source, settings: Settings, folder: Path) -> Selection:
+def _selection(
+    one: Subject, source: Source, settings: Settings, folder: Path, redone: list[str]
+) -> Selection:
     """Choose a classifier's images, or read the choice."""
-    file, kind = folder / "selection" / f"{one.name}.pt", "selection of images"
+    file = _selection_file(folder, one)
+    record = _kept(file, _SELECTION, get_type_hints(Selection), folder, redone)
+    if record is None:
+        return select(one, source, settings, noise={"RTS", DISTILLED} <= set(one.interpreters))
+    chosen = Selection(*(record[name] for name in Selection._fields))
+    chosen.expect_same(source)
+    return chosen
+
+
+def _selection_file(folder: Path, one: Subject) -> Path:
+    return folder / "selection" / f"{one.name}.pt"
+
+
+def _kept(
+    file: Path, kind: str, hints: Mapping[str, Any], root: Path, redone: list[str]
+) -> dict[str, Any] | None:
+    """Return the record of a file; ``None`` without it, or if it is damaged: it is removed then."""
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        noise = {"RTS", DISTILLED} <= set(one.interpreters)
-        chosen = select(one.model, source, settings, one.classes, noise)
-        storage.save(chosen._asdict(), file, kind)
-    record = storage.load(file, kind)
-    return Selection(*(record[name] for name in Selection._fields))
+        return None
+    try:
+        return storage.load(file, kind, hints)
+    except (TypeError, ValueError):
+        redone.append(str(file.relative_to(root)))
+        file.unlink()
+        return None
 
 
-def work(parts: Sequence[Part], world: World, verbose: bool) -> list[str]:
-    """Compute this process's share of the missing shards; return which could not be read."""
-    redone: list[str] = []
+def work(parts: Sequence[Part], world: World, verbose: bool) -> None:
+    """Compute this process's share of the missing shards."""
     todo = [
         (number, task)
         for number, part in enumerate(parts if world.rank == 0 else ())
         for task in part.tasks()
-        if part.missing(task, redone)
+        if part.missing(task)
     ]
     mine = world.share(todo)[world.rank :: world.size]
     total = sum(len(parts[number].cases(task)) for number, task in mine)
@@ -268,4 +313,3 @@ def work(parts: Sequence[Part], world: World, verbose: bool) -> list[str]:
         for number, task in mine:
             parts[number].do(task, bar)
     world.share(None)  # all processes are done
-    return redone

@@ -42,7 +42,8 @@ def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
     for kind in ("records", "tables", "figures"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for name, rows in (("maps", found.maps), ("scores", found.scores)):
-        _text(folder / "records" / f"{name}.csv", rows.to_csv(index=False, na_rep="nan"))
+        shown = rows.assign(name=rows.name.map(_inert))
+        _text(folder / "records" / f"{name}.csv", shown.to_csv(index=False, na_rep="nan"))
     for table in built:
         file = folder / "tables" / slug(table.number)
         _text(file.with_suffix(".md"), table.markdown())
@@ -68,7 +69,17 @@ def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
 
 def _text(path: Path, text: str) -> None:
     with storage.whole(path) as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
+        # Names of files and folders need not be text.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _inert(name: str) -> str:
+    """Return a file's name in a form that no spreadsheet takes for a formula.
+
+    >>> _inert("cat/1.png"), _inert("=1+1/1.png")
+    ('cat/1.png', "'=1+1/1.png")
+    """
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def slug(number: str) -> str:

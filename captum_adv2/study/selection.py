@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
+from captum_adv2 import storage
 from captum_adv2.study.cases import NOISE, Chunk, noisy
 from captum_adv2.study.data import CorruptImage, Sample, Source
 from captum_adv2.study.settings import Settings
+from captum_adv2.study.subjects import Subject
 
 _BATCH = 50  # images a forward pass
 _TRIED = 200  # images on which the level of the noise is set
@@ -21,13 +22,29 @@ _TRIED = 200  # images on which the level of the noise is set
 class Selection(NamedTuple):
     """The images of a source that a classifier is studied on."""
 
-    numbers: list[int]  # of images that it gets right
-    names: list[str]  # of these
-    labels: list[int]  # of these
-    held_out: list[int]  # numbers of further images
+    numbers: Sequence[int]  # of images that it gets right
+    names: Sequence[str]  # of these
+    labels: Sequence[int]  # of these
+    held_out: Sequence[int]  # numbers of further images
+    digests: Sequence[str]  # of the samples of ``numbers`` and ``held_out``
     misclassified: int  # number of images that it gets wrong, among those tried
-    corrupt: list[str]  # errors of images that could not be read, among those tried
-    levels: list[float]  # standard deviation of each of `NOISE`; empty where it is not studied
+    corrupt: Sequence[str]  # errors of images that could not be read, among those tried
+    levels: Sequence[float]  # standard deviation of each of `NOISE`; empty where it is not studied
+    weights: str  # see `Subject`
+
+    def expect_same(self, source: Source) -> None:
+        """Raise unless a source still has the images."""
+        for number, digest in zip([*self.numbers, *self.held_out], self.digests, strict=True):
+            try:
+                same = number < len(source) and storage.digest(source[number]) == digest
+            except CorruptImage:
+                same = False
+            if not same:
+                name = dict(zip(self.numbers, self.names, strict=True)).get(number, "held out")
+                raise ValueError(
+                    "expected the images that the study began with, got another or none as number "
+                    f"{number} ({name}); choose another folder for the results"
+                )
 
 
 def _read(source: Source, numbers: range, corrupt: list[str]) -> dict[int, Sample]:
@@ -41,64 +58,69 @@ def _read(source: Source, numbers: range, corrupt: list[str]) -> dict[int, Sampl
     return found
 
 
-def select(
-    model: nn.Module, source: Source, settings: Settings, classes: int, noise: bool
-) -> Selection:
+def select(one: Subject, source: Source, settings: Settings, noise: bool) -> Selection:
     """Choose the first images that a classifier gets right.
 
     Args:
-        model: The classifier.
+        one: The classifier.
         source: Images.
         settings: The study's: how many, and how many more to hold out.
-        classes: Number of the classifier's classes.
         noise: Also find the levels of noise that make the classifier err.
     """
-    chosen = Selection([], [], [], [], 0, [], [])
+    own: dict[int, tuple[str, int, str]] = {}  # name, label and digest
+    held_out: dict[int, str] = {}  # digest
+    corrupt: list[str] = []
     wrong = 0
     for start in range(0, len(source), _BATCH):
         batch = range(start, min(start + _BATCH, len(source)))
-        samples = _read(source, batch, chosen.corrupt)
-        right = _right(model, list(samples.values()))
+        samples = _read(source, batch, corrupt)
+        right = _right(one, list(samples.values()))
         for (number, sample), good in zip(samples.items(), right, strict=True):
-            if len(chosen.numbers) == settings.count:
-                chosen.held_out.append(number)
-            elif good:
-                chosen.numbers.append(number)
-                chosen.names.append(sample.name)
-                chosen.labels.append(sample.label)
-            else:
+            if len(own) < settings.count and good:
+                own[number] = sample.name, sample.label, storage.digest(sample)
+            elif len(own) < settings.count:
                 wrong += 1
-        if len(chosen.numbers) == settings.count and len(chosen.held_out) >= settings.held_out:
+            elif len(held_out) < settings.held_out:
+                held_out[number] = storage.digest(sample)
+        if len(own) == settings.count and len(held_out) == settings.held_out:
             break
-    if not chosen.numbers:
+    if not own:
         raise ValueError(
             f"expected images that the classifier gets right, got none of {wrong}; do the labels "
             "follow the classifier's order? --classes names it"
         )
-    del chosen.held_out[settings.held_out :]
-    levels = _levels(model, source, chosen, classes) if noise else []
-    return chosen._replace(misclassified=wrong, levels=levels)
+    names, labels, digests = map(list, zip(*own.values(), strict=True))
+    digests += held_out.values()
+    levels = _levels(one, source, [*own]) if noise else []
+    numbers = [*own], names, labels, [*held_out]
+    return Selection(*numbers, digests, wrong, corrupt, levels, one.weights)
 
 
 @torch.no_grad()
-def _right(model: nn.Module, samples: list[Sample]) -> list[bool]:
+def _right(one: Subject, samples: list[Sample]) -> list[bool]:
     """Return which images a classifier gets right."""
+    for sample in samples:
+        if not 0 <= sample.label < one.classes:
+            got = f"{sample.label} of {sample.name}"
+            raise ValueError(f"expected labels in [0, {one.classes - 1}], got {got}")
     if not samples:
         return []
     images = torch.stack([sample.image for sample in samples])
-    predicted = model(images.to(next(model.parameters()).device)).argmax(dim=1).tolist()
-    return [guess == sample.label for guess, sample in zip(predicted, samples, strict=True)]
+    logits = one.model(images.to(next(one.model.parameters()).device))
+    known = logits.isfinite().all(dim=1)  # a NaN would be the largest logit
+    guesses = logits.argmax(dim=1).where(known, -1).tolist()
+    return [guess == sample.label for guess, sample in zip(guesses, samples, strict=True)]
 
 
 @torch.no_grad()
-def _levels(model: nn.Module, source: Source, chosen: Selection, classes: int) -> list[float]:
+def _levels(one: Subject, source: Source, numbers: Sequence[int]) -> list[float]:
     """Return the least level of each of `NOISE` with which the classifier errs often enough."""
-    device = next(model.parameters()).device
-    chunk = Chunk.of(source, chosen.numbers[:_TRIED], classes, 0, device)
+    device = next(one.model.parameters()).device
+    chunk = Chunk.of(source, numbers[:_TRIED], one.classes, 0, device)
 
     def errors(kind: str, level: float) -> float:
         parts = torch.split(noisy(chunk, kind, level), _BATCH)
-        predicted = torch.cat([model(images).argmax(dim=1) for images in parts])
+        predicted = torch.cat([one.model(images).argmax(dim=1) for images in parts])
         return float((predicted != chunk.labels).double().mean())
 
     return [_least(partial(errors, kind), share) for kind, share in NOISE]

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import models
 from torchvision.transforms import v2
 
+from captum_adv2 import storage
 from captum_adv2.interpreters import (
     CAM,
     MASK,
@@ -61,6 +62,7 @@ class Subject(NamedTuple):
     classes: int  # number of its classes
     interpreters: Mapping[str, Interpreter]  # by name
     left_out: tuple[str, ...]  # interpreters asked for that it does not have, and why
+    weights: str  # digest of the classifier's and the interpreters' weights
 
 
 class _Unavailable(ValueError):
@@ -96,7 +98,12 @@ def _torchvision(name: str, file: str) -> nn.Module:
             "a file"
         ) from error
     if file:
-        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        held = storage.read(file, f"a file with the weights of {name}")
+        expect(held, Mapping[str, torch.Tensor], f"the weights in {file}")
+        try:
+            net.load_state_dict(held)
+        except RuntimeError as error:
+            raise ValueError(f"expected the weights of {name} in {file}, got {error}") from error
     transform = weights.transforms()
     mean, std = getattr(transform, "mean", _MEAN), getattr(transform, "std", _STD)
     return nn.Sequential(v2.Normalize(mean, std), net)
@@ -114,7 +121,12 @@ def subject(spec: str, settings: Settings, source: Source, device: torch.device)
     model = load_model(spec).to(device)
     image = _first(source)
     with torch.no_grad():
-        classes = expect_logits(model(image[None].to(device)), 1).shape[1]
+        try:
+            logits = model(image[None].to(device))
+        except RuntimeError as error:
+            wanted = f"expected {spec} to take images of shape {tuple(image.shape)}"
+            raise ValueError(f"{wanted}, got {error}; --size changes it") from error
+        classes = expect_logits(logits, 1).shape[1]
     if source.classes and len(source.classes) != classes:
         raise ValueError(
             f"expected images of {classes} classes, as {spec} knows, got {len(source.classes)}; "
@@ -129,7 +141,8 @@ def subject(spec: str, settings: Settings, source: Source, device: torch.device)
             left_out.append(str(reason))
     if not found:
         raise ValueError(f"expected an interpreter for {spec}, got none; " + "; ".join(left_out))
-    return Subject(label(spec), model, classes, found, tuple(left_out))
+    weights = storage.digest(model, found)
+    return Subject(label(spec), model, classes, found, tuple(left_out), weights)
 
 
 def _first(source: Source) -> torch.Tensor:

@@ -2,6 +2,7 @@
 """AID: the distillation loss by hand, and a student that leaves its teacher unchanged."""
 
 import copy
+from inspect import signature
 
 import pytest
 import torch
@@ -87,6 +88,24 @@ def test_a_checkpoint_of_the_training_before_is_of_another_run(model, tmp_path):
     train_masking_model(model, loader, teacher, epochs=2, lr=0.01, verbose=False, checkpoint=path)
     with pytest.raises(ValueError, match="expected a checkpoint of this training"):
         distill(model, loader, teacher, **QUICK, checkpoint=path)
+
+
+def test_a_checkpoint_of_another_distillation_is_refused(model, tmp_path):
+    path, teacher, loader = tmp_path / "file", untrained(model), [blobs(4)]
+    expected = distill(model, loader, teacher, **QUICK, checkpoint=path).trained()
+    again = distill(model, loader, teacher, **QUICK, checkpoint=path).trained()
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+    others = [(teacher, {"eps": 0.1}), (teacher, {"anchor": 3.0}), (untrained(model, seed=2), {})]
+    for other, settings in others:
+        with pytest.raises(ValueError, match="expected a checkpoint of this training"):
+            distill(model, loader, other, **QUICK, checkpoint=path, **settings)
+
+
+def test_all_arguments_are_in_the_signature():
+    ours, theirs = (signature(each).parameters for each in (distill, train_masking_model))
+    assert {name: each.default for name, each in theirs.items() if name != "masking_model"} == {
+        name: each.default for name, each in ours.items() if name in {*theirs} - {"masking_model"}
+    }
 
 
 def test_seed_loss_and_anchor_decide(model):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -438,6 +439,16 @@ def test_files_of_other_squeezers_are_refused(
     FeatureSqueezing(model, SOME).fit(blobs(4)[0]).save(tmp_path / "thresholds")
     with pytest.raises(ValueError, match="^expected the thresholds of .*; pass the same squeezers"):
         FeatureSqueezing.load(tmp_path / "thresholds", model, others)
+
+
+def test_thresholds_are_of_the_model_that_they_were_fitted_on(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    FeatureSqueezing(model, SOME).fit(blobs(4)[0]).save(tmp_path / "thresholds")
+    other = copy.deepcopy(model)
+    next(other.parameters()).data += 1e-3
+    with pytest.raises(ValueError, match="expected the thresholds of this model, got"):
+        FeatureSqueezing.load(tmp_path / "thresholds", other, SOME)
 
 
 def test_other_files_and_unfitted_detectors_are_refused(model: nn.Module, tmp_path: Path) -> None:

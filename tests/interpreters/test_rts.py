@@ -186,6 +186,37 @@ def test_a_mismatch_restores_nothing(model, spoil):
     assert all(torch.equal(value, before[key]) for key, value in own.trained().items())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": {"classes": 10**9}}, "got classes 1000000000"),
+        ({"settings": {"width": 10**9}}, "got width 1000000000"),
+        ({"settings": {"layers": ("body", "attic")}}, "attic"),
+        ({"settings": {"colour": 3}}, "colour"),
+        ({"trained": {"selector.weight": torch.ones(())}}, "got classes 4"),
+        ({"trained": {"decoder.extra": torch.ones(2)}}, "of this architecture"),
+        ({"encoder": "0"}, "for other weights"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_and_named(tmp_path, model, change, message):
+    path = tmp_path / "file"
+    masking(model).save(path)
+    record = storage.load(path, "masking model")
+    for name, value in change.items():
+        record[name] = record[name] | value if isinstance(value, dict) else value
+    storage.save(record, path, "masking model")
+    with pytest.raises(ValueError, match=f"masking model for this encoder in .*file, .*{message}"):
+        MaskingModel.load(path, model)
+
+
+def test_a_file_is_for_the_encoder_that_it_was_trained_on(tmp_path, model):
+    masking(model).save(tmp_path / "file")
+    other = copy.deepcopy(model)
+    other.fc.bias.data += 1e-3
+    with pytest.raises(ValueError, match="for other weights"):
+        MaskingModel.load(tmp_path / "file", other)
+
+
 # The interpreter
 
 
@@ -214,6 +245,15 @@ def test_another_number_of_classes_than_the_classifier_has(model, encoder, data,
     for _ in range(2):
         with pytest.raises(ValueError, match=f"classifier's 4 classes, got one for {classes}"):
             rts(data[0], data[1] * 0)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_classes_out_of_range_are_refused_at_every_call(model, encoder, data, shared):
+    rts = RTS(model, masking(model if shared else encoder))
+    for wrong in (4, -1, 4):
+        with pytest.raises(ValueError, match=r"expected target in \[0, 3\]"):
+            rts(data[0], data[1] * 0 + wrong)
+    rts(*data)
 
 
 def test_an_encoder_runs_in_eval_mode_after_the_preprocessing_and_is_left_as_it_was(

@@ -317,7 +317,7 @@ def test_a_killed_run_resumes_to_the_same_weights(model, tmp_path, monkeypatch, 
     loader, whole, part = loader_of(kind), tmp_path / "whole", tmp_path / "part"
     expected = weights(learn(model, loader, checkpoint=whole))
     with pytest.raises(ZeroDivisionError):
-        learn(model, Failing(loader, killed), checkpoint=part)
+        learn(model, Failing(loader, 1 + killed), checkpoint=part)  # one to tell the data by
     assert part.exists() == (killed >= 3)
     torch.manual_seed(99)
     again = untrained(model, seed=5 if killed >= 3 else 0)  # its weights come from the checkpoint
@@ -341,19 +341,63 @@ def test_a_finished_run_takes_no_more_steps(model, tmp_path, monkeypatch):
         ({"lr": 0.02}, "expected a checkpoint of this training"),
         ({"seed": 1}, "expected a checkpoint of this training"),
         ({"loader": [blobs(2)] * 2}, "expected a checkpoint of this training"),
-        ({"other encoder": True}, "expected a checkpoint of this architecture"),
+        ({"loader": [blobs(2, seed=7)]}, "its first batch is"),
+        ({"loss": "area"}, "its loss's settings is"),
+        ({"loss": "blend"}, "its loss's settings is"),
+        ({"model": True}, "its networks is"),
+        ({"other encoder": True}, "its networks is"),
     ],
 )
 def test_a_checkpoint_of_another_run_changes_nothing(model, tmp_path, other, message):
     path = tmp_path / "file"
     learn(model, [blobs(2)], checkpoint=path)
-    encoder = TinyNet(width=5) if other.pop("other encoder", False) else model
+    encoder = TinyNet(width=5) if "other encoder" in other else model
+    losses = {"area": MaskingLoss(model, area=100.0), "blend": MaskingLoss(model, blend=halved)}
+    settings = {name: other[name] for name in ("epochs", "lr", "seed") if name in other}
+    settings["loss"] = losses.get(other.get("loss"))
+    classifier = TinyNet().eval() if "model" in other else model
     content, masking_model = path.read_bytes(), untrained(encoder)
     before = weights(masking_model)
+    loader = other.get("loader", [blobs(2)])
     with pytest.raises(ValueError, match=message):
-        learn(model, other.pop("loader", [blobs(2)]), masking_model, checkpoint=path, **other)
+        learn(classifier, loader, masking_model, checkpoint=path, **settings)
     assert same(weights(masking_model), before)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("wrong", ["loss", "gradient", "term without a gradient"])
+def test_a_loss_that_is_not_finite_ends_the_training_before_the_file(
+    model, tmp_path, monkeypatch, start, wrong
+):
+    monkeypatch.setattr(training, "_EVERY", 1)
+
+    def loss(masking_model, images, labels, generator):
+        weight, step = masking_model.selector(labels).sum(dim=1), int(images[0, 0, 0, 0])
+        far = weight * (math.nan if step and wrong == "loss" else 1)
+        steep = (weight * 0).sqrt() if step and wrong == "gradient" else weight
+        apart = weight.detach() * (math.inf if step and wrong.startswith("term") else 1)
+        return {"far": far, "steep": steep, "apart": apart}
+
+    path, masking_model = tmp_path / "file", untrained(model)
+    batches = [(torch.full((2, 3, 16, 16), float(n >= start)), torch.arange(2)) for n in range(3)]
+    with pytest.raises(ValueError, match="expected a finite loss and gradient, got far "):
+        learn(model, batches, masking_model, loss=loss, checkpoint=path)
+    assert all(value.isfinite().all() for value in masking_model.trained().values())
+    assert all(p.grad is None for p in masking_model.parameters())
+    assert path.exists() == (start == 1)
+    if start:
+        saved = storage.load(path, "training")
+        assert saved["done"] == 1
+        assert same(saved["trained"], masking_model.trained())
+
+
+def test_a_place_for_no_file_is_found_before_the_training(model, tmp_path):
+    def fails(*_):
+        raise AssertionError("it began")
+
+    with pytest.raises(FileNotFoundError, match="expected to write a file"):
+        learn(model, [blobs(2)], loss=fails, checkpoint=tmp_path / "no" / "file")
 
 
 # Arguments
@@ -364,6 +408,7 @@ def test_a_checkpoint_of_another_run_changes_nothing(model, tmp_path, other, mes
     [
         ([(torch.full((2, 3, 16, 16), 2.0), torch.arange(2))], 4, ValueError, r"in \[0, 1\]"),
         ([(torch.ones(2, 3, 16, 16), torch.rand(2))], 4, TypeError, "integer dtype"),
+        ([(torch.ones(2, 3, 16, 16), torch.tensor([0, 4]))], 4, ValueError, r"labels in \[0, 3\]"),
         ([], 4, ValueError, "with at least one batch"),
         (iter([blobs(2)]), 4, ValueError, "and a length"),
         ([blobs(2)], 6, ValueError, "classifier's 4 classes, got one for 6"),

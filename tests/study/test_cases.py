@@ -16,7 +16,7 @@ from captum_adv2.study import Settings
 from captum_adv2.study.cases import NOISE, Chunk, Plan, draw_target, noisy
 from captum_adv2.study.data import CorruptImage, Embedded, Sample
 from captum_adv2.study.selection import select
-from captum_adv2.study.subjects import subject
+from captum_adv2.study.subjects import Subject, subject
 
 
 @given(st.integers(0, 99), st.integers(0, 10**6), st.integers(2, 1000), st.data())
@@ -83,8 +83,13 @@ def test_noise_is_the_images_own_and_as_strong_as_it_says() -> None:
     assert not noisy(whole, "normal", 0.05).equal(noisy(chunk_of((0, 1, 2, 4), 1), "normal", 0.05))
 
 
+def two_classes(model: nn.Module) -> Subject:
+    return Subject("two", model, 2, {}, (), "ab12")
+
+
 def test_selection() -> None:
-    chosen = select(Brightness(), Grey(), Settings(count=20, held_out=9), 2, noise=True)
+    settings = Settings(count=20, held_out=9)
+    chosen = select(two_classes(Brightness()), Grey(), settings, noise=True)
     right = [n for n in range(60) if n % 10 != 3 and n % 7]
     assert chosen.numbers == right[:20]
     assert chosen.labels == [n % 2 for n in right[:20]]
@@ -92,6 +97,9 @@ def test_selection() -> None:
     last = right[19]
     assert chosen.held_out == [n for n in range(last + 1, 60) if n % 10 != 3][:9]
     assert chosen.misclassified == sum(1 for n in range(last) if n % 10 != 3 and n % 7 == 0)
+    assert len(chosen.digests) == len({*chosen.digests}) == 29
+    assert chosen.weights == "ab12"
+    chosen.expect_same(Grey())
     assert chosen.corrupt[0] == "expected an image, got nothing for 3"
     chunk = chunk_of(chosen.numbers)
     for (kind, share), level in zip(NOISE, chosen.levels, strict=True):
@@ -111,7 +119,27 @@ def test_nothing_right_is_an_error() -> None:
             return 5
 
     with pytest.raises(ValueError, match="got none of 5"):
-        select(Brightness(-10.0), Clean(), Settings(), 2, noise=False)
+        select(two_classes(Brightness(-10.0)), Clean(), Settings(), noise=False)
+
+
+def test_logits_that_are_not_finite_are_never_right() -> None:
+    class Unsure(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            logits[::2] = torch.nan  # whose argmax is 0
+            return logits
+
+    chosen = select(two_classes(Unsure()), Grey(), Settings(count=100), noise=False)
+    assert chosen.misclassified > len(chosen.numbers) > 0
+
+
+def test_labels_of_no_class_are_named() -> None:
+    class Third(Grey):
+        def __getitem__(self, index: int) -> Sample:
+            return super().__getitem__(index)._replace(label=2 if index == 5 else 0)
+
+    with pytest.raises(ValueError, match=r"expected labels in \[0, 1\], got 2 of grey-5"):
+        select(two_classes(Brightness()), Third(), Settings(), noise=False)
 
 
 EVERY = Settings(models=("embedded:resnet",), interpreters=("CAM", "RTS", "RTS-A"))

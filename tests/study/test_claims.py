@@ -80,6 +80,11 @@ VIOLATIONS = {
     "4: fails": ([fails(0, 1, attack="adaptive:2 bits")], "success 90 %"),
     "4: maps": ([setting({"l1": 0.1}, attack="adaptive:2 bits")], "L1 0.100"),
     "5: fails": ([fails(0, 1, attack="StADV2", aimed="RTS")], "ADV2 on stAdv 90 %"),
+    "5: never succeeds": ([setting({"success": 0.0}, attack="StADV2")], "ADV2 on stAdv 0 %"),
+    "6: never succeeds": (
+        [setting({"success": 0.0}, attack=attack) for attack in ("patch", "class")],
+        "patch on GRAD: success 0 %",
+    ),
     "5: L1": ([setting({"l1": 0.12}, attack="StADV2", aimed="RTS")], "L1 0.120"),
     "6: fails": ([fails(0, 1, attack="class", aimed="GRAD")], "class on GRAD: success 90 %"),
     "6: nearer to benign": (
@@ -144,8 +149,9 @@ def test_not_measured(number: int, attacks: list[str]) -> None:
 
 def test_without_success_there_is_no_map_to_compare() -> None:
     found = verdicts(setting({"success": 0.0}))
-    assert found[1].holds is False
-    assert all(found[number].holds is None for number in range(2, 10))
+    # Where a rule asks for a rate of success, it is violated all the same.
+    wanted = {number: False if number in (1, 4, 5, 6) else None for number in range(1, 10)}
+    assert {number: verdict.holds for number, verdict in found.items()} == wanted
 
 
 def test_a_little_less_than_pgd_holds() -> None:

@@ -47,8 +47,11 @@ def test_a_study_is_made(tmp_path: Path) -> None:
     [
         (["--count", "0"], "expected count at least 1, got 0"),
         (["--eps", "2"], "expected eps in [0, 1], got 2"),
-        (["--eps", "1/0"], "invalid _number value: '1/0'"),
-        (["--eps", "1e400"], "invalid _number value: '1e400'"),
+        (["--eps", "1/0"], "expected a number or a fraction such as 8/255, got '1/0'"),
+        (["--eps", "4/5/6"], "expected a number or a fraction such as 8/255, got '4/5/6'"),
+        (["--eps", "1e400"], "expected eps in [0, 1], got inf"),
+        (["--eps", "1e999999999"], "expected eps in [0, 1], got inf"),
+        (["--eps", "nan"], "expected eps in [0, 1], got nan"),
         (["--frameworks", "cw"], "one of ['pgd', 'stadv'], got 'cw'"),
         (["--targets", "cat"], "one of ['benign', 'patch', 'class'], got 'cat'"),
         (["--models"], "expected at least one of models, got none"),

@@ -138,6 +138,96 @@ def test_a_file_of_classes_gives_the_labels(tmp_path: Path) -> None:
         opened(root, classes=str(file))
 
 
+GREYS = np.array([[0, 20_000], [40_000, 65_535]])  # of 16 bits
+TRUE = np.array([[0, 78], [156, 255]])  # of 8 bits: 65535 is 255 * 257
+
+
+@pytest.mark.parametrize(
+    ("values", "suffix"),
+    [
+        (GREYS.astype(np.uint16), ".png"),
+        (GREYS.astype(np.uint16), ".tif"),
+        (GREYS.astype(np.uint16), ".pgm"),
+        ((GREYS / 65_535).astype(np.float32), ".tiff"),
+        (TRUE.astype(np.uint8), ".png"),
+    ],
+)
+def test_greys_of_every_depth_are_scaled(values: Any, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(values).save(tmp_path / "a" / f"one{suffix}")
+    found = (opened(tmp_path, 2, resize=2)[0].image * 255).round()
+    assert found.tolist() == [TRUE.tolist()] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.array([[0.0, 200]], dtype=np.float32), r"values in \[0, 200\]; scale them"),
+        (np.array([[0.0, -0.1]], dtype=np.float32), r"values in \[-0.1, 0\]; scale them"),
+        (np.array([[0.0, np.nan]], dtype=np.float32), r"values in \[nan, nan\]; scale them"),
+        (np.array([[0, 200]], dtype=np.int32), "integers of 32 bits"),
+        (np.zeros((1, 1001), dtype=np.uint8), "1001 x 1 pixels; crop it"),
+    ],
+)
+def test_pictures_of_unknown_range_or_without_end_are_corrupt(
+    values: Any, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(values).save(tmp_path / "a" / "one.tiff")
+    with pytest.raises(CorruptImage, match=rf"picture in .*one\.tiff, got {reason}"):
+        opened(tmp_path)[0]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_pictures_of_every_mode_show_their_colour(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (20, 20), (255,) * 3).convert(mode).save(tmp_path / "a" / "one.tif")
+    if mode in ("CMYK", "YCbCr"):
+        Image.new("RGB", (20, 20), (255,) * 3).convert(mode).save(tmp_path / "a" / "two.jpg")
+    for sample in opened(tmp_path):  # type: ignore[attr-defined]
+        assert sample.image.min() > 0.98
+
+
+def test_of_an_animated_picture_the_first_frame_counts(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    for suffix in ("png", "webp", "tif"):
+        file = tmp_path / "a" / f"one.{suffix}"
+        frames[0].save(
+            file,
+            save_all=True,
+            append_images=frames[1:],
+            **({"lossless": True} if suffix == "webp" else {}),
+        )
+    found = opened(tmp_path)
+    for index in range(3):
+        assert found[index].image.mean(dim=(1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.02)
+
+
+def test_each_real_file_counts_once_where_it_is(tmp_path: Path) -> None:
+    root, store = folder(tmp_path / "pictures"), folder(tmp_path / "store", classes=("in", "out"))
+    expected = {(str(file), label) for file, label in ImageFolder(str(root)).samples}
+    (root / "cat" / "up").symlink_to("..")
+    (root / "cat" / "other").symlink_to("../dog")
+    (root / "dog" / "other").symlink_to("../cat")
+    (root / "cat" / "again.png").symlink_to("../dog/dog_1.png")
+    (root / "cat" / "twice.png").symlink_to("cat_1.png")
+    found = opened(root)
+    assert isinstance(found, Folder)
+    assert set(found.samples) == expected
+    assert len(found) == len(expected)
+    # Elsewhere: a class, a folder and a picture that are links.
+    (root / "emu").symlink_to(store / "in")
+    (root / "dog" / "more").symlink_to(store / "out")
+    (root / "dog" / "most").symlink_to(store)
+    found = opened(root)
+    assert isinstance(found, Folder)
+    assert len(found) == len(expected) + 6
+    assert sorted(found[index].name for index in range(len(found)))[:4] == [
+        "cat/cat_0.JPEG", "cat/cat_1.png", "cat/cat_2.JPEG", "dog/dog_0.JPEG"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n" + bytes(100)])
 def test_corrupt_pictures_are_named_and_the_rest_is_read(
     content: bytes | None, tmp_path: Path
@@ -185,6 +275,16 @@ def test_boxes_move_with_the_picture(
         assert min(x1 - x0, y1 - y0) < 1
 
 
+def test_an_annotation_is_of_one_picture(tmp_path: Path) -> None:
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml" / "one.xml").write_text(annotation((40, 30), (0, 0, 9, 9)))
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        picture().save(tmp_path / "pictures" / name / "one.png")
+    with pytest.raises(ValueError, match=r"expected one picture named as .*one\.xml"):
+        opened(tmp_path / "pictures", boxes=str(tmp_path / "xml"))
+
+
 def test_several_boxes_and_those_outside_the_crop(tmp_path: Path) -> None:
     boxes = [(0, 0, 40, 20), (12, 4, 20, 10), (0, 0, 9, 20), (31, 0, 40, 20), (9, 0, 11, 3)]
     found = boxed(tmp_path, annotation((40, 20), *boxes), (40, 20), 20, 20)
@@ -228,6 +328,10 @@ def test_tensors_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
         ({"labels": torch.zeros(3).long()}, "a label, and boxes, for each image"),
         ({"labels": torch.zeros(4)}, "an integer dtype"),
         ({"boxes": torch.zeros(3, 4).long()}, "a label, and boxes, for each image"),
+        ({"boxes": [torch.zeros(3)] * 4}, "boxes of four corners"),
+        ({"boxes": [[0, 1, 2, 3]] * 4}, "boxes in .* to be a torch.Tensor, got list"),
+        ({"classes": [1, 2, 3]}, r"classes in .*\[0\] to be a str, got int"),
+        ({"images": torch.zeros(4, 3, 8, 6).int()}, "uint8 or floating, in .*, torch.int32"),
         (None, r"a file of torch\.save"),
     ],
 )

@@ -138,6 +138,18 @@ def test_finished_work_is_not_repeated_but_a_broken_shard_is(whole: Path) -> Non
     assert records(whole) == first
 
 
+def test_a_flipped_bit_is_found_and_the_selection_is_made_again(whole: Path) -> None:
+    first = records(whole)
+    files = [next(whole.rglob("seed-0/00001/ADV2-CAM.pt")), whole / "selection" / "resnet.pt"]
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    redone = quiet(SMALL, whole, resume=True).redone
+    assert {*redone} == {str(file.relative_to(whole)) for file in files}
+    assert records(whole) == first
+
+
 def test_chunks_do_not_matter(tmp_path: Path, found: Found) -> None:
     other = quiet(replace(SMALL, detectors=(), chunk=5), tmp_path / "b")
     one, two = (each.maps.sort_values(KEYS, ignore_index=True) for each in (found, other))
@@ -154,6 +166,7 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
             return [(0, task) for task in parts[0].tasks()]
 
     settings = replace(SMALL, targets=(), detectors=())
+    (tmp_path / "x").mkdir()
     parts = engine.prepared(settings, tmp_path / "x", World(), resume=False)
     engine.work(parts, Second(1, 2), verbose=False)
     done = {file.parent.name for file in (tmp_path / "x").rglob("shards/**/*.pt")}
@@ -255,11 +268,12 @@ def test_a_folder_of_something_else_is_refused(whole: Path, tmp_path: Path) -> N
         ({"models": ("no_such_net",)}, "expected a classifier of torchvision"),
         ({"interpreters": ("LIME",)}, "expected an interpreter from GRAD"),
         ({"images": "/no/such/folder"}, "no such path"),
+        ({"images": "builtins:id"}, "expected builtins:id to return a Source"),
     ],
 )
 def test_settings_that_do_not_fit_leave_no_folder(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
         run(replace(SMALL, **change), tmp_path / "out", verbose=False)
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ COMMAND = "python -m study --images 'a & b' <folder>"
 
 
 def write(folder: Path, *changes, shown=()) -> Path:
-    chosen = Selection([1], ["a"], [0], [], 7, [EVIL], [])
+    chosen = Selection([1], ["a"], [0], [], ["ab12"], 7, [EVIL], [], "cd34")
     rows = study(*changes, models=("resnet", "densenet"))
     left_out = ["RTS on x needs a masking model"]
     found = Found(*rows, shown, {"resnet": chosen}, ["shard-1.pt"], left_out)
