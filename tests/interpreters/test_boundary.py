@@ -28,6 +28,7 @@ class Around(nn.Module):
     def __init__(self, net: nn.Module, run: Run) -> None:
         super().__init__()
         self.run, self.net = run, net
+        self.eval()  # or torchattacks' own attacks would train the network
 
     def forward(self, x: Tensor) -> Any:
         return self.run(self.net, x)
