@@ -33,7 +33,7 @@ class _Place(NamedTuple):
     """Where features are in the passes of images of a shape, as far as that is known."""
 
     images: torch.Size
-    count: int  # operations of such a pass
+    length: int  # operations of such a pass
     output: tuple[int, int]  # of which operation, and which of its outputs
     channels: int  # the dimension of the features' channels
 
@@ -74,7 +74,7 @@ class _FeatureMap(base.Interpreter):
             else:
                 with Pass(place.output) as run:
                     logits = self.logits(images)
-                raw, same = run.kept, run.count == place.count
+                raw, same = run.kept, run.count == place.length
         if raw is None or not same:  # another preprocessing, or mode
             return self._found(images)
         return _Features(raw, place.channels), logits

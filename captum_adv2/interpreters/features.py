@@ -81,7 +81,8 @@ class Graph:
 
     Attributes:
         weights: What the last product multiplies, as of the linear layer at the end; or ``None``.
-        mixed: The maps that would be the features, were their places not mixed further on.
+        mixed: Maps near the end whose places are mixed once more, as by attention pooling, where
+            there are no features.
     """
 
     def __init__(self, run: Pass, images: Tensor, logits: Tensor) -> None:
@@ -119,8 +120,9 @@ class Graph:
                     edge = cuts[number][0]
                 made = self._made.get(edge)
                 return made and Found(made.place, made.tensor, channels)
-            if planar:
-                self.mixed = made.tensor
+            if planar:  # named only where most of the network is before them
+                total = sum(_is_product(node) for node in self._dependent)
+                self.mixed = made.tensor if 5 * len(mixing) < total else None
                 return None
         return None
 
@@ -148,11 +150,10 @@ class Graph:
         (slope,) = torch.autograd.grad(score, maps, retain_graph=True, allow_unused=True)
         if slope is None:
             return None
-        error = 1e-4 * slope.abs().amax()
         flat = [
             channels
             for channels, places in ((1, (2, 3)), (3, (1, 2)))
-            if bool((slope.amax(places) - slope.amin(places) <= error).all())
+            if torch.equal(slope.amax(places), slope.amin(places))  # averaging rounds nothing
         ]
         return flat[0] if len(flat) == 1 else None  # a gradient of zero says nothing
 
@@ -196,7 +197,8 @@ class Graph:
     def _cuts(self) -> Iterator[tuple[Any, list[Any]]]:
         """Yield, from the logits on, each edge that all paths pass, and the nodes after it."""
         above: list[Any] = []
-        waiting, known = [(0, 0, self._end)], {self._end}
+        waiting: list[tuple[float, int, Any]] = [(0, 0, self._end)]
+        known = {self._end}
         while waiting:
             edge = heapq.heappop(waiting)[2]
             if edge[0] is self._root:

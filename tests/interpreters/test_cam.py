@@ -132,7 +132,7 @@ class TestHead:
         ("net", "got"),
         [
             (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "none"),
-            (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "weights of"),
+            (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "weights"),
         ],
     )
     def test_not_linear(self, net: nn.Module, got: str) -> None:
@@ -167,10 +167,8 @@ class TestHead:
         net = copy.deepcopy(model)
         net.auxiliary = nn.Linear(16, 4)
         net._modules = {name: net._modules[name] for name in reversed(net._modules)}
-        for spare in (net, nn.Sequential(net, nn.Identity())):
-            spare.spare = nn.Conv2d(3, 4, 3)
-            assert torch.equal(CAM(spare)(*data), CAM(model)(*data))
-            assert torch.equal(GradCAM(spare)(*data), GradCAM(model)(*data))
+        for kind in (CAM, GradCAM):
+            assert torch.equal(kind(net)(*data), kind(model)(*data))
 
     @pytest.mark.parametrize("relu", [False, True])
     def test_convolutional_head(self, relu: bool) -> None:
