@@ -110,7 +110,7 @@ class Graph:
             products = [node for node in above if _is_product(node)]
             if not products:  # these are scores of the classes already
                 continue
-            planar = self.is_planar(made.tensor)
+            planar = is_planar(made.tensor)
             # The head itself may be a convolution that is pooled.
             mixing = [node for node in above if node is not products[0] and self._mixes(node)]
             channels = 1 if planar and not mixing else self.pooled(made.tensor)
@@ -127,20 +127,8 @@ class Graph:
         return None
 
     def channels(self, maps: Tensor, images: torch.Size) -> int | None:
-        """Return which dimension of maps is channels, or ``None`` where that cannot be known.
-
-        Where neither their origin nor the pooling says so, the other two have the proportions of
-        the images, and only they.
-        """
-        if _edge(maps)[0] in self._dependent and self.is_planar(maps):
-            return 1
-        height, width = images[2:]
-        fitting = [
-            channels
-            for channels, (h, w) in ((1, maps.shape[2:]), (3, maps.shape[1:3]))
-            if abs(h * width - w * height) < max(height, width)
-        ]
-        return self.pooled(maps) or (fitting[0] if len(fitting) == 1 else None)
+        """Return which dimension of maps is channels, or ``None`` where that cannot be known."""
+        return 1 if is_planar(maps) else self.pooled(maps) or by_proportions(maps, images)
 
     def pooled(self, maps: Tensor) -> int | None:
         """Return which dimension is channels, if the logits average the other two of maps."""
@@ -156,26 +144,6 @@ class Graph:
             if torch.equal(slope.amax(places), slope.amin(places))  # averaging rounds nothing
         ]
         return flat[0] if len(flat) == 1 else None  # a gradient of zero says nothing
-
-    def is_planar(self, maps: Tensor) -> bool:
-        """Return whether maps come from a convolution or a pooling, and keep its layout."""
-        stack: list[Any] = [_edge(maps)]
-        seen = set()
-        while stack:
-            node, number = edge = stack.pop()
-            if edge in seen or node not in self._dependent or len(shape := _shape(*edge)) != 4:
-                continue
-            seen.add(edge)
-            if any(word in node.name() for word in _PLANAR):
-                return True
-            if any(word in node.name() for word in ("Permute", "Transpose")):
-                continue
-            for parent in self._parents(node):
-                # Concatenation and slices change one size.
-                own = _shape(*parent)
-                if len(own) == 4 and sum(a != b for a, b in zip(own, shape, strict=True)) <= 1:
-                    stack.append(parent)
-        return False
 
     def _of_images(self) -> set[Any]:
         """Return the nodes whose output depends on the images."""
@@ -234,6 +202,38 @@ class Graph:
                             return given.detach()
                 return None
         return None
+
+
+def is_planar(maps: Tensor) -> bool:
+    """Return whether maps come from a convolution or a pooling, and keep its layout."""
+    stack, seen = [_edge(maps)] if maps.requires_grad else [], set()
+    while stack:
+        edge = stack.pop()
+        node, shape = edge[0], _shape(*edge)
+        if edge in seen or len(shape) != 4:
+            continue
+        seen.add(edge)
+        if any(word in node.name() for word in _PLANAR):
+            return True
+        if any(word in node.name() for word in ("Permute", "Transpose")):
+            continue
+        for parent in node.next_functions:
+            own = _shape(*parent) if parent[0] is not None else ()
+            # Concatenation and slices change one size.
+            if len(own) == 4 and sum(a != b for a, b in zip(own, shape, strict=True)) <= 1:
+                stack.append(parent)
+    return False
+
+
+def by_proportions(maps: Tensor, images: torch.Size) -> int | None:
+    """Return the dimension of channels where only the other two have the images' proportions."""
+    height, width = images[2:]
+    fitting = [
+        channels
+        for channels, (h, w) in ((1, maps.shape[2:]), (3, maps.shape[1:3]))
+        if abs(h * width - w * height) < max(height, width)
+    ]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _edge(tensor: Tensor) -> tuple[Any, int]:

@@ -133,9 +133,10 @@ def _by_rule(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\s*Setting (back|for)ward", UserWarning)
             attributions = clone.attribute(call.images, target=call.target, **kwargs)
-        if call.check:
-            rules.warn_of_missed(type(attribution).__name__, rule, visits, outputs)
-            call.check = False
+        met = len(visits)
+    if call.check:
+        rules.warn_of_missed(type(attribution).__name__, rule, met, outputs)
+        call.check = False
     return attributions
 
 

@@ -69,8 +69,8 @@ def inner_pass(model: nn.Module, rule: Rule) -> Iterator[list[Visit]]:
             )
 
 
-def warn_of_missed(name: str, rule: Rule, visits: list[Visit], outputs: list[Tensor]) -> None:
-    """Warn where a method's rule met no module, or not all functions of the graph that it is for."""
+def warn_of_missed(name: str, rule: Rule, met: int, outputs: list[Tensor]) -> None:
+    """Warn where a rule met no module, or fewer than there are such functions in the graph."""
     words = tuple(module.__name__.lower() for module in rule.modules)
     nodes, stack = set(), [output.grad_fn for output in outputs]
     while stack:
@@ -79,10 +79,10 @@ def warn_of_missed(name: str, rule: Rule, visits: list[Visit], outputs: list[Ten
             nodes.add(node)
             stack += [parent for parent, _ in node.next_functions]
     total = sum(node.name().lower().startswith(words) for node in nodes)
-    if not visits or len(visits) < total:
-        met = f"{len(visits)} of {total} activations" if visits else "no module that it is for"
+    if not met or met < total:
+        got = f"{met} of {total} activations" if met else "no module that it is for"
         warnings.warn(
-            f"the rule of {name} met {met} in the forward pass: functional ones, and those of "
+            f"the rule of {name} met {got} in the forward pass: functional ones, and those of "
             "scripted or exported models, keep their own derivative",
             SoundnessWarning,
             stacklevel=2,
