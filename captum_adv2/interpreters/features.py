@@ -90,7 +90,7 @@ class Graph:
         self._logits = logits
         self._batch = len(images)
         self._root = _edge(images)[0]
-        self._end: Any = _edge(logits)
+        self._end: Any = _edge(logits) if logits.requires_grad else (None, 0)
         self._dependent = self._of_images()
         if self._end[0] not in self._dependent:
             raise ValueError(
