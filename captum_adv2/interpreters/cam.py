@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters import base
 from captum_adv2.interpreters.features import Graph, Pass
-from captum_adv2.interpreters.tap import Tap, eagerly, find_module, module_of, tapped
+from captum_adv2.interpreters.tap import Tap, eagerly, find_module, graph_enabled, module_of, tapped
 from captum_adv2.spec import SoundnessWarning, checked
 
 
@@ -82,7 +82,7 @@ class _FeatureMap(base.Interpreter):
     def _found(self, images: Tensor) -> tuple[_Features, Tensor]:
         """Find features in a pass, whose graph says what depends on what; remember the place."""
         keep = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
+        with graph_enabled():
             x = images if images.requires_grad else images.detach().clone().requires_grad_()
             with ExitStack() as stack:
                 tap = Tap()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from captum_adv2 import storage
 from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate, eval_mode
 from captum_adv2.interpreters.features import by_proportions, is_planar
-from captum_adv2.interpreters.tap import eagerly, find_module, tapped
+from captum_adv2.interpreters.tap import eagerly, find_module, graph_enabled, tapped
 from captum_adv2.spec import Count, NonNegative, Real, checked, expect_logits
 
 _SCALES = 4
@@ -127,7 +127,7 @@ class MaskingModel(nn.Module):
         else:
             names = {module: name for name, module in encoder.named_modules()}
             self.layers = tuple(names[find_module(encoder, layer)] for layer in layers)
-        with torch.enable_grad():
+        with graph_enabled():
             features, output = self.encode(_watched(image))
         channels = [feature.shape[1] for feature in features if _channels_first(feature, image)]
         if len(channels) < max(2, len(self.layers)):
@@ -248,7 +248,7 @@ def _coarsest(encoder: nn.Module, image: Tensor) -> tuple[str, ...]:
             sizes.pop(names[module], None)  # a module that runs twice counts where it runs last
             sizes[names[module]] = output.shape[2:]
 
-    with ExitStack() as stack, eval_mode(encoder), torch.enable_grad(), eagerly():
+    with ExitStack() as stack, eval_mode(encoder), graph_enabled(), eagerly():
         for module in names:
             stack.enter_context(module.register_forward_hook(note))
         encoder(_watched(image))

@@ -65,7 +65,7 @@ def inner_pass(model: nn.Module, rule: Rule) -> Iterator[list[Visit]]:
         if modules and not visits:
             raise RuntimeError(
                 "expected the model to run the hooks of its modules, got none that ran; pass the "
-                "model as it was before torch.compile"
+                "model as it was before torch.compile, with modules in place of functions"
             )
 
 

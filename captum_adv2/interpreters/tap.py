@@ -20,6 +20,13 @@ class Tap:
     runs: int = 0
 
 
+@contextmanager
+def graph_enabled() -> Iterator[None]:
+    """Make operations record a graph, whatever the modes outside are."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def eagerly() -> Any:
     """Return a context in which compiled models run as they are written, with hooks and modes.
 

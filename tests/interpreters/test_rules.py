@@ -159,11 +159,12 @@ class Functional(Reused):
 
     def __init__(self, modules: int) -> None:
         super().__init__()
-        self.modules_used = modules
+        if not modules:
+            del self.act
+            self.act = torch.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = self.body(self.act(x) if self.modules_used else x.relu())
+        x = self.body(self.act(self.stem(x)))
         return self.fc(x.relu().flatten(1))
 
 
