@@ -176,3 +176,30 @@ def test_the_map_is_pytorch_grad_cams(
     elif name != "squeezenet1_1":  # a ReLU follows its head
         with pytest.raises(ValueError, match="for CAM, got .*GradCAM"):
             CAM(net)(images, TARGET)
+
+
+@pytest.mark.parametrize("layer", ["norm", "features"])
+def test_a_layer_of_swin_has_channels_last(layer: str) -> None:
+    net = network("torchvision", "swin_t", 64)
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    expected = theirs(net, layer, images, "nhwc")
+    assert expected.shape == (2, 1, 2, 2)
+    found = GradCAM(net, layer=layer)(images, TARGET)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "hint"),
+    [
+        ("resnet50_clip", 64, "pass layer='stages' to use them"),
+        ("efficientformer_l1", 224, "pass layer='stages.3.blocks.2' to use them"),
+        ("vit_tiny_patch16_224", 224, "got none; .* use Gradient"),
+        ("mixer_s32_224", 224, "got none; .* use Gradient"),
+        ("levit_128s", 224, "got none; .* use Gradient"),
+    ],
+)
+def test_tokens_and_attention_pooling_are_refused(name: str, size: int, hint: str) -> None:
+    net = network("timm", name, size)
+    images = torch.rand(2, 3, size, size, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"feature maps .* for GradCAM, .*{hint}"):
+        GradCAM(net)(images, TARGET)

@@ -201,11 +201,12 @@ class TestMissed:
         compiled = torch.compile(net, backend="eager")
         compiled(pair[0])
         interpreter = CaptumInterpreter(build(compiled))
-        if not hasattr(torch.compiler, "set_stance"):  # before PyTorch 2.6
-            with pytest.raises(RuntimeError, match="got none that ran"):
-                interpreter(*pair)
+        try:
+            maps = interpreter(*pair)
+        except (RuntimeError, SoundnessWarning):  # a warning is an error here
+            assert not hasattr(torch.compiler, "set_stance")  # before PyTorch 2.6 it may be refused
             return
-        torch.testing.assert_close(interpreter(*pair), CaptumInterpreter(build(net))(*pair))
+        torch.testing.assert_close(maps, CaptumInterpreter(build(net))(*pair))
 
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="needs PyTorch 2.6")
