@@ -177,7 +177,7 @@ class CAM(_FeatureMap):
     def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
         super().__init__(model, layer)
         self._verified = layer is not None
-        self._linear: Any = None
+        self._head = ""  # the name: the module may be replaced
 
     def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
@@ -194,14 +194,18 @@ class CAM(_FeatureMap):
             self._verify(features[:1].detach(), logits[:1].detach())
         return base.Explanation(base.min_max(_weighted(features, weight[target])), logits)
 
+    @property
+    def _linear(self) -> Any:
+        return self.model.get_submodule(self._head)
+
     def _note(self, graph: Graph) -> None:
         """Remember the head: the module whose weight the last product of the pass has."""
         head = graph.weights
         if head is not None and head[0].numel() == head.shape[1]:
-            for module in self.model.modules():
+            for name, module in self.model.named_modules():
                 weight = getattr(module, "weight", None)
                 if isinstance(weight, Tensor) and torch.equal(weight, head):
-                    self._linear = module
+                    self._head = name
                     return
         got = "none" if head is None else f"weights of shape {tuple(head.shape)}"
         raise ValueError(

@@ -156,6 +156,16 @@ class TestFound:
         attack(images(), (TARGET + 1) % 3)
         assert len(found) == 1
 
+    @both
+    def test_a_head_that_is_replaced(self, kind: Any) -> None:
+        net, x = network(LINEAR["mean"]), images()
+        interpreter = kind(net)
+        before = interpreter(x, TARGET)
+        net.fc = nn.Linear(8, 3).double()
+        after = interpreter(x, TARGET)
+        torch.testing.assert_close(after, kind(net)(x, TARGET))
+        assert not torch.allclose(after, before)
+
     def test_features_of_one_pixel_have_no_places(self) -> None:
         net, x = network(LINEAR["mean"]), images(2, 2)
         assert GradCAM(net)(x, TARGET).shape == (2, 1, 2, 2)  # the last maps that have places
