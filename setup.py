@@ -14,7 +14,8 @@ TEST = [
     "hypothesis>=6.100",
     "opencv-python-headless>=4.10",
 ]
-DEV = [*TEST, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
+ORACLES = ["grad-cam>=1.5.7", "timm>=1.0.31"]
+DEV = [*TEST, *ORACLES, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
 MUTATION = [*TEST, "mutmut>=3.8"]
 DOCS = ["sphinx>=7.0", "myst-parser>=3.0"]
 

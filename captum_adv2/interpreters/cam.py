@@ -7,49 +7,47 @@ A network that ends in global average pooling and a linear layer scores a class 
 gradient of the logit, :math:`w_{k,c} = \mathrm{mean}_{ij} \, \partial z_c / \partial a_k[i, j]`
 (Eq. 14), so that any head will do, and keeps the positive part (Eq. 15).
 
-Features, map and logits come from one forward pass. The features are the input of the last pooling
-that the forward pass runs, however it is written (a module, ``F.adaptive_avg_pool2d``, ``mean``);
-where several poolings follow each other, as in VGG, the input of the first of them. So DenseNet's
-functional ReLU is included, without a table of architectures. ``layer`` overrides this.
+Features, map and logits come from one forward pass. The features are the last that have places, by
+the pass itself (`features`): the input of the last pooling, however it is written, or where several
+follow each other, as in VGG, of the first of them. The first pass at a size of images finds them,
+and the later ones read them. ``layer`` overrides this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, final
+import warnings
+from contextlib import ExitStack
+from typing import Any, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from captum_adv2.interpreters import base
-from captum_adv2.interpreters.tap import find_module, tapped
-from captum_adv2.spec import checked
+from captum_adv2.interpreters.features import Graph, Pass
+from captum_adv2.interpreters.tap import Tap, eagerly, find_module, graph_enabled, module_of, tapped
+from captum_adv2.spec import SoundnessWarning, checked
 
-_POOLINGS = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "mean"}
+
+class _Place(NamedTuple):
+    """Where features are in the passes of images of a shape, as far as that is known."""
+
+    images: torch.Size
+    length: int  # operations of such a pass
+    output: tuple[int, int]  # of which operation, and which of its outputs
+    channels: int  # the dimension of the features' channels
 
 
-class _PoolingInput(TorchFunctionMode):
-    """Keeps the input of the last poolings, one after the other, that a forward pass runs."""
+class _Features(NamedTuple):
+    """Features as they were computed, and which dimension, 1 or 3, is channels."""
 
-    features: Tensor | None = None
-    _pooled: Any = None
+    raw: Tensor
+    channels: int
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        pools = getattr(func, "__name__", "") in _POOLINGS
-        if pools and args and args[0].ndim == 4:
-            if args[0] is not self._pooled:
-                self.features = args[0]
-            self._pooled = out
-        return out
+    def maps(self, like: Tensor | None = None) -> Tensor:
+        """Return features, or a tensor like them, as ``(B, K, h, w)``."""
+        tensor = self.raw if like is None else like
+        return tensor if self.channels == 1 else tensor.permute(0, 3, 1, 2)
 
 
 class _FeatureMap(base.Interpreter):
@@ -61,27 +59,88 @@ class _FeatureMap(base.Interpreter):
     def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
         super().__init__(model)
         self._layer = None if layer is None else find_module(model, layer)
-        weighted = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
-        self._head = weighted[-1] if weighted else None
+        self._place: _Place | None = None
 
-    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features ``(B, K, h, w)`` and logits ``(B, classes)``."""
-        if self._layer is not None:
-            reading: Any = tapped(self._layer, "output")
-        elif isinstance(self._head, nn.Conv2d):
-            reading = tapped(self._head, "input")
-        else:
-            reading = _PoolingInput()
-        with reading as tap:
-            logits = self.logits(images)
-        features: Tensor | None = tap.features
-        if features is None or features.ndim != 4 or len(features) != len(images):
-            found = "none" if features is None else f"shape {tuple(features.shape)}"
-            raise ValueError(
-                f"expected feature maps (B, K, h, w) for {type(self).__name__}, got {found}; pass "
-                "layer=, the module (or its dotted name) whose output they are"
-            )
-        return features, logits
+    def _features(self, images: Tensor) -> tuple[_Features, Tensor]:
+        """Return features and logits ``(B, classes)`` of one pass."""
+        place = self._place
+        if place is None or place.images != images.shape[1:]:
+            return self._found(images)
+        with eagerly():
+            if self._layer is not None:
+                with tapped(self._layer, "output") as tap:
+                    logits = self.logits(images)
+                raw, same = tap.features, True
+            else:
+                with Pass(place.output) as run:
+                    logits = self.logits(images)
+                raw, same = run.kept, run.count == place.length
+        if raw is None or not same:  # another preprocessing, or mode
+            return self._found(images)
+        return _Features(raw, place.channels), logits
+
+    def _found(self, images: Tensor) -> tuple[_Features, Tensor]:
+        """Find features in a pass, whose graph says what depends on what; remember the place."""
+        keep = torch.is_grad_enabled()
+        with graph_enabled():
+            x = images if images.requires_grad else images.detach().clone().requires_grad_()
+            with ExitStack() as stack:
+                tap = Tap()
+                if self._layer is not None:
+                    tap = stack.enter_context(tapped(self._layer, "output"))
+                stack.enter_context(eagerly())
+                run = stack.enter_context(Pass())
+                logits = self.logits(x)
+            graph = Graph(run, x, logits)
+            self._note(graph)
+            if self._layer is None:
+                output, found = self._last(graph, x)
+            else:
+                output, found = (0, 0), self._named(graph, x, tap)
+        self._place = _Place(images.shape[1:], run.count, output, found.channels)
+        if not keep:
+            found, logits = found._replace(raw=found.raw.detach()), logits.detach()
+        return found, logits
+
+    def _note(self, graph: Graph) -> None:
+        """Take from the graph of the first pass what else is wanted of it."""
+
+    def _last(self, graph: Graph, images: Tensor) -> tuple[tuple[int, int], _Features]:
+        """Return the last features that have places, and where the pass makes them."""
+        found = graph.features()
+        if found is not None:
+            return found.place, _Features(found.maps, found.channels)
+        got, hint = "none", "pass layer=, the module (or its dotted name) whose output they are"
+        if graph.mixed is not None:
+            got = f"shape {tuple(graph.mixed.shape)}, which are mixed again further on"
+            name = module_of(graph.mixed, self.model, lambda: self.logits(images))
+            hint = hint if name is None else f"pass layer={name!r} to use them all the same"
+        raise self._no_maps(got, f"{hint}, or use Gradient, which needs no feature maps")
+
+    def _named(self, graph: Graph, images: Tensor, tap: Tap) -> _Features:
+        """Return the features that the named layer gives, if their layout is known."""
+        raw = tap.features
+        if raw is None or raw.ndim != 4 or len(raw) != len(images):
+            got = "none" if raw is None else f"shape {tuple(raw.shape)}"
+            hint = "pass layer=, the module (or its dotted name) whose output they are"
+            if raw is not None and raw.ndim == 3:
+                hint = "of tokens there are no maps: use Gradient, or a layer before them"
+            raise self._no_maps(got, hint)
+        channels = graph.channels(raw, images.shape)
+        if channels is None:
+            hint = "pass a layer whose output has channels first"
+            raise self._no_maps(f"shape {tuple(raw.shape)} of unknown layout", hint)
+        found = _Features(raw, channels)
+        if found.maps()[0, 0].numel() < 2:
+            raise self._no_maps(f"one pixel, {tuple(raw.shape)}", "pass a layer before the pooling")
+        if tap.runs > 1:
+            message = f"the layer of {type(self).__name__} runs {tap.runs} times in a forward pass"
+            warnings.warn(f"{message}: its last output is explained", SoundnessWarning, 2)
+        return found
+
+    def _no_maps(self, got: str, hint: str) -> ValueError:
+        wanted = f"feature maps (B, K, h, w) for {type(self).__name__}"
+        return ValueError(f"expected {wanted}, got {got}; {hint}")
 
 
 def _weighted(features: Tensor, weights: Tensor) -> Tensor:
@@ -99,9 +158,9 @@ class CAM(_FeatureMap):
         Min-max scaled per image, at the features' resolution (7x7 for ResNet-50 at 224).
 
     Features and head are found in torchvision's resnet, densenet, squeezenet, mobilenet_v2,
-    efficientnet and the like, also inside a wrapper that normalises. The head is the model's last
-    linear layer or 1x1 convolution. The first call checks that features and head give the logits
-    (Eq. 6), unless the layer is named.
+    efficientnet, swin and the like, also inside a wrapper that normalises. The head is the last
+    linear layer or 1x1 convolution that runs. The first call checks that features and head give the
+    logits (Eq. 6), unless the layer is named.
 
     Args:
         model: Classifier returning logits.
@@ -118,19 +177,12 @@ class CAM(_FeatureMap):
     def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
         super().__init__(model, layer)
         self._verified = layer is not None
-        head = self._head
-        pointwise = isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1)
-        if not (pointwise or isinstance(head, nn.Linear)):
-            got = "none" if head is None else type(head).__name__
-            raise ValueError(
-                f"expected {type(model).__name__} to end in a linear layer or a 1x1 convolution "
-                f"for CAM, got {got}; use GradCAM, which needs no linear head"
-            )
-        self._linear: Any = head
+        self._head = ""  # the name: the module may be replaced
 
     def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
-        features, logits = self._features(images)
+        found, logits = self._features(images)
+        features = found.maps()
         weight = self._linear.weight.flatten(1)  # (classes, K)
         if features.shape[1] != weight.shape[1]:
             raise ValueError(
@@ -141,6 +193,25 @@ class CAM(_FeatureMap):
         if not (self._verified or self.model.training):
             self._verify(features[:1].detach(), logits[:1].detach())
         return base.Explanation(base.min_max(_weighted(features, weight[target])), logits)
+
+    @property
+    def _linear(self) -> Any:
+        return self.model.get_submodule(self._head)
+
+    def _note(self, graph: Graph) -> None:
+        """Remember the head: the module whose weight the last product of the pass has."""
+        head = graph.weights
+        if head is not None and head[0].numel() == head.shape[1]:
+            for name, module in self.model.named_modules():
+                weight = getattr(module, "weight", None)
+                if isinstance(weight, Tensor) and torch.equal(weight, head):
+                    self._head = name
+                    return
+        got = "none" if head is None else f"weights of shape {tuple(head.shape)}"
+        raise ValueError(
+            f"expected {type(self.model).__name__} to end in a linear layer or a 1x1 convolution "
+            f"for CAM, got {got}; use GradCAM, which needs no linear head"
+        )
 
     def _verify(self, features: Tensor, logits: Tensor) -> None:
         """Check Eq. 6 on one image, with and without a ReLU between head and pooling."""
@@ -184,11 +255,10 @@ class GradCAM(_FeatureMap):
     def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
         with base.differentiable_input(images) as (x, graph):
-            features, logits = self._features(x)
+            found, logits = self._features(x)
             score = logits.gather(1, target[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, features, create_graph=graph)
-            weights = gradient.mean(dim=(2, 3))  # Eq. 14, (B, K)
-            explanation = base.Explanation(
-                base.min_max(_weighted(features, weights).relu()), logits
-            )
+            (gradient,) = torch.autograd.grad(score, found.raw, create_graph=graph)
+            weights = found.maps(gradient).mean(dim=(2, 3))  # Eq. 14, (B, K)
+            maps = base.min_max(_weighted(found.maps(), weights).relu())
+            explanation = base.Explanation(maps, logits)
         return explanation if graph else base.detached(explanation)

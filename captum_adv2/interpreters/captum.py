@@ -141,6 +141,7 @@ class CaptumInterpreter(base.Interpreter):
         self.attribution = attribution
         self.reduce = reduce
         self.seed = seed
+        self._checked = False  # whether the first call has seen what a rule of modules misses
         # To Captum, None is the default of each of them.
         self._kwargs = {key: value for key, value in attribute_kwargs.items() if value is not None}
         inner = getattr(attribution, "attribution_method", attribution)
@@ -153,7 +154,8 @@ class CaptumInterpreter(base.Interpreter):
     def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`; logits are shared where Captum runs the model on images."""
         with base.differentiable_input(images) as (x, graph):
-            call = Call(self._run, x, target, self.seed, graph)
+            call = Call(self._run, x, target, self.seed, graph, check=not self._checked)
+            self._checked = True
             attributions = _method(self.attribution).run(self.attribution, call, **self._kwargs)
             if not isinstance(attributions, Tensor) or attributions.ndim != 4:
                 got = getattr(attributions, "shape", type(attributions).__name__)

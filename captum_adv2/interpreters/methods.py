@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters import perturbation, rules
 from captum_adv2.interpreters.perturbation import Distance, Game
-from captum_adv2.interpreters.tap import tapped
+from captum_adv2.interpreters.tap import eagerly, tapped
 from captum_adv2.spec import Count, NonNegative, checked
 
 
@@ -41,6 +41,7 @@ class Call:
     target: Tensor  # classes (B,)
     seed: int
     graph: bool  # whether the attributions will be differentiated
+    check: bool = False  # whether to warn where a rule misses what it is for
     logits: Tensor | None = None  # (B, classes), once the model has run on these very images
 
     def forward(self, inputs: Tensor, *args: Any) -> Tensor:
@@ -102,7 +103,8 @@ def _at_layer(attribution: Any, call: Call, **kwargs: Any) -> Any:
     if type(attribution).__name__ == "LayerConductance":
         # It takes grad_kwargs, and drops them on the way to autograd.
         clone._attribute = partial(clone._attribute, grad_kwargs=grad_kwargs)
-    return clone.attribute(call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs)
+    with eagerly():
+        return clone.attribute(call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs)
 
 
 def _layer_itself(attribution: Any, call: Call, **kwargs: Any) -> Any:
@@ -113,15 +115,29 @@ def _layer_itself(attribution: Any, call: Call, **kwargs: Any) -> Any:
     return tap.features
 
 
-def _by_rule(rule: Callable[[Any], rules.Rule], attribution: Any, call: Call, **kwargs: Any) -> Any:
+def _by_rule(
+    rule_of: Callable[[Any], rules.Rule], attribution: Any, call: Call, **kwargs: Any
+) -> Any:
+    outputs: list[Tensor] = []
+
+    def forward(*args: Any) -> Tensor:
+        outputs.append(call.forward(*args))
+        return outputs[-1]
+
     # Captum hooks this module, which has none inside, and warns at each call that it does.
     model: Any = nn.Module()
-    model.forward = call.forward
+    model.forward = forward
     hooked = {"forward_func": model, "model": model, "gradient_func": call.gradients}
-    with rules.inner_pass(attribution.model, rule(attribution)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*Setting (back|for)ward", UserWarning)
-        clone = _copied(attribution, call, **hooked)
-        return clone.attribute(call.images, target=call.target, **kwargs)
+    rule, clone = rule_of(attribution), _copied(attribution, call, **hooked)
+    with rules.inner_pass(attribution.model, rule) as visits:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*Setting (back|for)ward", UserWarning)
+            attributions = clone.attribute(call.images, target=call.target, **kwargs)
+        met = len(visits)
+    if call.check:
+        rules.warn_of_missed(type(attribution).__name__, rule, met, outputs)
+        call.check = False
+    return attributions
 
 
 _guided_backprop = partial(_by_rule, lambda _: rules.GUIDED)
@@ -170,6 +186,7 @@ def _noise_tunnel(
         noisy = _noisy(call, count, stdevs, generator)
         found = METHODS[type(inner).__name__].run(inner, noisy, **repeated)
         parts.append(found.reshape(batch, count, *found.shape[1:]))
+        call.check = False  # once is enough
     samples = torch.cat(parts, dim=1)
     mean, square = samples.mean(dim=1), samples.square().mean(dim=1)
     return {"smoothgrad": mean, "smoothgrad_sq": square, "vargrad": square - mean.square()}[nt_type]

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from captum_adv2 import storage
 from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate, eval_mode
-from captum_adv2.interpreters.tap import find_module, tapped
+from captum_adv2.interpreters.features import by_proportions, is_planar
+from captum_adv2.interpreters.tap import eagerly, find_module, graph_enabled, tapped
 from captum_adv2.spec import Count, NonNegative, Real, checked, expect_classes, expect_logits
 
 _SCALES = 4
@@ -126,13 +127,13 @@ class MaskingModel(nn.Module):
         else:
             names = {module: name for name, module in encoder.named_modules()}
             self.layers = tuple(names[find_module(encoder, layer)] for layer in layers)
-        with torch.no_grad():
-            features, output = self.encode(image)
-        channels = [feature.shape[1] for feature in features if feature.ndim == 4]
+        with graph_enabled():
+            features, output = self.encode(_watched(image))
+        channels = [feature.shape[1] for feature in features if _channels_first(feature, image)]
         if len(channels) < max(2, len(self.layers)):
             raise ValueError(
-                "expected layers with feature maps, at two scales or more, on images of shape "
-                f"{self.image_shape}, got {self.layers}; pass layers= or image_shape="
+                "expected layers with feature maps (B, K, h, w), at two scales or more, on images "
+                f"of shape {self.image_shape}, got {self.layers}; pass layers= or image_shape="
             )
         if classes is None:
             if not isinstance(output, Tensor) or output.ndim != 2:
@@ -240,20 +241,31 @@ class MaskingModel(nn.Module):
         return (encoded.features[0] * wanted).sum(dim=1, keepdim=True)
 
 
+def _watched(image: Tensor) -> Tensor:
+    """Return a copy that a graph is made for: it says which layout features have."""
+    return image.clone().requires_grad_() * 1
+
+
+def _channels_first(features: Tensor, image: Tensor) -> bool:
+    return features.ndim == 4 and (
+        is_planar(features) or by_proportions(features, image.shape) == 1
+    )
+
+
 def _coarsest(encoder: nn.Module, image: Tensor) -> tuple[str, ...]:
     """Return the name of the last module at each of the coarsest resolutions, coarse to fine."""
     names = {module: name for name, module in encoder.named_modules() if name}
     sizes: dict[str, torch.Size] = {}
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
+        if isinstance(output, Tensor) and _channels_first(output, image):
             sizes.pop(names[module], None)  # a module that runs twice counts where it runs last
             sizes[names[module]] = output.shape[2:]
 
-    with ExitStack() as stack, eval_mode(encoder), torch.no_grad():
+    with ExitStack() as stack, eval_mode(encoder), graph_enabled(), eagerly():
         for module in names:
             stack.enter_context(module.register_forward_hook(note))
-        encoder(image)
+        encoder(_watched(image))
     last = {size: name for name, size in sizes.items() if 1 < size.numel() < image[0, 0].numel()}
     return tuple(last[size] for size in sorted(last, key=torch.Size.numel)[:_SCALES])
 

@@ -12,6 +12,7 @@ References: Springenberg et al., 2015 (guided backpropagation); Zeiler and Fergu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from captum_adv2.interpreters.tap import eagerly
+from captum_adv2.spec import SoundnessWarning
 
 
 @dataclass
@@ -41,8 +45,10 @@ class Rule(NamedTuple):
 
 
 @contextmanager
-def inner_pass(model: nn.Module, rule: Rule) -> Iterator[None]:
+def inner_pass(model: nn.Module, rule: Rule) -> Iterator[list[Visit]]:
     """Let backward passes through a model follow a rule, until the context is left.
+
+    Yields the visits that were made, which are forgotten then.
 
     Hooks on tensors run in every backward pass, also in the later one that differentiates the map,
     where these do nothing. They find their visit by its number, in a list that is emptied: a hook
@@ -52,14 +58,35 @@ def inner_pass(model: nn.Module, rule: Rule) -> Iterator[None]:
     modules = [module for module in model.modules() if isinstance(module, rule.modules)]
     with ExitStack() as stack:
         stack.callback(visits.clear)
+        stack.enter_context(eagerly())
         for module in modules:
             _hook(module, rule, visits, stack)
-        yield
+        yield visits
         if modules and not visits:
             raise RuntimeError(
                 "expected the model to run the hooks of its modules, got none that ran; pass the "
-                "model as it was before torch.compile"
+                "model as it was before torch.compile, with modules in place of functions"
             )
+
+
+def warn_of_missed(name: str, rule: Rule, met: int, outputs: list[Tensor]) -> None:
+    """Warn where a rule met no module, or fewer than there are such functions in the graph."""
+    words = tuple(module.__name__.lower() for module in rule.modules)
+    nodes, stack = set(), [output.grad_fn for output in outputs]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            stack += [parent for parent, _ in node.next_functions]
+    total = sum(node.name().lower().startswith(words) for node in nodes)
+    if not met or met < total:
+        got = f"{met} of {total} activations" if met else "no module that it is for"
+        warnings.warn(
+            f"the rule of {name} met {got} in the forward pass: functional ones, and those of "
+            "scripted or exported models, keep their own derivative",
+            SoundnessWarning,
+            stacklevel=2,
+        )
 
 
 def _hook(module: nn.Module, rule: Rule, visits: list[Visit], stack: ExitStack) -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,6 +17,26 @@ class Tap:
     """The input or output of a module when it last ran; ``None`` where it has not run."""
 
     features: Tensor | None = None
+    runs: int = 0
+
+
+@contextmanager
+def graph_enabled() -> Iterator[None]:
+    """Make operations record a graph, whatever the modes outside are."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def eagerly() -> Any:
+    """Return a context in which compiled models run as they are written, with hooks and modes.
+
+    PyTorch before 2.6 has none: there, hooks of a compiled model do not run.
+    """
+    # Importing Dynamo takes long, and where nothing has, nothing is compiled.
+    stance = getattr(torch.compiler, "set_stance", None)
+    if stance is None or "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return stance("force_eager")
 
 
 @contextmanager
@@ -24,10 +46,12 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
 
     def keep_input(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
         tap.features = inputs[0]
+        tap.runs += 1
         return (inputs[0].clone(), *inputs[1:])  # the module may work in place
 
     def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
         tap.features = output if isinstance(output, Tensor) else None
+        tap.runs += 1
         # The next layer may work in place (DenseNet's last ReLU does): it gets a copy.
         return output.clone() if isinstance(output, Tensor) else None
 
@@ -35,7 +59,7 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
         handle = module.register_forward_pre_hook(keep_input)
     else:
         handle = module.register_forward_hook(keep_output)
-    with handle:
+    with handle, eagerly():
         yield tap
 
 
@@ -50,3 +74,19 @@ def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
     if found not in modules.values():
         raise ValueError("expected layer to be a module of the model; pass its dotted name")
     return found
+
+
+def module_of(output: Tensor, model: nn.Module, run: Callable[[], object]) -> str | None:
+    """Return the shortest name of a module that gives an output when a model runs once more."""
+    names: list[str] = []
+    with ExitStack() as stack, torch.no_grad(), eagerly():
+        for name, module in model.named_modules():
+
+            def note(module: nn.Module, args: Any, out: Any, name: str = name) -> None:
+                same = isinstance(out, Tensor) and out.shape == output.shape
+                if name and same and torch.allclose(out, output):
+                    names.append(name)
+
+            stack.enter_context(module.register_forward_hook(note))
+        run()
+    return min(names, key=len, default=None)

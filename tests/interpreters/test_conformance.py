@@ -29,6 +29,9 @@ from captum_adv2.testing.drawn import image_batch
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 WITH_LOGITS = {"Gradient", "SmoothGrad", "IntegratedGradients", "CAM", "GradCAM", "RTS", "Ensemble"}
 
+# Some networks have no activation that a rule of guided backpropagation or DeepLift is for.
+pytestmark = pytest.mark.filterwarnings("ignore:the rule of .*:captum_adv2.SoundnessWarning")
+
 
 class Shifted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:

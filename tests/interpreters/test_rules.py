@@ -15,6 +15,7 @@ import torch
 from conftest import TinyNet
 from torch import Tensor, nn
 
+from captum_adv2 import SoundnessWarning
 from captum_adv2.interpreters import CaptumInterpreter
 
 
@@ -151,3 +152,70 @@ class TestInnerPass:
 
         with pytest.raises(RuntimeError, match="run the hooks of its modules, got none that ran"):
             CaptumInterpreter(build(Past().double()))(*pair)
+
+
+class Functional(Reused):
+    """The same, with functions in place of one of its modules, or of both."""
+
+    def __init__(self, modules: int) -> None:
+        super().__init__()
+        if not modules:
+            del self.act
+            self.act = torch.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.act(self.stem(x)))
+        return self.fc(x.relu().flatten(1))
+
+
+@pytest.mark.parametrize("build", [ca.GuidedBackprop, ca.DeepLift, ca.Deconvolution])
+class TestMissed:
+    @pytest.mark.parametrize(
+        ("modules", "met"), [(0, "no module that it is for"), (1, "1 of 2 activations")]
+    )
+    def test_functional_activations_are_told_once(
+        self, build: Any, modules: int, met: str, pair: Any
+    ) -> None:
+        net = Functional(modules).double()
+        tunnel = ca.NoiseTunnel(build(net))
+        for each in (
+            CaptumInterpreter(build(net)),
+            CaptumInterpreter(tunnel, nt_samples=2, nt_samples_batch_size=1),
+        ):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                first = each(*pair)
+                assert torch.equal(each(*pair), first)
+            (one,) = [w for w in caught if w.category is SoundnessWarning]
+            assert f"the rule of {build.__name__} met {met} in the forward pass" in str(one.message)
+
+    def test_torchscript_is_told(self, build: Any, pair: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net = nn.Sequential(torch.jit.script(Reused().double()))
+        with pytest.warns(SoundnessWarning, match="met no module that it is for"):
+            CaptumInterpreter(build(net))(*pair)
+
+    def test_compiled_models_follow_the_rule(self, build: Any, pair: Any) -> None:
+        net = Reused().double()
+        compiled = torch.compile(net, backend="eager")
+        compiled(pair[0])
+        interpreter = CaptumInterpreter(build(compiled))
+        try:
+            maps = interpreter(*pair)
+        except (RuntimeError, SoundnessWarning):  # a warning is an error here
+            assert not hasattr(torch.compiler, "set_stance")  # before PyTorch 2.6 it may be refused
+            return
+        torch.testing.assert_close(maps, CaptumInterpreter(build(net))(*pair))
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="needs PyTorch 2.6")
+@pytest.mark.parametrize(
+    "build", [ca.LayerGradCam, ca.LayerActivation, ca.GuidedGradCam, ca.LayerConductance]
+)
+def test_layers_of_compiled_models(build: Any, pair: Any) -> None:
+    net = Reused().double()
+    compiled = torch.compile(net, backend="eager")
+    compiled(pair[0])
+    ours, expected = (CaptumInterpreter(build(each, net.body))(*pair) for each in (compiled, net))
+    torch.testing.assert_close(ours, expected)

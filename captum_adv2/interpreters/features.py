@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: MIT
+"""Where the last feature maps of a forward pass are, read off its autograd graph.
+
+The graph has every operation between images and logits, however it is written. A tensor that all
+paths pass is a *cut*. The feature maps are the last cut that has places, and two facts are proven
+of it: its layout, and that nothing mixes its places again before they are pooled or flattened.
+Either the gradient of the logits is the same at all places, so that these are averaged, over the
+two dimensions along which it is; or the maps come from a convolution or a pooling, whose layout is
+known, and no product further on has places. Pooled maps are the input of the pooling.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+_PRODUCTS = ("Conv", "mm", "Mm", "Mv", "Linear", "Attention")
+_PLANAR = ("Conv", "Pool", "Upsample")  # of four dimensions, the last two are height and width
+
+
+class Made(NamedTuple):
+    """An output of an operation: which operation and output, the tensor, what it was made from."""
+
+    place: tuple[int, int]
+    tensor: Tensor
+    inputs: tuple[Any, ...]
+
+
+class Pass(TorchFunctionMode):
+    """A forward pass, whose operations are counted: one output is kept, or each with its edge."""
+
+    def __init__(self, place: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.count = 0
+        self.place = place
+        self.kept: Tensor | None = None
+        self.made: dict[Any, Made] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.count += 1
+        if self.place is None:
+            self._note(out, (*args, *(kwargs or {}).values()))
+        elif self.count == self.place[0]:
+            self.kept = out[self.place[1]] if isinstance(out, tuple | list) else out
+        return out
+
+    def _note(self, out: Any, inputs: tuple[Any, ...]) -> None:
+        for number, tensor in enumerate(out if isinstance(out, tuple | list) else (out,)):
+            if not isinstance(tensor, Tensor) or tensor.grad_fn is None:
+                continue
+            product = _is_product(tensor.grad_fn)
+            if product or tensor.ndim == 4:
+                made = Made((self.count, number), tensor, inputs if product else ())
+                self.made.setdefault((tensor.grad_fn, tensor.output_nr), made)
+
+
+class Found(NamedTuple):
+    """Feature maps: where they are in the pass, themselves, and which dimension is channels."""
+
+    place: tuple[int, int]
+    maps: Tensor
+    channels: int  # 1 or 3
+
+
+class Graph:
+    """The graph between images and logits of a recorded pass.
+
+    Attributes:
+        weights: What the last product multiplies, as of the linear layer at the end; or ``None``.
+        mixed: Maps near the end whose places are mixed once more, as by attention pooling, where
+            there are no features.
+    """
+
+    def __init__(self, run: Pass, images: Tensor, logits: Tensor) -> None:
+        self._made = run.made
+        self._logits = logits
+        self._batch = len(images)
+        self._root = _edge(images)[0]
+        self._end: Any = _edge(logits) if logits.requires_grad else (None, 0)
+        self._dependent = self._of_images()
+        if self._end[0] not in self._dependent:
+            raise ValueError(
+                "expected logits that depend differentiably on the images, got logits without a "
+                "gradient; see whether the model detaches or rounds"
+            )
+        self.mixed: Tensor | None = None
+        self.weights = self._last_weights()
+
+    def features(self) -> Found | None:
+        """Return the last feature maps, or ``None`` where none are proven to be."""
+        cuts = list(self._cuts())
+        for number, (edge, above) in enumerate(cuts):
+            made = self._made.get(edge)
+            if made is None or not self._has_places(made.tensor):
+                continue
+            products = [node for node in above if _is_product(node)]
+            if not products:  # these are scores of the classes already
+                continue
+            planar = is_planar(made.tensor)
+            # The head itself may be a convolution that is pooled.
+            mixing = [node for node in above if node is not products[0] and self._mixes(node)]
+            channels = 1 if planar and not mixing else self.pooled(made.tensor)
+            if channels is not None:
+                while "Pool" in edge[0].name():
+                    number += 1
+                    edge = cuts[number][0]
+                made = self._made.get(edge)
+                return made and Found(made.place, made.tensor, channels)
+            if planar:  # named only where most of the network is before them
+                total = sum(_is_product(node) for node in self._dependent)
+                self.mixed = made.tensor if 5 * len(mixing) < total else None
+                return None
+        return None
+
+    def channels(self, maps: Tensor, images: torch.Size) -> int | None:
+        """Return which dimension of maps is channels, or ``None`` where that cannot be known."""
+        return 1 if is_planar(maps) else self.pooled(maps) or by_proportions(maps, images)
+
+    def pooled(self, maps: Tensor) -> int | None:
+        """Return which dimension is channels, if the logits average the other two of maps."""
+        count = self._logits.shape[1]
+        mixture = torch.arange(1, count + 1, device=maps.device, dtype=self._logits.dtype).cos()
+        score = (self._logits * mixture).sum()
+        (slope,) = torch.autograd.grad(score, maps, retain_graph=True, allow_unused=True)
+        if slope is None:
+            return None
+        flat = [
+            channels
+            for channels, places in ((1, (2, 3)), (3, (1, 2)))
+            if torch.equal(slope.amax(places), slope.amin(places))  # averaging rounds nothing
+        ]
+        return flat[0] if len(flat) == 1 else None  # a gradient of zero says nothing
+
+    def _of_images(self) -> set[Any]:
+        """Return the nodes whose output depends on the images."""
+        nodes, stack = {self._root}, [self._end[0]]
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in nodes:
+                nodes.add(node)
+                stack += [parent for parent, _ in node.next_functions]
+        dependent = {self._root}
+        for node in sorted(nodes, key=lambda node: node._sequence_nr()):  # as they were made
+            if any(parent in dependent for parent, _ in node.next_functions):
+                dependent.add(node)
+        return dependent
+
+    def _parents(self, node: Any) -> list[Any]:
+        return [edge for edge in node.next_functions if edge[0] in self._dependent]
+
+    def _cuts(self) -> Iterator[tuple[Any, list[Any]]]:
+        """Yield, from the logits on, each edge that all paths pass, and the nodes after it."""
+        above: list[Any] = []
+        waiting: list[tuple[float, int, Any]] = [(0, 0, self._end)]
+        known = {self._end}
+        while waiting:
+            edge = heapq.heappop(waiting)[2]
+            if edge[0] is self._root:
+                return
+            if not waiting:
+                yield edge, list(above)
+            above.append(edge[0])
+            for parent in set(self._parents(edge[0])) - known:
+                known.add(parent)
+                order = math.inf if parent[0] is self._root else -parent[0]._sequence_nr()
+                heapq.heappush(waiting, (order, len(known), parent))
+
+    def _has_places(self, maps: Tensor) -> bool:
+        batch, *sizes = maps.shape
+        return maps.ndim == 4 and batch == self._batch and sum(size > 1 for size in sizes) > 1
+
+    def _mixes(self, node: Any) -> bool:
+        """Return whether a node is a product with places, or one that cannot be looked into."""
+        shape = _shape(node, 0)
+        if _is_product(node):
+            return math.prod(shape) > self._batch * shape[1 if "Conv" in node.name() else -1]
+        opaque = "jit" in node.name() or isinstance(node, torch.autograd.function.BackwardCFunction)
+        return opaque and any(_shape(*parent) != shape for parent in self._parents(node))
+
+    def _last_weights(self) -> Tensor | None:
+        for edge, _ in self._cuts():
+            if _is_product(edge[0]):
+                inputs = self._made[edge].inputs if edge in self._made else ()
+                for given in inputs:
+                    if isinstance(given, Tensor) and given.ndim in (2, 4):
+                        node = given.grad_fn
+                        if node not in self._dependent and given.shape[0] == self._logits.shape[1]:
+                            return given.detach()
+                return None
+        return None
+
+
+def is_planar(maps: Tensor) -> bool:
+    """Return whether maps come from a convolution or a pooling, and keep its layout."""
+    stack, seen = [_edge(maps)] if maps.requires_grad else [], set()
+    while stack:
+        edge = stack.pop()
+        node, shape = edge[0], _shape(*edge)
+        if edge in seen or len(shape) != 4:
+            continue
+        seen.add(edge)
+        if any(word in node.name() for word in _PLANAR):
+            return True
+        if any(word in node.name() for word in ("Permute", "Transpose")):
+            continue
+        for parent in node.next_functions:
+            own = _shape(*parent) if parent[0] is not None else ()
+            # Concatenation and slices change one size.
+            if len(own) == 4 and sum(a != b for a, b in zip(own, shape, strict=True)) <= 1:
+                stack.append(parent)
+    return False
+
+
+def by_proportions(maps: Tensor, images: torch.Size) -> int | None:
+    """Return the dimension of channels where only the other two have the images' proportions."""
+    height, width = images[2:]
+    fitting = [
+        channels
+        for channels, (h, w) in ((1, maps.shape[2:]), (3, maps.shape[1:3]))
+        if abs(h * width - w * height) < max(height, width)
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _edge(tensor: Tensor) -> tuple[Any, int]:
+    node, number, *_ = get_gradient_edge(tensor)
+    return node, number
+
+
+def _is_product(node: Any) -> bool:
+    return any(word in node.name() for word in _PRODUCTS)
+
+
+def _shape(node: Any, number: int) -> tuple[int, ...]:
+    return tuple(node._input_metadata[number].shape)
