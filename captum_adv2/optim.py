@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_adv2.spec import Positive, Unit, checked
+from captum_adv2.spec import Decay, Positive, checked
 
 
 class AdamState(NamedTuple):
@@ -31,7 +31,7 @@ class Adam:
 
     From zero moments a step is ``lr * sign(gradient)``, whose derivative is close to zero: to
     differentiate through steps, take some first. After a change of the parameters `rescale` the
-    moments instead of starting again. Each of ``betas``, the decay of the moments, is below 1.
+    moments instead of starting again. ``betas`` are the decays of the two moments.
 
     >>> adam, x = Adam(lr=0.1), torch.tensor([2.0])
     >>> step, state = adam.update(2 * x, adam.init(x))
@@ -40,7 +40,7 @@ class Adam:
     """
 
     lr: Positive = 0.1
-    betas: tuple[Unit, Unit] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Positive = 1e-8
 
     def init(self, parameters: Tensor) -> AdamState:

@@ -84,6 +84,12 @@ def test_half_precision_has_the_steps_of_single(dtype):
         assert torch.equal(step, exact.to(dtype))
 
 
+def test_a_moment_that_forgets_nothing_is_refused():
+    for betas, name in (((1.0, 0.9), 0), ((0.9, 1.0), 1)):  # its correction would be 0 / 0
+        with pytest.raises(ValueError, match=rf"betas\[{name}\] in \[0, 1\), got 1.0"):
+            Adam(betas=betas)
+
+
 def test_safe_sqrt():
     values = torch.tensor([0.0, 1e-30, 4.0], dtype=torch.float64, requires_grad=True)
     roots = safe_sqrt(values)

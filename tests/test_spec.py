@@ -8,6 +8,7 @@ import inspect
 import math
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_type_hints
 
@@ -23,8 +24,25 @@ from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.spec import Array, Bits, Classes, Count, Images, Index, Unit, checked, expect
 from captum_adv2.testing.drawn import Network
 
-NUMBERS = [spec.Real, spec.NonNegative, spec.Positive, Unit, Count, Index, Bits]
-numbers = st.integers() | st.floats() | st.fractions() | st.integers(-2, 9) | st.floats(-0.5, 1.5)
+NUMBERS = [
+    spec.Real,
+    spec.NonNegative,
+    spec.Positive,
+    spec.Decay,
+    spec.Change,
+    Unit,
+    Count,
+    Index,
+    Bits,
+]
+numbers = (
+    st.integers()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.fractions()
+    | st.integers(-2, 9)
+    | st.floats(-0.5, 1.5)
+)
 
 
 def accepts(value: Any, hint: Any) -> bool:
@@ -36,15 +54,18 @@ def accepts(value: Any, hint: Any) -> bool:
     return True
 
 
+@pytest.mark.filterwarnings("ignore::captum_adv2.SoundnessWarning")
 @given(numbers, st.sampled_from(NUMBERS))
 def test_numbers(value: Any, hint: Any) -> None:
     (bounds,) = hint.__metadata__
-    integer = isinstance(value, int) or not bounds.integer
+    number = isinstance(value, int) or (isinstance(value, float) and not bounds.integer)
     above = value > bounds.low or (value == bounds.low and not bounds.above)
-    right = integer and above and value <= bounds.high and abs(value) < math.inf
+    below = value < bounds.high or (value == bounds.high and not bounds.below)
+    largest = 2**63 - 1 if bounds.integer else sys.float_info.max
+    right = number and above and below and abs(value) <= largest
     assert accepts(value, hint) is right
     assert accepts(value, hint | None) is right
-    assert accepts([value, 1, 1], Sequence[hint]) is right
+    assert accepts([value, value], Sequence[hint]) is right
     assert accepts((value, "a"), tuple[hint, Literal["a", "b"]]) is right
     assert accepts({"a": value}, Mapping[Literal["a", "b"], hint]) is right
 
@@ -75,6 +96,7 @@ def test_tensors(shape: list[int], dtype: torch.dtype, value: float, hint: Any) 
         (str | None, ["a", None], [1, b"a"]),
         (Literal["a", "b"], ["a"], ["c", 1, ["a"]]),
         (Sequence[str], [["a"], ("a",), []], ["a", ["a", 1], {"a"}]),
+        (Sequence[int], [[1], range(2)], [b"a", bytearray(2), memoryview(b"a")]),
         (tuple[str, ...], [("a", "a"), ()], [["a"], ("a", 1)]),
         (tuple[Count, Count], [(1, 2)], [(1,), (1, 0), [1, 2]]),
         (Mapping[str, int], [{"a": 1}, {}], [{"a": "1"}, {1: 1}, [("a", 1)]]),
@@ -115,6 +137,23 @@ def test_checked_keeps_the_face_and_checks_each_call() -> None:
     for call in (share, Setting, lambda x: dataclasses.replace(Setting(), x=x)):
         with pytest.raises(ValueError, match=r"^expected x in \[0, 1\], got 2.0"):
             call(2.0)
+
+
+def test_an_argument_that_does_not_exist_is_refused_with_the_function() -> None:
+    with pytest.raises(TypeError, match=r"^expected share\(x, rest, name, more\): missing .* 'x'"):
+        share()
+    with pytest.raises(TypeError, match=r"^expected Setting\(x\): .*unexpected .* 'y'"):
+        Setting(0.5, y=3)
+    with pytest.raises(TypeError, match=r"^expected Gradient\(model, pool, smoothing\): .*'steps'"):
+        interpreters.Gradient(Network(), steps=3)
+
+
+@pytest.mark.parametrize("hint", [Unit, Literal["a", "b"]])
+def test_a_message_shows_any_value_and_is_short(hint: Any) -> None:
+    for value in (10**5000, "x" * 10_000, object()):
+        with pytest.raises((TypeError, ValueError), match="^expected x ") as caught:
+            expect(value, hint, "x")
+        assert len(str(caught.value)) < 300
 
 
 def public() -> Iterator[Any]:

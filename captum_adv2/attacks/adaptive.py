@@ -23,6 +23,7 @@ from captum_adv2.attacks.adv2 import ADV2
 from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.attacks.dual import Request
 from captum_adv2.attacks.frameworks import quantize
+from captum_adv2.attacks.loop import classified
 from captum_adv2.attacks.terms import Candidate
 from captum_adv2.spec import Bits, Count, NonNegative, Unit, checked, expect_logits
 
@@ -147,6 +148,7 @@ class BitDepthADV2(CarefulAttack):
         self.__dict__.update({name: getattr(attack, name) for name in inherited})
         self.second = attack
         self.bits, self.steps, self.weight, self.slack = bits, steps, weight, slack
+        self._close()
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, target_maps: Tensor | None = None
@@ -192,5 +194,5 @@ class BitDepthADV2(CarefulAttack):
         """
         logits: Tensor = self.get_logits(squeezed)
         certain = F.one_hot(target, logits.shape[1]).to(logits)
-        reached = logits.argmax(dim=1) == target
+        reached = classified(logits, target)
         return torch.where(reached[:, None], logits.softmax(dim=1), certain)

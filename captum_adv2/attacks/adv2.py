@@ -18,7 +18,7 @@ from captum_adv2.attacks.frameworks import Flow, Framework, LinfBall
 from captum_adv2.attacks.loop import Step
 from captum_adv2.attacks.steps import AdamDescent, SignDescent
 from captum_adv2.attacks.terms import Linear, MapDistance
-from captum_adv2.spec import Count, NonNegative, Positive
+from captum_adv2.spec import Change, Count, NonNegative, Positive
 
 
 @dataclass(eq=False, repr=False)
@@ -37,7 +37,7 @@ class ADV2(DualAttack):
         interpreter: Interpreter to fool, built on ``model``; or a class or function that builds one
             from a model, such as ``CAM``, and does so again in ``set_model``. Default:
             ``Gradient(model)``.
-        eps: Maximum perturbation.
+        eps: Maximum perturbation, in units of the images' range [0, 1]; so is ``alpha``.
         alpha: Step size.
         steps: Number of steps, the warm start's included; each is one gradient evaluation
             (`TwoPhase`: two).
@@ -82,8 +82,8 @@ class ADV2(DualAttack):
     torch.Size([2, 1, 8, 8])
     """
 
-    eps: NonNegative = 8 / 255
-    alpha: NonNegative = 2 / 255
+    eps: Change = 8 / 255
+    alpha: Change = 2 / 255
     steps: Count = 100
     _: KW_ONLY
     random_start: bool = False

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 from abc import ABC
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchattacks.attack import Attack
 
 from captum_adv2.interpreters.base import eval_mode
@@ -23,12 +24,27 @@ _hints = functools.cache(functools.partial(get_type_hints, include_extras=True))
 class CarefulAttack(Attack, ABC):  # type: ignore[misc]  # torchattacks is untyped
     """An attack of torchattacks that checks its settings, and restores the model after a call."""
 
+    _closed = False  # whether all attributes have been set once, so that a new one is a mistake
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        """Make an attack; the arguments are those of its class, which describes them."""
+        super().__init__(name, model)
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; check it where the class has an annotation for it."""
-        hint = _hints(type(self)).get(name)
-        if hint is not None:
-            expect(value, hint, name)
+        hints = _hints(type(self))
+        if name in hints:
+            expect(value, hints[name], name)
+        elif self._closed and name[0] != "_" and not hasattr(self, name):
+            near = difflib.get_close_matches(name, hints)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise TypeError(f"expected a setting of {type(self).__name__}, got {name}{hint}")
         super().__setattr__(name, value)
+
+    def _close(self) -> None:
+        """Refuse new attributes from now on; a subclass that announces none may have its own."""
+        kind = type(self)
+        self._closed = "__dataclass_fields__" in vars(kind) or hasattr(kind, "__final__")
 
     def __repr__(self) -> str:
         """Return the settings in one line, as torchattacks does, the same in every process."""

@@ -29,6 +29,11 @@ from captum_adv2.attacks.loop import Batch, Callback, Problem, Progress, Step, d
 from captum_adv2.attacks.targets import Benign, TargetMap
 from captum_adv2.attacks.terms import CrossEntropy, MapDistance, Term
 from captum_adv2.interpreters.base import Interpreter, Surrogate
+from captum_adv2.interpreters.boundary import (
+    differentiable_logits,
+    expect_explains,
+    outputs_checked,
+)
 from captum_adv2.interpreters.gradient import Gradient
 from captum_adv2.spec import Index, SoundnessWarning, Unit
 
@@ -54,6 +59,7 @@ class DualAttack(CarefulAttack):
 
     _regular: ClassVar[Step]  # of the warm start: that of a regular attack
     _distance: ClassVar[MapDistance]  # default interpretation loss, where maps are min-max scaled
+    _build = None  # a function of the model, where the interpreter was given as one
 
     model: nn.Module
     interpreter: Interpreter | Callable[[nn.Module], Interpreter] | None = None
@@ -72,12 +78,23 @@ class DualAttack(CarefulAttack):
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        """Set up torchattacks' part; build the interpreter where a class or function was given."""
-        build = self.interpreter or Gradient
-        self._build = None if isinstance(build, Interpreter) else build
+        """Set up torchattacks' part."""
         super().__init__(type(self).__name__, self.model)
         self.supported_mode = ["default", "targeted"]
         self._checked_interpreter()
+        self._close()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; build the interpreter where a class or function was given for it."""
+        new = name == "interpreter" or (name == "model" and value is not getattr(self, name, None))
+        super().__setattr__(name, value)
+        if name == "interpreter":
+            build = None if isinstance(value, Interpreter) else value or Gradient
+            super().__setattr__("_build", build)
+        if new and self._build is not None:
+            built = self._build(self.model)
+            spec.expect(built, Interpreter, "interpreter")
+            super().__setattr__("interpreter", built)
 
     @abstractmethod
     def _framework(self) -> Framework:
@@ -93,12 +110,6 @@ class DualAttack(CarefulAttack):
     ) -> Self:
         """Return an attack with the settings of, say, ``presets.PAPER["CAM"]``, and overrides."""
         return cls(model, interpreter, **{**preset, **overrides})
-
-    def set_model(self, model: nn.Module) -> None:
-        """Attack another model; an interpreter given as a class or function is built on it."""
-        super().set_model(model)
-        if self._build is not None:
-            self.interpreter = self._build(model)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, target_maps: Tensor | None = None
@@ -121,8 +132,9 @@ class DualAttack(CarefulAttack):
             raise ValueError("expected labels, the target classes in this mode, got None")
         spec.expect(images, spec.Images, "images")
         clean = images.detach().to(self.device or images.device).clamp(0, 1)
-        with torch.no_grad():
-            logits = spec.expect_logits(self.get_logits(clean), len(clean))
+        with outputs_checked(self.model, self.get_logits, clean):
+            logits = differentiable_logits(self.get_logits, clean)
+        _warn_of_nan(logits)
         own, target = logits.argmax(dim=1), None
         if labels is not None:
             labels = _checked_classes(labels, logits, "labels")
@@ -133,25 +145,22 @@ class DualAttack(CarefulAttack):
 
     def _checked_interpreter(self) -> Interpreter:
         """Return the interpreter; raise if it, the model and the steps do not go together."""
-        interpreter = self.interpreter
-        if not isinstance(interpreter, Interpreter):
-            raise TypeError(f"expected an Interpreter, got {type(interpreter).__name__}")
-        if interpreter.model not in (None, self.model):
-            raise ValueError(
-                "expected an interpreter built on the attack's model, got one built on another "
-                f"{type(interpreter.model).__name__}; pass its class to have it built: "
-                f"{type(self).__name__}(model, {type(interpreter).__name__})"
-            )
+        interpreter: Any = self.interpreter
+        call = f"{type(self).__name__}(model, {type(interpreter).__name__})"
+        hint = f"pass its class to have it built: {call}"
+        expect_explains(interpreter, self.model, "the attack's", hint)
         if self.warmup is not None and self.warmup > self.steps:
-            raise ValueError(f"expected warmup at most {self.steps}, the steps, got {self.warmup}")
-        return interpreter
+            wanted = f"expected warmup at most {self.steps}, the steps, got {self.warmup}"
+            raise ValueError(f"{wanted}; pass a shorter warmup, too")
+        checked: Interpreter = interpreter
+        return checked
 
     def _attack(self, request: Request, target_maps: Tensor | None) -> Tensor:
         """Run both phases: the warm start on the prediction, the rest on prediction and map."""
         interpreter, clean, own, labels, target = request
         surrogate = self.surrogate or interpreter.surrogate
         distance = self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
-        size = _probe(surrogate, interpreter, clean[:1], own[:1])
+        size = _probe(surrogate, interpreter, clean, own)
         choose_maps = partial(self._target_maps, request, target_maps, size)
         aim = labels if target is None else target  # untargeted: the classes to move away from
         maps = clean[:, :1]  # not used in the warm start
@@ -252,11 +261,22 @@ def _checked_classes(classes: Tensor, logits: Tensor, name: str) -> Tensor:
     return classes.to(logits.device).long().clone()
 
 
+def _warn_of_nan(logits: Tensor) -> None:
+    """Warn of images whose logits are not numbers; -infinity rules a class out."""
+    broken = int((~(logits < torch.inf)).any(dim=1).sum())
+    if broken:
+        message = (
+            f"the model's logits are NaN or infinite for {broken} of {len(logits)} images, which "
+            "have no class: an attack on them means nothing"
+        )
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
+
+
 def _probe(
-    surrogate: Surrogate, interpreter: Interpreter, image: Tensor, target: Tensor
+    surrogate: Surrogate, interpreter: Interpreter, images: Tensor, target: Tensor
 ) -> torch.Size:
-    """Check on one image that the map can be attacked; return the maps' height and width."""
-    leaf = image.detach().requires_grad_()
+    """Check that the maps of images can be attacked; return the maps' height and width."""
+    leaf = images.detach().requires_grad_()
     state = surrogate.init(interpreter, leaf, target)
     maps = surrogate(interpreter, leaf, state, 0.0).maps
     name = type(interpreter).__name__
@@ -266,10 +286,17 @@ def _probe(
             "compute them without no_grad, detach and .data"
         )
     (gradient,) = torch.autograd.grad(maps.square().sum(), leaf, allow_unused=True)
+    message = ""
     if gradient is None or not bool(gradient.any()):
         message = (
             f"the gradient of {name}'s map is zero: the attack cannot follow it (a ReLU network's "
             "gradients need smoothing; a constant map has no gradient)"
         )
+    elif broken := int((~gradient.isfinite()).flatten(1).any(dim=1).sum()):
+        message = (
+            f"the gradient of {name}'s map is not finite for {broken} of {len(images)} images: the "
+            f"attack cannot follow it (it was computed in {gradient.dtype})"
+        )
+    if message:
         warnings.warn(message, SoundnessWarning, stacklevel=2)
     return maps.shape[-2:]

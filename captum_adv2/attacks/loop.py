@@ -18,7 +18,7 @@ from torch import Tensor
 from captum_adv2.attacks.frameworks import Framework, quantize
 from captum_adv2.attacks.terms import Candidate, Term, total
 from captum_adv2.interpreters.base import Interpreter, Surrogate
-from captum_adv2.interpreters.gradient import probability
+from captum_adv2.interpreters.gradient import log_odds, probability
 
 Part: TypeAlias = Literal["all", "prediction", "interpretation"]
 
@@ -89,7 +89,7 @@ class Problem:
     enough: Tensor = field(init=False)
     seen: Tensor = field(init=False)
     best: Tensor | None = field(default=None, init=False)
-    _score: Tensor = field(init=False)  # of the best iterates (B,); low is good
+    _score: Tensor = field(init=False)  # of the best iterates (B, 2); see `_judge`
     _advanced: float | None = field(default=None, init=False)  # progress of the surrogate's state
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class Problem:
             logits = self.logits(rounded) if logits is None else logits
             candidate = Candidate(rounded, logits, maps, target, target_maps, 1.0, rows)
             scores.append(self._judge(candidate, total(self.terms[2:], candidate))[-1])
-        return torch.where((scores[0] < scores[1]).view(-1, 1, 1, 1), final, self.best)
+        return torch.where(_lower(*scores).view(-1, 1, 1, 1), final, self.best)
 
     def take_finished(self, last: Tensor) -> Tensor | None:
         """Remove finished images from the batch; put those whose maps were judged into ``last``.
@@ -188,24 +188,39 @@ class Problem:
             self.best, self._score = self.seen.clone(), score
             return
         best, least = self.best[rows], self._score[rows]
-        lower = score < least
+        lower = _lower(score, least)
         self.best[rows] = torch.where(lower.view(-1, 1, 1, 1), self.seen, best)
-        self._score[rows] = torch.where(lower, score, least)
+        self._score[rows] = torch.where(lower[:, None], score, least)
 
     @torch.no_grad()
     def _judge(self, candidate: Candidate, further: Tensor) -> tuple[Tensor, ...]:
-        """Return an iterate's confidence, distance, whether it is enough, and score, each ``(B,)``.
+        """Return an iterate's confidence, distance and whether it is enough, ``(B,)``, and score.
 
-        With enough confidence in the target class, the score is the map distance plus the further
-        terms, squashed to (-1, 1): below 2. Without, it is above 2, whatever the terms.
+        Scores are ``(B, 2)``; low is good, and the first entry comes first. It is 0 with enough
+        confidence in the target class, 1 with the class alone, else 2. The second is the map
+        distance plus the further terms, squashed to (-1, 1), where it is enough; else minus the
+        log-odds, which grow where a float32 probability does not. What is NaN comes last.
         """
-        confidence = probability(candidate.logits, candidate.target)
+        logits, target = candidate.logits, candidate.target
+        confidence, right = probability(logits, target), classified(logits, target)
         distance = (candidate.maps - candidate.target_maps).abs().mean(dim=(1, 2, 3))
-        reached = candidate.logits.argmax(dim=1) == candidate.target
-        enough = reached & (confidence >= self.floor)
-        short = 3 - confidence + (~reached).to(confidence)
+        enough = right & (confidence >= self.floor)
         good = distance + (further / (1 + further.abs())).nan_to_num(nan=1.0)
-        return confidence, distance, enough, torch.where(enough, good, short)
+        value = torch.where(enough, good, -log_odds(logits, target))
+        rank = 2 - right.to(value) - enough.to(value)
+        value = value.masked_fill(value.isnan(), torch.inf)
+        return confidence, distance, enough, torch.stack([rank, value], dim=1)
+
+
+def classified(logits: Tensor, target: Tensor) -> Tensor:
+    """Return whether images are of their target classes, bool ``(B,)``; NaN is of none."""
+    return (logits.argmax(dim=1) == target) & (logits < torch.inf).all(dim=1)
+
+
+def _lower(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return which scores ``(B, 2)`` come before others, by the first entry, then the second."""
+    (rank, value), (their_rank, their_value) = ours.unbind(dim=1), theirs.unbind(dim=1)
+    return (rank < their_rank) | ((rank == their_rank) & (value < their_value))
 
 
 def descend(

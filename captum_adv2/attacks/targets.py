@@ -90,10 +90,10 @@ class RandomPatch:
     ) -> Tensor:
         """Return patches ``(B, 1, h, w)``, one an image; see `TargetMap`."""
         # The size is that of the surrogate's map: for MASK, the reported one takes many passes.
-        image, wanted = images[:1].detach(), target[:1]
+        surrogate = interpreter.surrogate
         with eval_mode(interpreter.model), torch.no_grad():
-            state = interpreter.surrogate.init(interpreter, image, wanted)
-            size = interpreter.surrogate(interpreter, image, state, 0.0).maps.shape[-2:]
+            state = surrogate.init(interpreter, images.detach(), target)
+            size = surrogate(interpreter, images.detach(), state, 0.0).maps.shape[-2:]
         sources = _sources(images, self.seed, self.generator)
         return torch.stack([self._draw(size, source) for source in sources]).to(images)
 

@@ -12,6 +12,7 @@ from captum_adv2 import spec
 from captum_adv2.attacks import frameworks
 from captum_adv2.evaluation import metrics
 from captum_adv2.interpreters.base import Interpreter, eval_mode
+from captum_adv2.interpreters.boundary import expect_explains, outputs_checked
 from captum_adv2.spec import Classes, Images, Maps, checked
 
 
@@ -21,7 +22,7 @@ class Report(NamedTuple):
     Attributes:
         success: Whether the image is classified as its target; never where logits are NaN.
         confidence: Probability of the target class.
-        l1: L1 distance of adversarial and benign map, in [0, 1].
+        l1: L1 distance of adversarial and benign map, in [0, 1]; as the next two, NaN of NaN.
         l2: L2 distance, in [0, 1].
         iou: Intersection over union, in [0, 1].
         linf: Largest change of a pixel, before rounding.
@@ -81,7 +82,7 @@ def evaluate(
 
     Args:
         model: The classifier.
-        interpreter: The interpreter; not necessarily the one attacked.
+        interpreter: The interpreter, built on ``model``; not necessarily the one attacked.
         images: Clean images ``(B, C, H, W)`` in [0, 1].
         adversarial: Adversarial images, of the same shape.
         target: The attacker's class ``(B,)``.
@@ -95,20 +96,35 @@ def evaluate(
     >>> report.l1.shape, sorted(report.summary())[:3]
     (torch.Size([2]), ['asr', 'confidence', 'images'])
     """
+    hint = "build it on the object that is evaluated"
+    expect_explains(interpreter, model, "the evaluated", hint)
     spec.expect_shape(adversarial, images.shape, "adversarial")
     judged = (frameworks.quantize(adversarial) if quantize else adversarial).clamp(0, 1)
-    with eval_mode(model):
-        logits = spec.expect_logits(model(judged), len(judged))
-        own = model(images).argmax(dim=1) if labels is None else labels
+    logits = _logits(model, judged)
+    own = _logits(model, images).argmax(dim=1) if labels is None else labels
     success, confidence = metrics.success(logits, target), metrics.confidence(logits, target)
     spec.expect_classes(own, logits, "labels")
     benign = interpreter(images, own) if benign_maps is None else benign_maps
     shown = interpreter(judged, target)
+    spec.expect_shape(benign, shown.shape, "benign_maps")
+    broken = (shown + benign).isnan().flatten(1).any(dim=1)  # where logits are NaN
+    l1, l2, iou = (
+        values.masked_fill(broken, torch.nan)
+        for values in metrics.distances(shown.nan_to_num(), benign.nan_to_num())
+    )
     return Report(
         success,
         confidence,
-        *metrics.distances(shown, benign),
+        l1,
+        l2,
+        iou,
         linf=(adversarial - images).abs().amax(dim=(1, 2, 3)),
         benign_maps=benign,
         adversarial_maps=shown,
     )
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    with eval_mode(model), outputs_checked(model, model, images):
+        logits: Tensor = model(images)
+    return logits

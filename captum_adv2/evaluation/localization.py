@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.spec import Count, Maps, Unit, checked, expect_shape
+from captum_adv2.spec import Count, Maps, Unit, checked, expect_dense, expect_shape
 
 
 @checked
@@ -49,6 +49,11 @@ def _box(above: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return columns.start, rows.start, columns.stop, rows.stop
 
 
+def _expect_boxes(value: Tensor, name: str) -> None:
+    expect_dense(value, name)
+    expect_shape(value, (len(value) if value.ndim else 1, 4), name)
+
+
 @checked
 def wrong(found: Tensor, truth: Tensor | Sequence[Tensor], iou: Unit = 0.5) -> Tensor:
     """Return whether each box ``(B, 4)`` misses every true one of its image, bool ``(B,)``.
@@ -63,9 +68,15 @@ def wrong(found: Tensor, truth: Tensor | Sequence[Tensor], iou: Unit = 0.5) -> T
     """
     from torchvision.ops import box_iou
 
+    _expect_boxes(found, "found")
+    if isinstance(truth, Tensor):
+        expect_dense(truth, "truth")
+        truth = truth[None] if not truth.ndim else truth
     true = list(truth.unsqueeze(1) if isinstance(truth, Tensor) and truth.ndim == 2 else truth)
     if len(true) != len(found):
         raise ValueError(f"expected true boxes of {len(found)} images, got those of {len(true)}")
+    for each in true:
+        _expect_boxes(each, "truth")
     if not all(len(each) for each in true):
         raise ValueError("expected a true box for every image, got none; leave such images out")
     overlaps = [

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_adv2 import spec
+from captum_adv2.attacks.loop import classified
 from captum_adv2.interpreters.gradient import probability
 from captum_adv2.spec import Classes, Count, Logits, Maps, Unit, checked
 
@@ -76,8 +77,7 @@ def success(logits: Logits, target: Classes) -> Tensor:
     [True, False]
     """
     spec.expect_classes(target, logits, "target")
-    reached = logits.argmax(dim=1) == target.to(logits.device)
-    return reached & (logits < torch.inf).all(dim=1)
+    return classified(logits, target.to(logits.device).long())
 
 
 @checked
@@ -102,6 +102,10 @@ def interval(
     >>> interval(torch.tensor([0.5, 0.5, 0.5])), interval(torch.empty(0))
     ((0.5, 0.5), (nan, nan))
     """
+    if isinstance(values, Tensor):
+        spec.expect_dense(values, "values")
+    elif values.dtype.kind not in "biuf":
+        raise TypeError(f"expected values to be numbers, got {values.dtype}")
     sample = torch.as_tensor(values).detach().double().cpu().numpy()
     if sample.ndim != 1:
         raise ValueError(f"expected values of shape (n,), got {sample.shape}")

@@ -15,15 +15,16 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
 
+from captum_adv2.interpreters.boundary import outputs_checked
 from captum_adv2.interpreters.relu import Derivative, smooth_relu
-from captum_adv2.spec import Classes, Images, checked, expect_logits, expect_shape
+from captum_adv2.spec import Classes, Images, checked, expect_shape
 
 # Spreads below this count as 0: their derivative, about 1 / spread**2, would overflow float32.
 _FLAT = 1e-18
@@ -148,7 +149,7 @@ class Interpreter(ABC):
         """
         expect_shape(target, images.shape[:1], "target")
         target = target.to(images.device, torch.long)
-        with eval_mode(self.model), _outputs_checked(self.model, target):
+        with eval_mode(self.model), outputs_checked(self.model, self.logits, images, target):
             return self.explain(images, target).maps
 
     def after(self, preprocess: Callable[[Tensor], Tensor]) -> Self:
@@ -174,35 +175,29 @@ class Interpreter(ABC):
 
 @contextmanager
 def eval_mode(model: nn.Module | None, switch: bool = True) -> Iterator[None]:
-    """Put a model into eval mode, if ``switch``; restore the mode of each module on leaving."""
-    modes = [] if model is None else [(module, module.training) for module in model.modules()]
-    try:
-        if model is not None and switch:
-            model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Put a model into eval mode, if ``switch``; restore the mode of each module on leaving.
 
-
-@contextmanager
-def _outputs_checked(model: nn.Module | None, target: Tensor) -> Iterator[None]:
-    """Refuse outputs that are not logits, and classes that the model does not have.
-
-    This takes a hook: the number of classes is known only once the model has run, and an index out
-    of range must not reach a GPU, which the process could not use any more.
+    Meanwhile the model runs on copies of its input: it may normalise in place.
     """
-    low, high = torch.stack(target.aminmax()).tolist()
-
-    def check(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        batch = len(inputs[0] if inputs else output)  # none where called by keyword
-        classes = expect_logits(output, batch).shape[1]
-        if low < 0 or high >= classes:
-            wanted = f"target in [0, {classes - 1}], the model's classes"
-            raise ValueError(f"expected {wanted}, got values in [{low}, {high}]")
-
-    with nullcontext() if model is None else model.register_forward_hook(check):
+    if model is None:
         yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    with model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True):
+        try:
+            if switch:
+                model.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def _copied(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def copied(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return tuple(map(copied, args)), {name: copied(value) for name, value in kwargs.items()}
 
 
 @contextmanager

@@ -41,6 +41,10 @@ _REASONS = {
     "FeaturePermutation": _SHUFFLED,
     "LayerFeaturePermutation": _SHUFFLED,
 }
+_PASSED = {  # to a call, or by one
+    "inputs": "the interpreter is called with the images",
+    "target": "the interpreter is called with the classes",
+}
 _REFUSED = {
     "internal_batch_size": "Captum cuts the graph between its chunks",
     "return_convergence_delta": "a map is all that is returned",
@@ -51,6 +55,9 @@ _REFUSED = {
 
 def _method(attribution: Any) -> Method:
     """Return the method of an attribution; raise where its gradient has not been verified."""
+    if inspect.isclass(attribution):
+        name = attribution.__name__
+        raise TypeError(f"expected attribution to be an object, got the class; pass {name}(model)")
     kind = type(attribution)
     reason = "its gradient has not been verified; subclass captum_adv2.interpreters.Interpreter"
     if kind.__module__.startswith("captum.attr"):  # and no subclass, which may compute anything
@@ -71,7 +78,14 @@ def _expect_supported(attribution: Any, kwargs: dict[str, Any]) -> None:
     for key, why in _REFUSED.items():
         if kwargs.get(key):
             raise ValueError(f"expected no {key}, got {kwargs[key]}; {why}")
-    bound = inspect.signature(attribution.attribute).bind(None, **kwargs)
+    for key in _PASSED.keys() & kwargs.keys():
+        raise TypeError(f"expected no {key}; {_PASSED[key]}")
+    signature, kind = inspect.signature(attribution.attribute), type(attribution).__name__
+    try:
+        bound = signature.bind(None, **kwargs)
+    except TypeError as error:
+        taken = ", ".join([*signature.parameters][1:])
+        raise TypeError(f"expected arguments of {kind}.attribute({taken}): {error}") from None
     inner = getattr(attribution, "attribution_method", None)
     if inner is not None:
         if _method(inner).random:

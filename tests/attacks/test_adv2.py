@@ -256,7 +256,8 @@ def test_target_maps_of_a_call_win_stay_with_their_images_and_are_not_kept(train
 def test_a_step_is_one_pass_one_report_and_one_candidate(trained, data, mode, keep, interpreter):
     """Map and prediction share one forward pass; there is a handful more around the steps.
 
-    Around them: one for the images' own classes, one for the benign map; untargeted, one where the
+    Around them: one for the images' own classes, one to see that the map can be attacked, one for
+    the benign map; untargeted, one where the
     warm start has landed; for the best iterate, two that judge it and the last one.
     """
     model, sizes, seen, reports = copy.deepcopy(trained), [], [], []
@@ -264,8 +265,8 @@ def test_a_step_is_one_pass_one_report_and_one_candidate(trained, data, mode, ke
     attack = mode(ADV2(model, interpreter, steps=9, warmup=4, keep=keep, terms=(noting(seen),)))
     attack.callback = reports.append
     attack(*data)
-    assert sizes.count(6) == 9 + 2 + (not attack.targeted) + 2 * (keep == "best")
-    assert sizes.count(1) == 1  # one image, to see that the map can be attacked
+    assert len(sizes) == 9 + 3 + (not attack.targeted) + 2 * (keep == "best")
+    assert set(sizes) == {6}  # a model may accept no other number of images
     assert [report.step for report in reports] == list(range(9))
     assert all(report.rows.tolist() == list(range(6)) for report in reports)
     assert all(report.distance.isnan().all() for report in reports[:4])
@@ -302,7 +303,7 @@ def test_a_surrogate_takes_the_interpreters_place(model, data):
     attack = partial(ADV2, model, CAM, eps=0.1, alpha=0.02, warmup=2)
     targeted(attack(steps=6, surrogate=red, terms=(noting(seen),)))(*data)
     (probe, _), (start, target) = red.started
-    assert len(probe) == 1  # the check at the start
+    assert torch.equal(probe, data[0])  # the check at the start
     assert torch.equal(start, targeted(attack(steps=2))(*data))  # where the warm start ends
     assert torch.equal(target, shifted(*data))
     for candidate in seen[:4]:
@@ -315,8 +316,8 @@ def test_a_surrogate_takes_the_interpreters_place(model, data):
 
 
 @given(
-    eps=st.sampled_from([0.0, 1 / 255, 8 / 255, 1.0, 3.0]) | st.floats(0.0, 1.0),
-    alpha=st.sampled_from([0.0, 1e-3, 0.1, 2.0]),
+    eps=st.sampled_from([0.0, 1 / 255, 8 / 255, 1.0]) | st.floats(0.0, 1.0),
+    alpha=st.sampled_from([0.0, 1e-3, 0.1, 1.0]),
     warmup=st.integers(0, 3),
     keep=st.sampled_from(["best", "final"]),
     random_start=st.booleans(),

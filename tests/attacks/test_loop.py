@@ -201,6 +201,55 @@ def test_the_best_iterate(value, floor, best):
     assert torch.equal(problem.best, grey(best))
 
 
+def test_gains_below_the_resolution_of_a_probability_count():
+    """Of two images neither of which comes near its target, each returns at its most confident."""
+    clean = torch.full((2, 3, 2, 2), 0.5)
+
+    def unsure(images):  # the second class is sure by 40 and by 200 in log-odds
+        gain = images.mean(dim=(1, 2, 3)) - torch.tensor([40.0, 200.0])[: len(images)]
+        return torch.stack([gain, 0 * gain], dim=1)
+
+    terms = (cross_entropy, squares, roots)
+    problem = attack_helpers.problem_of(clean, unsure, terms, Spy(), floor=0.9)
+    levels = torch.tensor([0.5, 0.7, 0.9, 0.8])
+    for level in levels:
+        problem.gradient(torch.full_like(clean, level))
+    assert unsure(clean).softmax(dim=1)[:, 0].max() < 1e-17  # 3 minus it is 3
+    assert torch.equal(problem.best, torch.full_like(clean, 0.9))
+    final = torch.full_like(clean, 244 / 255)
+    problem.interpreter = Shown()
+    assert torch.equal(problem.better(final, problem.batch), final)
+
+
+class Shown:
+    def explain(self, images, target):
+        return Explanation(images[:, :1], None)
+
+
+@pytest.mark.parametrize("what", ["logits", "maps"])
+@pytest.mark.parametrize("first", [0.1, 0.6])
+def test_an_iterate_that_is_not_a_number_does_not_stay_the_best(what, first):
+    def broken(images):
+        bad = (images.mean(dim=(1, 2, 3)) - first).abs() < 1e-6
+        return torch.where(bad, torch.nan, 1.0)
+
+    class Broken(Spy):
+        def __call__(self, interpreter, images, state, progress):
+            explanation = super().__call__(interpreter, images, state, progress)
+            factor = broken(images).view(-1, 1, 1, 1) if what == "maps" else 1.0
+            return explanation._replace(maps=explanation.maps * factor)
+
+    def run(images):
+        return logits(images) * (broken(images)[:, None] if what == "logits" else 1.0)
+
+    terms = (cross_entropy, squares, lambda candidate: 0 * roots(candidate))
+    problem = attack_helpers.problem_of(grey(first), run, terms, Broken())
+    for level in (first, 0.9, 0.7):
+        problem.gradient(grey(level))
+        assert not problem.enough.any() or what == "maps" or level != first
+    assert torch.equal(problem.best, grey(0.7))
+
+
 # The cost of an attack
 
 
@@ -208,7 +257,7 @@ def test_a_step_is_one_backward_pass(monkeypatch, model, data):
     calls, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or grad(*a, **k))
     ADV2(model, CAM, steps=7, warmup=3)(*data)
-    assert len(calls) == 7 + 1  # one more on one image, to see that the map can be attacked
+    assert len(calls) == 7 + 2  # two more, to see that prediction and map can be attacked
 
 
 LOOKS = ("item", "tolist", "cpu", "numpy", "nonzero", "__int__", "__bool__", "__float__")

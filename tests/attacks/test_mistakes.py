@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Mistakes of meaning, which types do not show: each has an error that names what to do."""
 
+import inspect
+
 import pytest
 import torch
 from attack_helpers import targeted
@@ -11,7 +13,7 @@ from torch import nn
 from captum_adv2 import ADV2, BitDepthADV2, SoundnessWarning, StADV2
 from captum_adv2.attacks import RandomPatch, SignDescent, presets
 from captum_adv2.attacks.terms import Margin
-from captum_adv2.interpreters import CAM, Explanation, Gradient, Interpreter, Unrolled
+from captum_adv2.interpreters import CAM, Explanation, GradCAM, Gradient, Interpreter, Unrolled
 
 NOT_ITS = (
     r"built on the attack's model, got one built on another TinyNet; pass its class.*\(model, CAM\)"
@@ -20,6 +22,8 @@ MISTAKES = [
     (lambda m: ADV2(m, CAM, steps=5, warmup=6), ValueError, "warmup at most 5, the steps, got 6"),
     (lambda m: ADV2(m, CAM(TinyNet())), ValueError, NOT_ITS),
     (lambda m: StADV2(m, lambda net: CAM(TinyNet())), ValueError, NOT_ITS),
+    (lambda m: ADV2(nn.Sequential(m), CAM(m)), ValueError, "got one built on a part of it, a Tiny"),
+    (lambda m: ADV2(m, CAM(nn.Sequential(m))), ValueError, "built on a Sequential around it; pass"),
     (lambda m: ADV2(m, Saliency(m)), TypeError, "an Interpreter, got Saliency; wrap a Captum"),
     (lambda m: ADV2(m, Saliency), TypeError, "an Interpreter, got the class Saliency; wrap a"),
     (lambda m: StADV2(m, lambda net: "CAM"), TypeError, "to be an Interpreter, got str"),
@@ -32,6 +36,12 @@ MISTAKES = [
     (lambda m: BitDepthADV2(StADV2(m), 3), TypeError, "attack to be an ADV2, got StADV2"),
     (lambda m: BitDepthADV2(ADV2(m), 9), ValueError, r"bits in \[1, 8\], got 9"),
     (lambda m: StADV2.from_preset(m, CAM, presets.PAPER["CAM"]), TypeError, "StADV2.*'eps'"),
+    (
+        lambda m: ADV2.from_preset(m, CAM, presets.PAPER["CAM"], steps=2),
+        ValueError,
+        "warmup at most 2, the steps, got 400; pass a shorter warmup, too",
+    ),
+    (lambda m: ADV2(m, lambda net: CAM), TypeError, r"an Interpreter, .* class CAM; pass CAM\("),
     (lambda m: ADV2.from_preset(m, CAM, presets.PAPER_STADV["CAM"]), TypeError, "'flow_weight'"),
 ]
 
@@ -47,6 +57,54 @@ def test_settings_that_stop_fitting(model, data):
     attack.steps = 5
     with pytest.raises(ValueError, match="expected warmup at most 5, the steps, got 6"):
         attack(*data)
+
+
+def test_a_setting_that_does_not_exist(model, build):
+    attack = build(model, CAM)
+    for part, name in ((attack, "step_"), (inner(attack), "epsilon")):
+        with pytest.raises(TypeError, match=f"expected a setting of .*ADV2, got {name}"):
+            setattr(part, name, 5)
+        assert not hasattr(part, name)
+    with pytest.raises(TypeError, match=r"got warm_up; did you mean warmup"):
+        inner(attack).warm_up = 5
+
+
+def test_a_subclass_has_attributes_of_its_own(model, data):
+    class Noted(ADV2):
+        def __init__(self, model):
+            super().__init__(model, CAM, steps=2)
+            self.note = "first"
+
+    attack = Noted(model)
+    attack.other_note = "second"
+    attack(*data)
+
+
+@pytest.mark.parametrize("given", [GradCAM, lambda net: GradCAM(net), None])
+def test_an_interpreter_that_is_assigned_later(model, data, given):
+    attack, net = ADV2(model, CAM(model), steps=4), TinyNet()
+    attack.interpreter = given
+    kind = Gradient if given is None else GradCAM
+    assert type(attack.interpreter) is kind
+    assert torch.equal(attack(*data), ADV2(model, kind, steps=4)(*data))
+    attack.model = net  # built again, as by set_model
+    assert attack.interpreter.model is net
+
+
+@pytest.mark.parametrize("name", ["eps", "alpha"])
+def test_levels_where_shares_are_meant_warn(model, name):
+    attack = ADV2(model, CAM)
+    attack.eps = attack.alpha = 1
+    with pytest.warns(SoundnessWarning, match=rf"{name} is 8, more than .* are n / 255"):
+        setattr(attack, name, 8)
+    with pytest.warns(SoundnessWarning, match=f"{name} is 8"):
+        ADV2(model, CAM, **{name: 8})
+
+
+def test_help_is_of_the_attack_itself():
+    for kind in (ADV2, StADV2, BitDepthADV2):
+        assert "Initializes internal attack state" not in inspect.getdoc(kind.__init__)
+        assert "its class, which describes them" in inspect.getdoc(kind.__init__)
 
 
 @pytest.mark.parametrize("mode", ["default", "label", "function"])

@@ -12,9 +12,11 @@ from conftest import mixed
 from torch import Tensor, nn
 from toys import Brightness, Echo, flat
 
-from captum_adv2 import Report, evaluate
+from captum_adv2 import Report, SoundnessWarning, evaluate
 from captum_adv2.evaluation import metrics
-from captum_adv2.interpreters import CAM
+from captum_adv2.interpreters import CAM, Gradient
+
+TWO = torch.tensor([1, 1])
 
 
 @pytest.fixture
@@ -113,6 +115,34 @@ def test_logits_that_are_not_numbers_are_no_success() -> None:
     model = Broken()
     report = evaluate(model, Echo(model), flat(0.1, 0.1), flat(0.2, 0.8), torch.tensor([0, 0]))
     assert report.success.tolist() == [True, False]
+    grad = evaluate(model, Gradient(model, pool=1), flat(0.1, 0.1), flat(0.2, 0.8), 0 * TWO)
+    for values in (grad.l1, grad.l2, grad.iou, grad.confidence):  # its map is NaN, too
+        assert values.isnan().tolist() == [False, True]
+    assert not any(math.isnan(value) for name, value in grad.summary().items() if len(name) < 4)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.Sequential])
+def test_an_interpreter_of_another_model_is_refused(wrap: Any) -> None:
+    model, other = wrap(Brightness()), Brightness()
+    for theirs in (other, *model.children()):
+        got = "a part of it, a" if theirs is not other else "another"
+        g = Echo(theirs)
+        with pytest.raises(ValueError, match=f"built on the evaluated model, got .* {got} Bright"):
+            evaluate(model, g, flat(0.1), flat(0.2), torch.tensor([0]))
+        assert not g.asked
+
+
+def test_probabilities_are_no_logits() -> None:
+    model = nn.Sequential(Brightness(), nn.Softmax(dim=1))
+    with pytest.warns(SoundnessWarning, match="expected logits, got .*: probabilities"):
+        evaluate(model, Echo(model), flat(0.1, 0.2), flat(0.2, 0.8), 0 * TWO)
+
+
+def test_benign_maps_of_another_shape_are_refused() -> None:
+    model = Brightness()
+    maps = torch.zeros(1, 1, 2, 1)
+    with pytest.raises(ValueError, match=r"benign_maps of shape \(1, 1, 2, 2\), got"):
+        evaluate(model, Echo(model), flat(0.1), flat(0.2), TWO[:1], benign_maps=maps)
 
 
 def test_model_is_in_eval_mode_and_left_as_it_was(model: nn.Module, data: Any) -> None:

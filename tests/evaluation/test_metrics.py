@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from captum_adv2 import SoundnessWarning
 from captum_adv2.evaluation.metrics import confidence, distances, interval, iou, l1, l2, success
 
 seeds = st.integers(0, 2**31)
@@ -91,6 +92,18 @@ def test_logits_that_are_not_finite_are_no_success(bad: float, place: int) -> No
     for target in (0, 1):
         assert success(logits, torch.tensor([target, 1])).tolist() == [False, True]
     assert success(torch.tensor([[0.0, -torch.inf]]), torch.tensor([0]))  # a class ruled out
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_probabilities_warn(dtype: torch.dtype) -> None:
+    logits, target = torch.randn(3, 1000), torch.tensor([0, 1, 2])
+    for others in (logits, logits.log_softmax(dim=1), logits.sigmoid()):
+        confidence(others.to(dtype), target)
+    probabilities = logits.softmax(dim=1).to(dtype)
+    with pytest.warns(SoundnessWarning, match="rows in .* that sum to 1: probabilities"):
+        confidence(probabilities, target)
+    probabilities[0] *= 2  # one row is enough to tell
+    confidence(probabilities, target)
 
 
 @pytest.mark.parametrize("measure", [success, confidence])

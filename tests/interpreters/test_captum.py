@@ -393,7 +393,7 @@ REFUSED: dict[str, Case] = {
     r"got FeaturePermutation: it shuffles features among": case(ca.FeaturePermutation),
     r"got OwnSaliency: .* verified; subclass captum_adv2": case(OwnSaliency),
     r"method of captum\.attr .*, got Saliency: .* subclass": case(Saliency),
-    r"method of captum\.attr .*, got type": case(lambda model: ca.Saliency),
+    r"an object, got the class; pass Saliency\(model\)": case(lambda model: ca.Saliency),
     r"missing .* 'baselines'": case(ca.GradientShap),
     r"a Lime with .*, got SkLearnLasso, which is fitted outside": case(ca.Lime),
     r"a Lime with .*, got SkLearnRidge": lime(SkLearnRidge(fit_intercept=False)),
@@ -405,7 +405,8 @@ REFUSED: dict[str, Case] = {
     r"no return_convergence_delta, got": case(ca.DeepLift, return_convergence_delta=True),
     r"no draw_baseline_from": tunnel(case(ca.Saliency), draw_baseline_from_distrib=True),
     r"no grad_kwargs, got": at("body", ca.LayerGradCam, grad_kwargs={"create_graph": True}),
-    r"unexpected .* 'steps'": case(ca.Saliency, steps=3),
+    r"of Saliency.attribute\(.*\): .*unexpected .* 'steps'": case(ca.Saliency, steps=3),
+    r"no target; .* called with the classes": case(ca.Saliency, target=torch.tensor([0])),
     r"unexpected .* 'n_steps'": tunnel(case(ca.Saliency), n_steps=3),
     r"reduce to be one of \['abs-max', .*got 'mean'": case(ca.Saliency, reduce="mean"),
 }
