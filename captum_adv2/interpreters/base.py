@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.interpreters.relu import Derivative, smooth_relu
+from captum_adv2.interpreters.relu import Slope, smooth_relu
 from captum_adv2.spec import Classes, Images, checked, expect_logits, expect_shape
 
 # Spreads below this count as 0: their derivative, about 1 / spread**2, would overflow float32.
@@ -87,15 +87,18 @@ class Exact(Surrogate):
 @final
 @dataclass(frozen=True)
 class Smoothed(Surrogate):
-    """The interpreter on a network whose ReLUs have another derivative; see `smooth_relu`."""
+    """The interpreter on a network whose ReLUs have another derivative; see `smooth_relu`.
 
-    derivative: Derivative
+    It is differentiated by PyTorch: where the map is made of gradients, by a double backward.
+    """
+
+    slope: Slope
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, state: Tensor, progress: float
     ) -> Explanation:
         """See `Surrogate`."""
-        with smooth_relu(self.derivative):
+        with smooth_relu(self.slope, progress):
             return interpreter.explain(images, state)
 
 
