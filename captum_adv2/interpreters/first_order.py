@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -271,8 +272,9 @@ class _Passes(ReLUMode):
         super().__init__()
         self.function, self.score, self.target = function, score, target
         self.slope, self.progress = slope, progress
-        self.kept: list[Any] = []  # of ReLUs and of the places of maxima, in the order of running
-        self._next: Iterator[Any] | None = None  # in the second pass
+        # Of ReLUs and of the places of maxima, in the order of running; the second pass takes them.
+        self.kept: deque[Any] = deque()
+        self._second = False
         # Whether to keep copies of what later operations change in place, and to keep all that a
         # backward pass needs: activation checkpointing would run the function again without this.
         self._careful = False
@@ -280,7 +282,7 @@ class _Passes(ReLUMode):
 
     def gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Run the first pass; return the gradient of each point's score, and the logits."""
-        self._next = None
+        self._second = False
         with torch.enable_grad():
             leaf = points.detach().requires_grad_()
             gradient, logits = _gradient(self._run, self.score, leaf, self.target)
@@ -292,9 +294,9 @@ class _Passes(ReLUMode):
         """Run the second pass; return H v, plus the gradient of the logits times c."""
         size = v.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().to(v)
         delta = torch.where(size > 0, _SHIFT / size, 1.0)
-        self._next = iter(self.kept)
+        self._second = True
         with torch.enable_grad():
-            leaf = (points + delta * v).requires_grad_()
+            leaf = (points + delta * v).detach().requires_grad_()
             near = self._run(leaf)
             at = _full(logits).detach().requires_grad_()
             total = self.score(at, self.target).sum()
@@ -303,7 +305,6 @@ class _Passes(ReLUMode):
                 slope = slope + torch.autograd.grad(slope, at, near.detach().to(at) - at)[0]
             weights = slope.detach() + delta.flatten(1) * c
             (moved,) = torch.autograd.grad(near, leaf, weights.to(near))
-        self.kept.clear()
         return (moved - gradient) / delta
 
     def activate(
@@ -311,12 +312,14 @@ class _Passes(ReLUMode):
     ) -> Tensor:
         """See `ReLUMode`."""
         function: Any = _Second
-        if self._next is None:
+        if self._second:
+            layer = self.kept.popleft()
+        else:
             before = z.detach().clone() if in_place or self._careful else z.detach()
-            self.kept.append(_Layer(before, bend, self.slope(before, self.progress)))
-            function = _First
+            layer = _Layer(before, bend, self.slope(before, self.progress))
+            self.kept.append(layer)
             self.found += 1
-        layer = self.kept[-1] if self._next is None else next(self._next)
+            function = _First
         result: Tensor = function.apply(z, layer, exact, in_place)
         return result
 
@@ -324,11 +327,11 @@ class _Passes(ReLUMode):
         """Run a function that is no ReLU; in the second pass, maxima are where they were."""
         if name not in _MAXIMA or kwargs.get("return_indices"):
             return func(*args, **kwargs)
-        if self._next is None:
+        if not self._second:
             values, places = getattr(F, f"{name}_with_indices")(*args, **kwargs)
             self.kept.append(places)
             return values
-        places = next(self._next)
+        places = self.kept.popleft()
         z = args[0] if args else kwargs["input"]
         return z.flatten(2).gather(2, places.flatten(2)).view_as(places)
 
@@ -345,7 +348,7 @@ class _Passes(ReLUMode):
             try:
                 with disable_saved_tensors_hooks(_HOOKED), self:
                     logits = self.function(points)
-                if self._next is not None or not any(_changed(kept) for kept in self.kept):
+                if self._second or not any(_changed(kept) for kept in self.kept):
                     return logits
             except RuntimeError as error:
                 if _HOOKED not in str(error):

@@ -257,8 +257,7 @@ class smooth_relu(ReLUMode):  # noqa: N801  (a context manager, named like torch
         self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool
     ) -> Tensor:
         """See `ReLUMode`."""
-        derivative = self.slope(z, self.progress)
-        if not in_place:
-            return _Smooth.apply(z, exact, bend, derivative)
-        # _Smooth saves its input for the backward pass: it gets a copy, and z takes the result.
-        return z.copy_(_Smooth.apply(z.clone(), exact, bend, derivative))
+        # _Smooth saves its input for the backward pass: of an operation in place, it gets a copy.
+        saved = z.clone() if in_place else z
+        result: Tensor = _Smooth.apply(saved, exact, bend, self.slope(z, self.progress))
+        return z.copy_(result) if in_place else result
