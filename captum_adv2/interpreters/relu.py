@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from captum_adv2.spec import Positive
@@ -43,6 +44,10 @@ Smoothing: TypeAlias = Literal["auto"] | Positive | Derivative | None
 # Width w of the logistic function in "auto", as a share of a layer's root mean square: it falls
 # geometrically from the first to the last value, in this share of the attack.
 _WIDE, _NARROW, _NARROWED = 0.5, 0.016, 0.8
+_HOOKED = (
+    "expected a model without activation checkpointing, got one that saves tensors by hooks; it "
+    "would run its ReLUs again, with their own derivative, when this context is left"
+)
 
 
 def step(z: Tensor) -> Tensor:
@@ -95,18 +100,26 @@ class Everywhere(Slope):
 class Auto(Slope):
     """The logistic function, as wide as the layer's pre-activations are large in each image.
 
-    It narrows with the progress of the attack, towards the derivative of ReLU itself.
+    It narrows with the progress of the attack, towards the derivative of ReLU itself. Images are
+    along the first dimension of a layer's pre-activations.
+
+    >>> z = torch.tensor([[-2.0, 2.0]])
+    >>> [Auto()(scale * z, progress=0.0)(scale * z).tolist() == [sigma(z).tolist()[0]]
+    ...     for scale in (1.0, 8.0)]
+    [True, True]
     """
 
     @torch.no_grad()
     def __call__(self, z: Tensor, progress: float) -> Derivative:
         """See `Slope`."""
         share = _WIDE * (_NARROW / _WIDE) ** min(1.0, progress / _NARROWED)
-        axes = tuple(range(1, z.ndim))
-        norm = torch.linalg.vector_norm(z, dim=axes, keepdim=True)
-        tiny = torch.finfo(z.dtype).tiny ** 0.5
-        width = norm.mul_(share / math.sqrt(z[0].numel())).clamp_min_(tiny)
-        return partial(sigma, width=width)
+        rows = z.reshape(len(z), -1) if z.ndim else z.view(1, 1)
+        # In single precision at least: the squares of half precision overflow.
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        size = torch.linalg.vector_norm(rows, dim=1, dtype=dtype) / math.sqrt(rows.shape[1])
+        size = size.masked_fill(size < torch.finfo(dtype).tiny ** 0.5, 1)  # of an empty layer
+        width = (share * size).to(z.dtype)
+        return partial(sigma, width=width.view(-1, *[1] * (z.ndim - 1)) if z.ndim else width[0])
 
 
 def as_slope(smoothing: Smoothing) -> Slope:
@@ -140,8 +153,8 @@ def _is(value: float | Tensor, number: float) -> bool:
     return not isinstance(value, Tensor) and value == number
 
 
-def _bend(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bend | None:
-    """Return where a function bends, by its name and further arguments; ``None`` for no ReLU."""
+def _bend(name: str, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bend | None:
+    """Return where a function of z and further arguments bends; ``None`` for no ReLU."""
 
     def given(*names: str, **defaults: Any) -> list[Any]:
         values = defaults | dict(zip(names, args, strict=False)) | kwargs
@@ -154,23 +167,33 @@ def _bend(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bend | No
     if name == "hardtanh":
         return Bend(*given("min_val", "max_val", min_val=-1.0, max_val=1.0))
     if name in ("leaky_relu", "rrelu", "prelu"):
-        return _leaky(name, given)
+        return _leaky(name, z, given)
     if name == "threshold":
         low, value = given("threshold", "value")
         return Bend(low) if low == value else None
     if name in ("clamp", "clip", "clamp_min", "maximum"):
         low, high = given("other" if name == "maximum" else "min", "max")
-        fixed = not any(isinstance(bound, Tensor) and bound.requires_grad for bound in (low, high))
-        return Bend(low, math.inf if high is None else high) if fixed and low is not None else None
+        if low is not None and _fixed(low, z) and _fixed(high, z):
+            return Bend(low, math.inf if high is None else high)
     return None
 
 
-def _leaky(name: str, given: Callable[..., list[Any]]) -> Bend | None:
+def _fixed(bound: Any, z: Tensor) -> bool:
+    """Return whether a bound does not depend on the image, and leaves z its shape."""
+    if not isinstance(bound, Tensor):
+        return True
+    short = bound.ndim <= z.ndim
+    same = (b in (1, n) for b, n in zip(bound.shape[::-1], z.shape[::-1], strict=False))
+    return not bound.requires_grad and short and all(same)
+
+
+def _leaky(name: str, z: Tensor, given: Callable[..., list[Any]]) -> Bend | None:
     """Return the bend of a ReLU with a slope below 0; in train mode, `rrelu` draws that slope."""
     if name == "prelu":
         (leak,) = given("weight")
         leak = leak.detach()
-        leak = leak.view(-1, 1, 1) if leak.numel() > 1 else leak  # one a channel, of (B, C, h, w)
+        # One for each channel of (B, C, ...), or one for all.
+        leak = leak.view(-1, *[1] * (z.ndim - 2)) if leak.numel() > 1 else leak
     elif name == "rrelu":
         low, high, training = given("lower", "upper", "training", lower=1 / 8, upper=1 / 3)
         if training:
@@ -199,12 +222,16 @@ class ReLUMode(TorchFunctionMode, ABC):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in ("max", "maximum") and len(args) == 2 and isinstance(args[1], Tensor):
+            # Of a constant and z, in either order; of one tensor, `max` is another function.
+            name, func = "maximum", torch.maximum
+            args = args if args[0].requires_grad else args[::-1]
         z = args[0] if args else kwargs.get("input")
         if not (isinstance(z, Tensor) and z.requires_grad):
             return func(*args, **kwargs)
         further = {key: value for key, value in kwargs.items() if key != "input"}
-        bend = _bend(name.strip("_"), args[1:], further)
-        if bend is None:
+        bend = _bend(name.strip("_"), z, args[1:], further)
+        if bend is None or not torch.is_grad_enabled():
             return self.other(func, name, args, kwargs)
         in_place = bool(name.endswith("_") or kwargs.get("inplace"))
         return self.activate(z, bend, lambda z: func(z, *args[1:], **further), in_place)
@@ -234,7 +261,8 @@ class _Smooth(torch.autograd.Function):
 class smooth_relu(ReLUMode):  # noqa: N801  (a context manager, named like torch.no_grad)
     """Give every ReLU that runs inside the context another derivative; the values stay exact.
 
-    Backward passes may run after the context is left.
+    Backward passes may run after the context is left. Activation checkpointing, which would run the
+    model again without it, is refused.
 
     Args:
         derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z; or a
@@ -252,6 +280,17 @@ class smooth_relu(ReLUMode):  # noqa: N801  (a context manager, named like torch
         super().__init__()
         self.slope = derivative if isinstance(derivative, Slope) else Everywhere(derivative)
         self.progress = progress
+        self._entered: list[Any] = []
+
+    def __enter__(self) -> Any:
+        unhooked = disable_saved_tensors_hooks(_HOOKED)
+        unhooked.__enter__()
+        self._entered.append(unhooked)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._entered.pop().__exit__(*error)
 
     def activate(
         self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool
