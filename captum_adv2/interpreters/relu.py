@@ -23,8 +23,10 @@ softplus) need nothing; ``Hardswish`` keeps its own derivative.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -205,7 +207,31 @@ def _leaky(name: str, z: Tensor, given: Callable[..., list[Any]]) -> Bend | None
 
 
 class ReLUMode(TorchFunctionMode, ABC):
-    """A context that computes each ReLU in a way of its own, where gradients are taken."""
+    """A context that computes each ReLU in a way of its own, where gradients are taken.
+
+    Modules of ``torch.compile`` run as they were written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entered: list[ExitStack] = []
+
+    def guards(self, stack: ExitStack) -> None:
+        """Enter what else belongs to the context."""
+        # A compiler would trace this mode, too. Where it is not loaded, nothing is compiled.
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+
+    def __enter__(self) -> Any:
+        with ExitStack() as stack:
+            self.guards(stack)
+            mode = super().__enter__()  # type: ignore[no-untyped-call]
+            self._entered.append(stack.pop_all())
+        return mode
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._entered.pop().close()
 
     @abstractmethod
     def activate(
@@ -280,17 +306,11 @@ class smooth_relu(ReLUMode):  # noqa: N801  (a context manager, named like torch
         super().__init__()
         self.slope = derivative if isinstance(derivative, Slope) else Everywhere(derivative)
         self.progress = progress
-        self._entered: list[Any] = []
 
-    def __enter__(self) -> Any:
-        unhooked = disable_saved_tensors_hooks(_HOOKED)
-        unhooked.__enter__()
-        self._entered.append(unhooked)
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._entered.pop().__exit__(*error)
+    def guards(self, stack: ExitStack) -> None:
+        """See `ReLUMode`."""
+        super().guards(stack)
+        stack.enter_context(disable_saved_tensors_hooks(_HOOKED))
 
     def activate(
         self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool
