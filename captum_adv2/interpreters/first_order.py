@@ -71,6 +71,7 @@ class TwoPasses(Gradients):
 
     slope: Slope
     progress: float
+    warn: bool = False  # where there is nothing to smooth
 
     def __call__(
         self, function: Function, score: Score, points: Tensor, target: Tensor, batch: int
@@ -81,7 +82,7 @@ class TwoPasses(Gradients):
             for part, classes in _parts(batch, points, target)
         ]
         found = [passes(part, forget=len(parts) > 1) for part, passes in parts]
-        if self.progress == 0 and not parts[0][1].found:
+        if self.warn and not parts[0][1].found:
             _expect_curved(function, points[:1])
         gradients, logits = zip(*found, strict=True)
         return torch.cat(gradients), torch.cat(logits)
@@ -129,7 +130,8 @@ class FirstOrder(base.Surrogate):
     ) -> base.Explanation:
         """See `Surrogate`."""
         with base.differentiable_input(images) as (x, graph):
-            explanation = interpreter.explain_by(TwoPasses(self.slope, progress), x, state)
+            gradients = TwoPasses(self.slope, progress, warn=graph and progress == 0)
+            explanation = interpreter.explain_by(gradients, x, state)
         return explanation if graph else base.detached(explanation)
 
 
