@@ -46,9 +46,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="NAME")
     parser.add_argument("--images", type=int, default=16, help="pictures (default: 16)")
     parser.add_argument("--steps", type=int, default=100, help="steps an attack (default: 100)")
-    parser.add_argument(
-        "--smoothing", type=float, default="auto", help="tau of h(z), the smoothed derivative"
-    )
+    parser.add_argument("--smoothing", type=float, help="tau of h(z) (default: by layer)")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture")
     parser.add_argument("--smoke", action="store_true", help="two pictures, two steps")
     args = parser.parse_args()
@@ -83,7 +81,8 @@ def main() -> None:
     shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
     for name in args.methods:
         layer, side = case.model[1].layer2, case.images.shape[-1]
-        built = partial(interpreter, name, case.model, layer, side, smoothing=args.smoothing)
+        smoothing = args.smoothing or "auto"
+        built = partial(interpreter, name, case.model, layer, side, smoothing=smoothing)
         adversarial = attacked(ADV2(case.model, built(), eps=EPS, steps=args.steps), case)
         for seed, title in enumerate((name, f"{name}, fresh") if name in FRESH else (name,)):
             theirs, ours = (
