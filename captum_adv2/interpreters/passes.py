@@ -194,6 +194,7 @@ class Passes(ReLUMode):
         # backward pass needs: activation checkpointing would run the function again without this.
         self._careful = False
         self._coupled = False  # by batch statistics
+        self._eps = 0.0  # the coarsest rounding that was seen
         self._random: list[Tensor] = []  # states of the global generators before the first run
 
     def __call__(self, points: Tensor, forget: bool) -> tuple[Tensor, Tensor]:
@@ -217,7 +218,10 @@ class Passes(ReLUMode):
     ) -> Tensor:
         """Run the second pass; return H v, plus the gradient of the logits times c."""
         v, c = _full(v), _full(c)
-        delta, still = _length(v, c, _shift(logits), self._coupled)
+        self._eps = max(self._eps, torch.finfo(logits.dtype).eps)
+        # The root mean square of delta v balances rounding and finite differences.
+        shift = max(self._eps, _TF32 if _in_tf32(logits) else 0) ** (1 / 3) / 6
+        delta, still = _length(v, c, shift, self._coupled)
         self._second = True
         with torch.enable_grad():
             leaf = (points + delta * v).to(points.dtype).detach().requires_grad_()
@@ -245,6 +249,7 @@ class Passes(ReLUMode):
         self, z: Tensor, derivative: Derivative, exact: Callable[[Tensor], Tensor], in_place: bool
     ) -> Tensor:
         """Run an activation of the first pass."""
+        self._eps = max(self._eps, torch.finfo(z.dtype).eps)
         before = z.detach().clone() if in_place or self._careful else z.detach()
         layer = _Layer(before, derivative)
         self.kept.append(_Kept("activation", layer, before))
@@ -357,15 +362,8 @@ class Passes(ReLUMode):
         return logits
 
 
-def _shift(logits: Tensor) -> float:
-    """Return the root mean square of delta v, in units of the image's range.
-
-    It balances the errors of rounding and of finite differences.
-    """
-    eps = torch.finfo(logits.dtype).eps
-    if logits.is_cuda and torch.backends.cudnn.allow_tf32:
-        eps = max(eps, _TF32) if logits.dtype == torch.float32 else eps
-    return float(eps ** (1 / 3) / 6)
+def _in_tf32(x: Tensor) -> bool:
+    return x.is_cuda and torch.backends.cudnn.allow_tf32
 
 
 def _length(v: Tensor, c: Tensor, shift: float, coupled: bool) -> tuple[Tensor, Tensor]:

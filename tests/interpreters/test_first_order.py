@@ -274,6 +274,8 @@ class TestPrecision:
         assert apart(attacked(Gradient(net), x), expected) < 0.03
         with torch.autocast("cpu", dtype=torch.bfloat16):
             cast = attacked(Gradient(net), x)
+            widened = nn.Sequential(net, Layer(lambda logits, conv: logits.float()))
+            assert cosine(attacked(Gradient(widened), x), expected) > 0.5
         assert cosine(cast, expected) > 0.5
         half = attacked(Gradient(copy.deepcopy(net).bfloat16()), x.bfloat16())
         assert half.dtype == torch.bfloat16
