@@ -156,8 +156,9 @@ class TestDerivative:
         assert slope.isfinite().all()
         # At a layer the inner gradient is constant on the ReLUs above it: it is not smoothed.
         assert row.name == "InternalInfluence" or (slope.abs().amax(dim=(1, 2, 3)) > 0).all()
-        if row.differentiable:  # then the state is the target
-            late = interpreter.surrogate(interpreter, images, labels, 0.9).maps
+        if row.differentiable:
+            state = interpreter.surrogate.init(interpreter, images, labels)
+            late = interpreter.surrogate(interpreter, images, state, 0.9).maps
             assert (late - interpreter(images, labels)).abs().mean() < 0.05
 
     def test_finished_images_leave_the_state(self, row: Row, smooth: nn.Module, data: Any) -> None:
