@@ -13,6 +13,7 @@ and may register hooks on it.
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_adv2.interpreters.boundary import outputs_checked
-from captum_adv2.interpreters.relu import Derivative, smooth_relu
-from captum_adv2.spec import Classes, Images, checked, expect_shape
+from captum_adv2.interpreters.relu import Slope, smooth_relu
+from captum_adv2.spec import Classes, Images, SoundnessWarning, checked, expect_shape
 
 # Spreads below this count as 0: their derivative, about 1 / spread**2, would overflow float32.
 _FLAT = 1e-18
@@ -88,16 +89,36 @@ class Exact(Surrogate):
 @final
 @dataclass(frozen=True)
 class Smoothed(Surrogate):
-    """The interpreter on a network whose ReLUs have another derivative; see `smooth_relu`."""
+    """The interpreter on a network whose ReLUs have another derivative; see `smooth_relu`.
 
-    derivative: Derivative
+    It is differentiated by PyTorch: where the map is made of gradients, by a double backward.
+    """
+
+    slope: Slope
+
+    def init(self, interpreter: Interpreter, images: Tensor, target: Tensor) -> Tensor:
+        """See `Surrogate`."""
+        warn_of_scripts(interpreter.model)
+        return target
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, state: Tensor, progress: float
     ) -> Explanation:
         """See `Surrogate`."""
-        with smooth_relu(self.derivative):
+        with smooth_relu(self.slope, progress):
             return interpreter.explain(images, state)
+
+
+def warn_of_scripts(model: nn.Module | None) -> None:
+    """Warn where TorchScript hides ReLUs, which then keep their own derivative."""
+    modules = () if model is None else model.modules()
+    scripts = (module for module in modules if isinstance(module, torch.jit.ScriptModule))
+    if any("relu" in str(script.inlined_graph) for script in scripts):
+        message = (
+            "ReLUs inside TorchScript cannot be smoothed, so an attack follows the map badly; pass "
+            "the model as it was before torch.jit"
+        )
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 class Interpreter(ABC):
