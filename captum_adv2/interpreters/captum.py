@@ -166,7 +166,9 @@ class CaptumInterpreter(GradientBased):
             )
         reduce = _REDUCTIONS[self.reduce] if isinstance(self.reduce, str) else self.reduce
         maps = base.min_max(reduce(attributions))
-        return base.Explanation(maps, None if self.model is None else call.logits)
+        # Their graph refers to the call, which must not keep them: it would never be freed.
+        logits, call.logits = call.logits, None
+        return base.Explanation(maps, None if self.model is None else logits)
 
     def _run(self, images: Tensor, *args: Any) -> Tensor:
         logits: Tensor = self.attribution.forward_func(self.prepare(images), *args)

@@ -230,7 +230,8 @@ class Passes(ReLUMode):
             total = self.score(at, self.target).sum()
             (slope,) = torch.autograd.grad(total, at, create_graph=True)
             if slope.requires_grad:  # the score is not linear in the logits
-                slope = slope + torch.autograd.grad(slope, at, near.detach().to(at) - at)[0]
+                moved = (near.detach().to(at) - at).nan_to_num(nan=0.0)  # of logits at -inf
+                slope = slope + torch.autograd.grad(slope, at, moved)[0]
             weights = slope.detach().masked_fill(still.flatten(1), 0) + delta.flatten(1) * c
             (moved,) = torch.autograd.grad(near, leaf, weights.to(near))
         return ((moved - gradient.masked_fill(still, 0)) / delta).to(points.dtype)
