@@ -44,8 +44,8 @@ Smoothing: TypeAlias = Literal["auto"] | Positive | Derivative | None
 """``"auto"``, the tau of h(z), another derivative of ReLU, or ``None`` for ReLU's own."""
 
 # Width w of the logistic function in "auto", as a share of a layer's root mean square: it falls
-# geometrically from the first to the last value, in this share of the attack.
-_WIDE, _NARROW, _NARROWED = 0.5, 0.016, 0.8
+# from the first to the last value along a cosine, as the steps of an attack do.
+_WIDE, _NARROW = 0.3, 0.005
 _HOOKED = (
     "expected a model without activation checkpointing, got one that saves tensors by hooks; it "
     "would run its ReLUs again, with their own derivative, when this context is left"
@@ -114,7 +114,7 @@ class Auto(Slope):
     @torch.no_grad()
     def __call__(self, z: Tensor, progress: float) -> Derivative:
         """See `Slope`."""
-        share = _WIDE * (_NARROW / _WIDE) ** min(1.0, progress / _NARROWED)
+        share = _NARROW + (_WIDE - _NARROW) * (1 + math.cos(math.pi * progress)) / 2
         rows = z.reshape(len(z), -1) if z.ndim else z.view(1, 1)
         # In single precision at least: the squares of half precision overflow.
         dtype = torch.promote_types(z.dtype, torch.float32)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Print the figures that README and docs quote, on the real models of ``real.py``.
 
-    python examples/benchmark/figures.py cam cifar short grad official cost time
+    python examples/benchmark/figures.py cam cifar short grad grad-imagenet curve official cost time
 
 Each case attacks towards random classes within 8/255, rounds to 8 bits, and prints one line per
 attack: success rate and confidence over all images; L1, L2 and IoU of adversarial to benign maps
@@ -118,11 +118,31 @@ def short(options: Options) -> None:
 
 
 def grad(options: Options) -> None:
-    """GRAD on ResNet-20 (maps 16x16) and on SqueezeNet (maps 56x56)."""
-    case = options.case("resnet20", 200)
-    against_pgd("GRAD, ResNet-20", case, {"GRAD": Gradient}, options.scaled(110), options)
-    case = options.case("squeezenet", 40)
-    against_pgd("GRAD, SqueezeNet", case, {"GRAD": Gradient}, options.scaled(110), options)
+    """GRAD on the CIFAR networks (maps 16x16), default settings."""
+    _grad({"resnet20": 200, "resnet56": 200}, options)
+
+
+def grad_imagenet(options: Options) -> None:
+    """GRAD on the ImageNet networks (maps 56x56), default settings."""
+    _grad({"squeezenet": 40, "mobilenet": 16, "efficientnet": 16}, options)
+
+
+def _grad(networks: dict[str, int], options: Options) -> None:
+    for name, count in networks.items():
+        case = options.case(name, count)
+        against_pgd(f"GRAD, {name}", case, {"GRAD": Gradient}, options.scaled(100), options)
+
+
+def curve(options: Options) -> None:
+    """Map distance over the number of steps."""
+    case = options.case("resnet20", 100)
+    builders: dict[str, Callable[[nn.Module], Interpreter]] = {
+        "CAM": CAM,
+        "Grad-CAM": GradCAM,
+        "GRAD": Gradient,
+    }
+    for steps in sorted({options.scaled(steps) for steps in (8, 16, 32, 60, 100, 300)}):
+        against_pgd("ResNet-20", case, builders, steps, options)
 
 
 def official(options: Options) -> None:
@@ -232,7 +252,7 @@ def f_units(case: Case, attack: Any) -> float:
 def cost(options: Options) -> None:
     """F-units an iteration, and forward passes of a whole run, by count."""
     print("\n## Cost of an iteration (F = forward pass of the batch, by FLOPs), forwards of a run")
-    for name in ("squeezenet", "resnet20"):
+    for name in ("squeezenet", "resnet20", "mobilenet"):
         case = options.case(name, 2)
         attacks: dict[str, Any] = {"PGD": PGD(case.model, random_start=False)}
         for title, build in (("CAM", CAM), ("GradCAM", GradCAM), ("GRAD", Gradient)):
@@ -247,17 +267,21 @@ def cost(options: Options) -> None:
 
 
 def wall_time(options: Options) -> None:
-    """Time of a CAM iteration over an iteration of torchattacks' PGD, alternated in one run."""
-    print("\n## Wall time of an iteration, ADV2 on CAM over PGD, alternated")
-    for name, count in (("squeezenet", 4), ("resnet56", 32)):
+    """Time of an iteration over one of torchattacks' PGD, alternated in one run."""
+    print("\n## Wall time of an iteration, ADV2 over PGD, alternated")
+    for name, count in (("squeezenet", 4), ("resnet56", 32), ("mobilenet", 4)):
         case = options.case(name, count)
-        attacks = (ADV2(case.model, CAM(case.model)), PGD(case.model, random_start=False))
-        ratios = []
-        for _ in range(3 if options.steps else 9):
-            ours, theirs = (_per_step(attack, case) for attack in attacks)
-            ratios.append(ours / theirs)
-        middle = statistics.median(ratios)
-        print(f"{name:12s} median {middle:.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
+        attacks: dict[str, Any] = {"PGD": PGD(case.model, random_start=False)}
+        for title, build in (("CAM", CAM), ("GradCAM", GradCAM), ("GRAD", Gradient)):
+            attacks[title] = ADV2(case.model, build(case.model))
+        rounds = [
+            {title: _per_step(attack, case) for title, attack in attacks.items()}
+            for _ in range(2 if options.steps else 7)
+        ]
+        for title in ("CAM", "GradCAM", "GRAD"):
+            ratios = [seconds[title] / seconds["PGD"] for seconds in rounds]
+            middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
+            print(f"{name:12s} {title:8s} median {middle:.2f}, from {least:.2f} to {most:.2f}")
 
 
 def _per_step(attack: Any, case: Case) -> float:
@@ -277,6 +301,8 @@ CASES: dict[str, Callable[[Options], None]] = {
     "cifar": cifar,
     "short": short,
     "grad": grad,
+    "grad-imagenet": grad_imagenet,
+    "curve": curve,
     "official": official,
     "cost": cost,
     "time": wall_time,

