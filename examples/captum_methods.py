@@ -29,8 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
 from captum_catalogue import METHODS, interpreter, refusal  # isort: skip
 from real import load_case  # isort: skip
 
-# Width of the smoothed ReLU, of the size of the pre-activations; see docs/captum.md.
-SMOOTHING = {"embedded": 1e-2, "cifar": 1e-3}
 SHOWN = {"Saliency", "IntegratedGradients", "DeepLift", "GuidedBackprop", "LayerGradCam"}
 SHOWN |= {"Occlusion", "KernelShap", "Lime"}
 FRESH = ("ShapleyValueSampling", "KernelShap", "Lime")
@@ -43,20 +41,18 @@ def options() -> argparse.Namespace:
         description=title, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     known = [name for name in METHODS if refusal(partial(interpreter, name)) is None]
-    parser.add_argument("--case", choices=SMOOTHING, default="embedded", help="classifier")
+    cases = ("embedded", "cifar")
+    parser.add_argument("--case", choices=cases, default=cases[0], help="classifier")
     parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="NAME")
     parser.add_argument("--images", type=int, default=16, help="pictures (default: 16)")
     parser.add_argument("--steps", type=int, default=100, help="steps an attack (default: 100)")
-    parser.add_argument(
-        "--smoothing", type=float, help=f"width of the smoothed ReLU (default: {SMOOTHING})"
-    )
+    parser.add_argument("--smoothing", type=float, help="tau of h(z) (default: by layer)")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture")
     parser.add_argument("--smoke", action="store_true", help="two pictures, two steps")
     args = parser.parse_args()
     if args.smoke:
         args.images, args.steps = 2, 2
         args.methods = ["GuidedBackprop", "DeepLift", "KernelShap"]
-    args.smoothing = args.smoothing or SMOOTHING[args.case]
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 
@@ -85,7 +81,8 @@ def main() -> None:
     shown: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"benign": {}, "PGD": {}, "ADV2": {}}
     for name in args.methods:
         layer, side = case.model[1].layer2, case.images.shape[-1]
-        built = partial(interpreter, name, case.model, layer, side, smoothing=args.smoothing)
+        smoothing = args.smoothing or "auto"
+        built = partial(interpreter, name, case.model, layer, side, smoothing=smoothing)
         adversarial = attacked(ADV2(case.model, built(), eps=EPS, steps=args.steps), case)
         for seed, title in enumerate((name, f"{name}, fresh") if name in FRESH else (name,)):
             theirs, ours = (

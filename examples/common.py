@@ -45,7 +45,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 INTERPRETERS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "CAM": CAM,
     "GradCAM": GradCAM,
-    "GRAD": partial(Gradient, smoothing=1e-2),  # h(z) wide enough for pre-activations near 0.5
+    "GRAD": Gradient,
     "RTS": _rts,
     "MASK": MASK.small,
 }

@@ -13,6 +13,7 @@ and may register hooks on it.
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,9 +23,9 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.interpreters.boundary import outputs_checked
-from captum_adv2.interpreters.relu import Derivative, smooth_relu
-from captum_adv2.spec import Classes, Images, checked, expect_shape
+from captum_adv2.interpreters.boundary import differentiable_logits, outputs_checked
+from captum_adv2.interpreters.relu import Slope, smooth_relu
+from captum_adv2.spec import Classes, Images, SoundnessWarning, checked, expect_shape
 
 # Spreads below this count as 0: their derivative, about 1 / spread**2, would overflow float32.
 _FLAT = 1e-18
@@ -88,16 +89,60 @@ class Exact(Surrogate):
 @final
 @dataclass(frozen=True)
 class Smoothed(Surrogate):
-    """The interpreter on a network whose ReLUs have another derivative; see `smooth_relu`."""
+    """The interpreter on a network whose ReLUs have another derivative; see `smooth_relu`.
 
-    derivative: Derivative
+    It is differentiated by PyTorch: where the map is made of gradients, by a double backward.
+    """
+
+    slope: Slope
+
+    def init(self, interpreter: Interpreter, images: Tensor, target: Tensor) -> Tensor:
+        """See `Surrogate`."""
+        warn_of_scripts(interpreter.model)
+        return target
 
     def __call__(
         self, interpreter: Interpreter, images: Tensor, state: Tensor, progress: float
     ) -> Explanation:
         """See `Surrogate`."""
-        with smooth_relu(self.derivative):
-            return interpreter.explain(images, state)
+        with smooth_relu(self.slope, progress) as smoothed:
+            explanation = interpreter.explain(images, state)
+        if progress == 0 and not smoothed.found and interpreter.model is not None:
+            warn_of_linear(interpreter.logits, images[:1])
+        return explanation
+
+
+def warn_of_scripts(model: nn.Module | None) -> None:
+    """Warn where TorchScript hides ReLUs, which then keep their own derivative."""
+    modules = () if model is None else model.modules()
+    scripts = (module for module in modules if isinstance(module, torch.jit.ScriptModule))
+    if any("relu" in str(script.inlined_graph) for script in scripts):
+        message = (
+            "ReLUs inside TorchScript cannot be smoothed, so an attack follows the map badly; pass "
+            "the model as it was before torch.jit"
+        )
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
+
+
+def warn_of_linear(function: Callable[[Tensor], Tensor], point: Tensor) -> None:
+    """Warn where, at a point ``(1, C, H, W)``, logits are piecewise linear in the image, for nothing was smoothed."""
+    with torch.enable_grad():
+        x = point.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(x)[:, 0].sum(), x, create_graph=True)
+        curved = gradient.requires_grad
+        if curved:
+            try:
+                change = torch.autograd.grad(gradient.square().sum(), x, materialize_grads=True)
+                curved = bool(change[0].any())
+            except RuntimeError:  # fused attention has no second derivative, and is curved
+                pass
+    if not curved:
+        message = (
+            "the logits are piecewise linear in the image, and no ReLU was found to smooth: an "
+            "attack cannot follow the map; write activations as nn.ReLU or F.relu, and pass the "
+            "model as it was before torch.jit or nn.DataParallel"
+        )
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 class Interpreter(ABC):
@@ -150,7 +195,10 @@ class Interpreter(ABC):
         expect_shape(target, images.shape[:1], "target")
         target = target.to(images.device, torch.long)
         with eval_mode(self.model), outputs_checked(self.model, self.logits, images, target):
-            return self.explain(images, target).maps
+            maps = self.explain(images, target).maps
+            if self.model is not None and not bool(maps.any()):
+                differentiable_logits(self.logits, images)  # raises if the model rounds
+            return maps
 
     def after(self, preprocess: Callable[[Tensor], Tensor]) -> Self:
         """Return a copy that explains the model on ``preprocess(images)`` as a function of images.
@@ -183,14 +231,27 @@ def eval_mode(model: nn.Module | None, switch: bool = True) -> Iterator[None]:
         yield
         return
     modes = [(module, module.training) for module in model.modules()]
-    with model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True):
+    try:
+        hook = model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True)
+    except RuntimeError as error:
+        got = f"{type(model).__name__}; wrap it: nn.Sequential(model)"
+        raise TypeError(f"expected a model that takes hooks, got {got}") from error
+    with hook:
         try:
             if switch:
-                model.eval()
+                _switch_to_eval(model)
             yield
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def _switch_to_eval(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:  # exported graphs have one mode only
+        for module in model.modules():
+            module.training = False
 
 
 def _copied(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

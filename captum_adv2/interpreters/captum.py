@@ -16,9 +16,10 @@ from typing import Any, Literal, TypeAlias, final
 from torch import Tensor, nn
 
 from captum_adv2.interpreters import base
+from captum_adv2.interpreters.first_order import GradientBased, Gradients
 from captum_adv2.interpreters.methods import METHODS, Call, Method
-from captum_adv2.interpreters.relu import Derivative, as_derivative
-from captum_adv2.spec import Index, Positive, checked
+from captum_adv2.interpreters.relu import Smoothing, as_slope
+from captum_adv2.spec import Index, checked
 
 Reduction: TypeAlias = Literal["abs-max", "abs-sum", "max", "sum"] | Callable[[Tensor], Tensor]
 
@@ -97,7 +98,7 @@ def _expect_supported(attribution: Any, kwargs: dict[str, Any]) -> None:
 
 
 @final
-class CaptumInterpreter(base.Interpreter):
+class CaptumInterpreter(GradientBased):
     """An attribution method of Captum, made differentiable.
 
     22 methods are supported (``docs/captum.md``): gradients at the input or a layer, guided
@@ -131,7 +132,7 @@ class CaptumInterpreter(base.Interpreter):
         attribution: Any,
         reduce: Reduction = "abs-max",
         *,
-        smoothing: Positive | Derivative | None = 1e-4,
+        smoothing: Smoothing = "auto",
         seed: Index = 0,
         **attribute_kwargs: Any,
     ) -> None:
@@ -145,28 +146,26 @@ class CaptumInterpreter(base.Interpreter):
         # To Captum, None is the default of each of them.
         self._kwargs = {key: value for key, value in attribute_kwargs.items() if value is not None}
         inner = getattr(attribution, "attribution_method", attribution)
-        if _method(inner).smooth:
-            self.surrogate = base.Smoothed(as_derivative(smoothing))
+        if smoothing is not None:
+            self.surrogate = _method(inner).surrogate(as_slope(smoothing))
 
     def __repr__(self) -> str:
         return f"CaptumInterpreter({type(self.attribution).__name__})"
 
-    def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
-        """See `Interpreter.explain`; logits are shared where Captum runs the model on images."""
-        with base.differentiable_input(images) as (x, graph):
-            call = Call(self._run, x, target, self.seed, graph, check=not self._checked)
-            self._checked = True
-            attributions = _method(self.attribution).run(self.attribution, call, **self._kwargs)
-            if not isinstance(attributions, Tensor) or attributions.ndim != 4:
-                got = getattr(attributions, "shape", type(attributions).__name__)
-                raise ValueError(
-                    f"expected {type(self.attribution).__name__} to give attributions "
-                    f"(B, C, h, w), got {got}; choose one layer with feature maps"
-                )
-            reduce = _REDUCTIONS[self.reduce] if isinstance(self.reduce, str) else self.reduce
-            maps = base.min_max(reduce(attributions))
-            explanation = base.Explanation(maps, None if self.model is None else call.logits)
-        return explanation if graph else base.detached(explanation)
+    def explain_by(self, gradients: Gradients, images: Tensor, target: Tensor) -> base.Explanation:
+        """See `GradientBased`; logits are shared where Captum runs the model on images."""
+        call = Call(self._run, images, target, self.seed, gradients, len(images))
+        call.check, self._checked = not self._checked, True
+        attributions = _method(self.attribution).run(self.attribution, call, **self._kwargs)
+        if not isinstance(attributions, Tensor) or attributions.ndim != 4:
+            got = getattr(attributions, "shape", type(attributions).__name__)
+            raise ValueError(
+                f"expected {type(self.attribution).__name__} to give attributions (B, C, h, w), "
+                f"got {got}; choose one layer with feature maps"
+            )
+        reduce = _REDUCTIONS[self.reduce] if isinstance(self.reduce, str) else self.reduce
+        maps = base.min_max(reduce(attributions))
+        return base.Explanation(maps, None if self.model is None else call.logits)
 
     def _run(self, images: Tensor, *args: Any) -> Tensor:
         logits: Tensor = self.attribution.forward_func(self.prepare(images), *args)

@@ -9,8 +9,8 @@ At high confidence the gradient of a float32 probability is 0. The log-odds
 :math:`\partial f_c = f_c (1 - f_c) \, \partial u_c`: a positive factor per image, which scaling to
 [0, 1] removes. So GRAD takes the gradient of the log-odds, and is exact at any confidence.
 
-The surrogates smooth the derivative of ReLU by h(z) (see `relu`). Map and prediction share one
-forward pass, one differentiable backward pass and one double backward pass.
+The surrogates smooth the derivative of ReLU (see `relu`), and are differentiated by first-order
+passes (see `first_order`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_adv2.interpreters import base
-from captum_adv2.interpreters.relu import Derivative, as_derivative
-from captum_adv2.spec import Count, Index, NonNegative, Positive, checked
+from captum_adv2.interpreters.first_order import GradientBased, Gradients, surrogate
+from captum_adv2.interpreters.relu import Smoothing
+from captum_adv2.spec import Count, Index, NonNegative, checked
 
 
 def log_odds(logits: Tensor, target: Tensor) -> Tensor:
@@ -57,29 +58,27 @@ def pool_maps(maps: Tensor, pool: int | None) -> Tensor:
     return F.avg_pool2d(maps, (4 if side >= 128 else min(2, side)) if pool is None else pool)
 
 
-class _InputGradient(base.Interpreter):
+class _InputGradient(GradientBased):
     """What input gradients share: |attribution|, max over channels, pooled, min-max scaled."""
 
     model: nn.Module
     pool: int | None
-    smoothing: float | Derivative | None
+    smoothing: Smoothing
 
     def __post_init__(self) -> None:
         super().__init__(self.model)
-        self.surrogate = base.Smoothed(as_derivative(self.smoothing))
+        self.surrogate = surrogate(self.smoothing)
 
     @abstractmethod
-    def attribute(self, x: Tensor, target: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+    def attribute(self, gradients: Gradients, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return signed attributions ``(B, C, H, W)`` and logits ``(B, classes)``."""
 
     @final
-    def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
-        """See `Interpreter.explain`."""
-        with base.differentiable_input(images) as (x, graph):
-            attributions, logits = self.attribute(x, target, graph)
-            maps = pool_maps(attributions.abs().amax(dim=1, keepdim=True), self.pool)
-            explanation = base.Explanation(base.min_max(maps), logits)
-        return explanation if graph else base.detached(explanation)
+    def explain_by(self, gradients: Gradients, images: Tensor, target: Tensor) -> base.Explanation:
+        """See `GradientBased`."""
+        attributions, logits = self.attribute(gradients, images, target)
+        maps = pool_maps(attributions.abs().amax(dim=1, keepdim=True), self.pool)
+        return base.Explanation(base.min_max(maps), logits)
 
 
 @final
@@ -96,8 +95,10 @@ class Gradient(_InputGradient):
     Args:
         model: Classifier returning logits ``(B, classes)`` with two classes or more.
         pool: Factor of the average pooling; default 4 for sides of 128 and more, else 2.
-        smoothing: tau of h(z) in the surrogate (§3.2), or another derivative of ReLU, or ``None``
-            for the plain one. The reported map always uses exact ReLU.
+        smoothing: Derivative of ReLU in the surrogate: ``"auto"`` is a logistic function as wide as
+            each layer needs, narrowing during an attack; a number is the paper's h(z), with this
+            tau (§3.2); or a function of pre-activations; or ``None`` for ReLU's own. The reported
+            map always uses exact ReLU.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     >>> Gradient(model)(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])).shape
@@ -106,14 +107,11 @@ class Gradient(_InputGradient):
 
     model: nn.Module
     pool: Count | None = None
-    smoothing: Positive | Derivative | None = 1e-4
+    smoothing: Smoothing = "auto"
 
-    def attribute(self, x: Tensor, target: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+    def attribute(self, gradients: Gradients, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """See `_InputGradient.attribute`."""
-        logits = self.logits(x)
-        score = log_odds(logits, target).sum()
-        (gradient,) = torch.autograd.grad(score, x, create_graph=graph)
-        return gradient, logits
+        return gradients(self.logits, log_odds, x, target, len(x))
 
 
 @final
@@ -137,18 +135,19 @@ class SmoothGrad(_InputGradient):
     std: NonNegative = 0.1
     seed: Index = 0
     pool: Count | None = None
-    smoothing: Positive | Derivative | None = 1e-4
+    smoothing: Smoothing = "auto"
 
-    def attribute(self, x: Tensor, target: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+    def attribute(self, gradients: Gradients, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """See `_InputGradient.attribute`."""
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn((self.samples, 1, *x.shape[1:]), generator=generator)
         copies = x + self.std * noise.to(x)  # (samples, B, C, H, W)
         # The clean images come last in the same batch, for the logits.
-        logits = self.logits(torch.cat([copies.flatten(0, 1), x]))
-        noisy = probability(logits[: -len(x)], target.repeat(self.samples))
-        (gradient,) = torch.autograd.grad(noisy.sum() / self.samples, x, create_graph=graph)
-        return gradient, logits[-len(x) :]
+        points = torch.cat([copies.flatten(0, 1), x])
+        classes = target.repeat(self.samples + 1)
+        gradient, logits = gradients(self.logits, probability, points, classes, len(x))
+        noisy = gradient[: -len(x)].view(self.samples, *x.shape)
+        return noisy.mean(dim=0), logits[-len(x) :]
 
 
 @final
@@ -173,18 +172,16 @@ class IntegratedGradients(_InputGradient):
     steps: Count = 50
     baseline: float | Tensor = 0.0
     pool: Count | None = None
-    smoothing: Positive | Derivative | None = 1e-4
+    smoothing: Smoothing = "auto"
 
-    def attribute(self, x: Tensor, target: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+    def attribute(self, gradients: Gradients, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """See `_InputGradient.attribute`."""
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)  # on [-1, 1]
         times = torch.as_tensor((nodes + 1) / 2).to(x).view(-1, 1, 1, 1, 1)
-        shares = torch.as_tensor(weights / 2).to(x).repeat_interleave(len(x))
+        shares = torch.as_tensor(weights / 2).to(x).view(-1, 1, 1, 1, 1)
         baseline = base.background(self.baseline, x)
         path = (baseline + times * (x - baseline)).flatten(0, 1)  # (steps B, C, H, W)
-        logits = self.logits(torch.cat([path, x]))
-        along, clean = logits[: len(path)], logits[len(path) :]
-        score = (shares * probability(along, target.repeat(self.steps))).sum()
-        (gradient,) = torch.autograd.grad(score, path, create_graph=graph)
-        slope = gradient.view(self.steps, *x.shape).sum(dim=0)
-        return (x - baseline) * slope, clean
+        points, classes = torch.cat([path, x]), target.repeat(self.steps + 1)
+        gradient, logits = gradients(self.logits, probability, points, classes, len(x))
+        slope = (shares * gradient[: len(path)].view(self.steps, *x.shape)).sum(dim=0)
+        return (x - baseline) * slope, logits[len(path) :]

@@ -26,8 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.interpreters import perturbation, rules
+from captum_adv2.interpreters import base, perturbation, rules
+from captum_adv2.interpreters.first_order import FirstOrder, Gradients
 from captum_adv2.interpreters.perturbation import Distance, Game
+from captum_adv2.interpreters.relu import Slope
 from captum_adv2.interpreters.tap import eagerly, tapped
 from captum_adv2.spec import Count, NonNegative, checked
 
@@ -40,7 +42,8 @@ class Call:
     images: Tensor  # (B, C, H, W)
     target: Tensor  # classes (B,)
     seed: int
-    graph: bool  # whether the attributions will be differentiated
+    gradient: Gradients
+    batch: int  # number of images; there may be noisy copies of them
     check: bool = False  # whether to warn where a rule misses what it is for
     logits: Tensor | None = None  # (B, classes), once the model has run on these very images
 
@@ -61,12 +64,26 @@ class Call:
     ) -> tuple[Tensor, ...]:
         """Stand in for Captum's ``compute_gradients``, which leaves no graph."""
         if target_ind is None:  # DeepLift's function has its inputs and its target already
-            score = forward_fn()
-        else:
-            output = forward_fn(*inputs, *(additional_forward_args or ()))
-            # Captum repeats the target along with the images, except where it has one entry.
-            score = output.gather(1, target_ind.reshape(-1, 1).expand(len(output), 1))
-        return torch.autograd.grad(score.sum(), inputs, create_graph=self.graph)
+            return torch.autograd.grad(forward_fn().sum(), inputs, create_graph=self.graph)
+        (points,), further = inputs, additional_forward_args or ()
+        # Captum repeats the target along with the images, except where it has one entry.
+        target = target_ind.reshape(-1).expand(len(points))
+        size = len(points) if further else self.batch  # they cannot be split
+        gradient, logits = self.gradient(
+            lambda points: forward_fn(points, *further), _picked, points, target, size
+        )
+        if points is self.images:
+            self.logits = logits
+        return (gradient,)
+
+    @property
+    def graph(self) -> bool:
+        """Whether the attributions will be differentiated."""
+        return self.gradient.graph
+
+
+def _picked(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.gather(1, target[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -75,8 +92,8 @@ class Method:
 
     # From the attribution, a call and keyword arguments to attributions (B, C, h, w).
     run: Callable[..., Any]
-    # Its map has gradients of the model in it, which ReLUs make piecewise constant.
-    smooth: bool = False
+    # What an attacker should differentiate, given the derivative of ReLU.
+    surrogate: Callable[[Slope], base.Surrogate] = lambda slope: base.Exact()
     # It draws numbers, so a NoiseTunnel cannot go around it.
     random: bool = False
     # From the attribution to its game, where it perturbs features.
@@ -103,8 +120,15 @@ def _at_layer(attribution: Any, call: Call, **kwargs: Any) -> Any:
     if type(attribution).__name__ == "LayerConductance":
         # It takes grad_kwargs, and drops them on the way to autograd.
         clone._attribute = partial(clone._attribute, grad_kwargs=grad_kwargs)
-    with eagerly():
-        return clone.attribute(call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs)
+    try:
+        with eagerly():
+            return clone.attribute(
+                call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs
+            )
+    except AssertionError as error:
+        hint = "pass the model, and its layer, as they were before torch.jit"
+        got = f"expected the layer to run in the forward pass, got none that did ({error})"
+        raise ValueError(f"{got}; {hint}") from error
 
 
 def _layer_itself(attribution: Any, call: Call, **kwargs: Any) -> Any:
@@ -135,8 +159,10 @@ def _by_rule(
             attributions = clone.attribute(call.images, target=call.target, **kwargs)
         met = len(visits)
     if call.check:
-        rules.warn_of_missed(type(attribution).__name__, rule, met, outputs)
-        call.check = False
+        name, call.check = type(attribution).__name__, False
+        missed = rules.warn_of_missed(name, rule, met, outputs)
+        if rule.complete and attribution.multiplies_by_inputs and not missed:
+            rules.warn_of_rest(name, attributions, outputs[0], call.target)
     return attributions
 
 
@@ -257,22 +283,22 @@ def _kernel(similarity: Callable[..., float]) -> tuple[float, Distance]:
 
 
 METHODS: dict[str, Method] = {
-    "Saliency": Method(_at_input, smooth=True),
-    "InputXGradient": Method(_at_input, smooth=True),
-    "IntegratedGradients": Method(_at_input, smooth=True),
-    "GradientShap": Method(_gradient_shap, smooth=True, random=True),
+    "Saliency": Method(_at_input, surrogate=FirstOrder),
+    "InputXGradient": Method(_at_input, surrogate=FirstOrder),
+    "IntegratedGradients": Method(_at_input, surrogate=FirstOrder),
+    "GradientShap": Method(_gradient_shap, surrogate=FirstOrder, random=True),
     "DeepLift": Method(_deep_lift),
     "DeepLiftShap": Method(_deep_lift),
-    "GuidedBackprop": Method(_guided_backprop, smooth=True),
-    "Deconvolution": Method(_deconvolution, smooth=True),
-    "GuidedGradCam": Method(_guided_grad_cam, smooth=True),
+    "GuidedBackprop": Method(_guided_backprop, surrogate=base.Smoothed),
+    "Deconvolution": Method(_deconvolution, surrogate=base.Smoothed),
+    "GuidedGradCam": Method(_guided_grad_cam, surrogate=base.Smoothed),
     "NoiseTunnel": Method(_noise_tunnel, random=True),
     "LayerActivation": Method(_layer_itself),
-    "LayerGradCam": Method(_at_layer, smooth=True),
-    "LayerGradientXActivation": Method(_at_layer, smooth=True),
-    "LayerConductance": Method(_at_layer, smooth=True),
-    "LayerIntegratedGradients": Method(_at_layer, smooth=True),
-    "InternalInfluence": Method(_at_layer, smooth=True),
+    "LayerGradCam": Method(_at_layer, surrogate=base.Smoothed),
+    "LayerGradientXActivation": Method(_at_layer, surrogate=base.Smoothed),
+    "LayerConductance": Method(_at_layer, surrogate=base.Smoothed),
+    "LayerIntegratedGradients": Method(_at_layer, surrogate=base.Smoothed),
+    "InternalInfluence": Method(_at_layer, surrogate=base.Smoothed),
     "Occlusion": Method(_perturbed),
     "FeatureAblation": Method(_perturbed, game=lambda _: perturbation.ABLATION),
     "ShapleyValues": Method(_perturbed, game=lambda _: perturbation.SHAPLEY),

@@ -8,26 +8,48 @@ change with the image, and an attack on GRAD gets a zero or useless second deriv
 .. math:: h(z) = \begin{cases} 1 + z / \sqrt{z^2 + \tau} & z < 0 \\
                                z / \sqrt{z^2 + \tau} & z \ge 0 \end{cases}
 
-The forward pass remains the exact ReLU, so prediction and map share it. As printed, h jumps from 1
-to 0 at z = 0; the attack uses :math:`h'(z) = \tau / (z^2 + \tau)^{3/2} > 0`.
+or by the logistic function :math:`\sigma(z)`. The forward pass remains the exact ReLU, so
+prediction and map share it. As printed, h jumps from 1 to 0 at z = 0; the attack uses
+:math:`h'(z) = \tau / (z^2 + \tau)^{3/2} > 0`. The width of either is an absolute number, while
+pre-activations are near 1 in one network and in the tens in another: so the default,
+``smoothing="auto"``, is :math:`\sigma(z / w)` with w a share of each layer's own size.
 
-`smooth_relu` is a context in which every ReLU has another derivative: ``nn.ReLU``, in-place and
-functional ReLUs, ``ReLU6``, ``hardtanh`` and ``clamp``. The model is not changed. Smooth
-activations (GELU, SiLU, softplus) need nothing; ``Hardswish`` keeps its own derivative.
+`smooth_relu` is a context in which every ReLU has another derivative, however it is written:
+modules, in-place and functional ReLUs, ``ReLU6``, ``hardtanh``, ``clamp``, ``maximum``, leaky and
+parametric ReLUs, ``hardsigmoid``. The model is not changed. Smooth activations (GELU, SiLU,
+softplus) need nothing; ``Hardswish`` keeps its own derivative.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+
+from captum_adv2.spec import Positive
 
 Derivative: TypeAlias = Callable[[Tensor], Tensor]
 """A function of pre-activations z that returns the derivative of ReLU there, elementwise."""
+
+Smoothing: TypeAlias = Literal["auto"] | Positive | Derivative | None
+"""``"auto"``, the tau of h(z), another derivative of ReLU, or ``None`` for ReLU's own."""
+
+# Width w of the logistic function in "auto", as a share of a layer's root mean square: it falls
+# geometrically from the first to the last value, in this share of the attack.
+_WIDE, _NARROW, _NARROWED = 0.5, 0.016, 0.8
+_HOOKED = (
+    "expected a model without activation checkpointing, got one that saves tensors by hooks; it "
+    "would run its ReLUs again, with their own derivative, when this context is left; turn it off"
+)
 
 
 def step(z: Tensor) -> Tensor:
@@ -49,90 +71,174 @@ def h(z: Tensor, tau: float = 1e-4) -> Tensor:
     return z * (z * z + tau).rsqrt() + (z < 0).to(z.dtype)
 
 
-def sigma(z: Tensor) -> Tensor:
-    """Return the logistic function, the paper's alternative to h(z) (§3.2).
+def sigma(z: Tensor, width: float | Tensor = 1.0) -> Tensor:
+    """Return the logistic function of z / width; of width 1, the paper's alternative to h (§3.2).
 
     >>> sigma(torch.tensor([0.0])).item()
     0.5
     """
-    return z.sigmoid()
+    return (z / width).sigmoid()
 
 
-class _H:
-    """`h` at a given tau; a class, so that interpreters can be pickled, copied and printed."""
+class Slope(ABC):
+    """Chooses the derivative of ReLU in a layer."""
 
-    def __init__(self, tau: float) -> None:
-        self.tau = tau
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return h(z, self.tau)
-
-    def __repr__(self) -> str:
-        return f"{self.tau:g}"
+    @abstractmethod
+    def __call__(self, z: Tensor, progress: float) -> Derivative:
+        """Return the derivative, for pre-activations ``(B, ...)`` and the attack's progress."""
 
 
-def as_derivative(smoothing: float | Derivative | None) -> Derivative:
-    """Return the derivative for the tau of h(z), a derivative, or ``None`` (ReLU's own)."""
-    if smoothing is None:
-        return step
-    if callable(smoothing):
-        return smoothing
-    return _H(smoothing)
+class Everywhere(Slope):
+    """The same derivative in each layer."""
 
-
-class _Clamp(torch.autograd.Function):
-    """Clamps to [low, high]; its derivative is the given one, itself differentiable."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, low: float, high: float, derivative: Derivative) -> Tensor:
-        ctx.save_for_backward(z)
-        ctx.low, ctx.high, ctx.derivative = low, high, derivative
-        return z.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (z,) = ctx.saved_tensors
-        slope = ctx.derivative(z - ctx.low)
-        if math.isfinite(ctx.high):
-            slope = slope - ctx.derivative(z - ctx.high)
-        return grads[0] * slope, None, None, None
-
-
-def _bounds(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Return the bounds of a function that acts as a ReLU, by its name and further arguments.
-
-    Of any other function the lower bound is ``None``, as it is of a clamp from above alone.
-    """
-    if name in ("relu", "relu6"):
-        return 0.0, 6.0 if name == "relu6" else math.inf
-    if name == "hardtanh":
-        given = dict(zip(("min_val", "max_val"), args, strict=False)) | kwargs
-        return given.get("min_val", -1.0), given.get("max_val", 1.0)
-    if name in ("clamp", "clip", "clamp_min"):
-        given = dict(zip(("min", "max"), args, strict=False)) | kwargs
-        high = given.get("max")
-        return given.get("min"), math.inf if high is None else high
-    return None, None
-
-
-class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named like torch.no_grad)
-    """Give every ReLU that runs inside the context another derivative; the values stay exact.
-
-    Backward passes may run after the context is left.
-
-    Args:
-        derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z.
-
-    >>> z = torch.tensor([-3.0, 3.0], requires_grad=True)
-    >>> with smooth_relu(sigma):
-    ...     y = torch.relu(z)
-    >>> y.tolist(), torch.autograd.grad(y.sum(), z)[0].round(decimals=2).tolist()
-    ([0.0, 3.0], [0.05000000074505806, 0.949999988079071])
-    """
-
-    def __init__(self, derivative: Derivative = h) -> None:
-        super().__init__()
+    def __init__(self, derivative: Derivative) -> None:
         self.derivative = derivative
+
+    def __call__(self, z: Tensor, progress: float) -> Derivative:
+        """See `Slope`."""
+        return self.derivative
+
+
+class Auto(Slope):
+    """The logistic function, as wide as the layer's pre-activations are large in each image.
+
+    It narrows with the progress of the attack, towards the derivative of ReLU itself. Images are
+    along the first dimension of a layer's pre-activations.
+
+    >>> z = torch.tensor([[-2.0, 2.0]])
+    >>> [Auto()(scale * z, progress=0.0)(scale * z).tolist() == [sigma(z).tolist()[0]]
+    ...     for scale in (1.0, 8.0)]
+    [True, True]
+    """
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, progress: float) -> Derivative:
+        """See `Slope`."""
+        share = _WIDE * (_NARROW / _WIDE) ** min(1.0, progress / _NARROWED)
+        rows = z.reshape(len(z), -1) if z.ndim else z.view(1, 1)
+        # In single precision at least: the squares of half precision overflow.
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        size = torch.linalg.vector_norm(rows, dim=1, dtype=dtype) / math.sqrt(rows.shape[1])
+        size = size.masked_fill(size < torch.finfo(dtype).tiny ** 0.5, 1)  # of an empty layer
+        width = (share * size).to(z.dtype)
+        return partial(sigma, width=width.view(-1, *[1] * (z.ndim - 1)) if z.ndim else width[0])
+
+
+def as_slope(smoothing: Smoothing) -> Slope:
+    """Return the `Slope` of a smoothing."""
+    if smoothing == "auto":
+        return Auto()
+    if smoothing is None:
+        return Everywhere(step)
+    return Everywhere(smoothing if callable(smoothing) else partial(h, tau=smoothing))
+
+
+class Bend(NamedTuple):
+    """Where a piecewise linear activation bends, and its slopes: a leak, and the gain between."""
+
+    low: float | Tensor
+    high: float | Tensor = math.inf
+    leak: float | Tensor = 0.0
+    gain: float | Tensor = 1.0
+
+    def slope(self, derivative: Derivative, z: Tensor) -> Tensor:
+        """Return the activation's derivative at z, where ReLU has the given one."""
+        slope = derivative(z if _is(self.low, 0.0) else z - self.low)
+        if not _is(self.high, math.inf):
+            slope = slope - derivative(z - self.high)
+        if not _is(self.gain, 1.0):
+            slope = self.gain * slope
+        return slope if _is(self.leak, 0.0) else self.leak + slope
+
+
+def _is(value: float | Tensor, number: float) -> bool:
+    return not isinstance(value, Tensor) and value == number
+
+
+def _bend(name: str, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bend | None:
+    """Return where a function of z and further arguments bends; ``None`` for no ReLU."""
+
+    def given(*names: str, **defaults: Any) -> list[Any]:
+        values = defaults | dict(zip(names, args, strict=False)) | kwargs
+        return [values.get(key) for key in names]
+
+    if name in ("relu", "relu6"):
+        return Bend(0.0, 6.0 if name == "relu6" else math.inf)
+    if name == "hardsigmoid":
+        return Bend(-3.0, 3.0, gain=1 / 6)
+    if name == "hardtanh":
+        return Bend(*given("min_val", "max_val", min_val=-1.0, max_val=1.0))
+    if name in ("leaky_relu", "rrelu", "prelu"):
+        return _leaky(name, z, given)
+    if name == "threshold":
+        low, value = given("threshold", "value")
+        return Bend(low) if low == value else None
+    if name in ("clamp", "clip", "clamp_min", "maximum"):
+        low, high = given("other" if name == "maximum" else "min", "max")
+        if low is not None and _fixed(low, z) and _fixed(high, z):
+            return Bend(low, math.inf if high is None else high)
+    return None
+
+
+def _fixed(bound: Any, z: Tensor) -> bool:
+    """Return whether a bound does not depend on the image, and leaves z its shape."""
+    if not isinstance(bound, Tensor):
+        return True
+    short = bound.ndim <= z.ndim
+    same = (b in (1, n) for b, n in zip(bound.shape[::-1], z.shape[::-1], strict=False))
+    return not bound.requires_grad and short and all(same)
+
+
+def _leaky(name: str, z: Tensor, given: Callable[..., list[Any]]) -> Bend | None:
+    """Return the bend of a ReLU with a slope below 0; in train mode, `rrelu` draws that slope."""
+    if name == "prelu":
+        (leak,) = given("weight")
+        leak = leak.detach()
+        # One for each channel of (B, C, ...), or one for all.
+        leak = leak.view(-1, *[1] * (z.ndim - 2)) if leak.numel() > 1 else leak
+    elif name == "rrelu":
+        low, high, training = given("lower", "upper", "training", lower=1 / 8, upper=1 / 3)
+        if training:
+            return None
+        leak = (low + high) / 2
+    else:
+        (leak,) = given("negative_slope", negative_slope=0.01)
+    return Bend(0.0, leak=leak, gain=1 - leak)
+
+
+class ReLUMode(TorchFunctionMode, ABC):
+    """A context that computes each ReLU in a way of its own, where gradients are taken.
+
+    Modules of ``torch.compile`` run as they were written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0  # ReLUs
+        self._entered: list[ExitStack] = []
+
+    def guards(self, stack: ExitStack) -> None:
+        """Enter what else belongs to the context."""
+        # A compiler would trace this mode, too. Where it is not loaded, nothing is compiled.
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+
+    def __enter__(self) -> Any:
+        with ExitStack() as stack:
+            self.guards(stack)
+            mode = super().__enter__()  # type: ignore[no-untyped-call]
+            self._entered.append(stack.pop_all())
+        return mode
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._entered.pop().close()
+
+    @abstractmethod
+    def activate(
+        self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool
+    ) -> Tensor:
+        """Return an activation; ``exact`` computes its value, in place if it is written so."""
 
     def __torch_function__(
         self,
@@ -143,12 +249,82 @@ class smooth_relu(TorchFunctionMode):  # noqa: N801  (a context manager, named l
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in ("max", "maximum") and len(args) == 2 and isinstance(args[1], Tensor):
+            # Of a constant and z, in either order; of one tensor, `max` is another function.
+            name, func = "maximum", torch.maximum
+            args = args if args[0].requires_grad else args[::-1]
         z = args[0] if args else kwargs.get("input")
-        low, high = _bounds(name.removesuffix("_"), args[1:], kwargs)
-        tensors = isinstance(low, Tensor) or isinstance(high, Tensor)  # not a ReLU
-        if low is None or tensors or not isinstance(z, Tensor) or not z.is_floating_point():
+        if not (isinstance(z, Tensor) and z.requires_grad):
             return func(*args, **kwargs)
-        if not (name.endswith("_") or kwargs.get("inplace")):
-            return _Clamp.apply(z, low, high, self.derivative)
-        # _Clamp saves its input for the backward pass: it gets a copy, and z takes the result.
-        return z.copy_(_Clamp.apply(z.clone(), low, high, self.derivative))
+        further = {key: value for key, value in kwargs.items() if key != "input"}
+        bend = _bend(name.strip("_"), z, args[1:], further)
+        if bend is None or not torch.is_grad_enabled():
+            return self.other(func, name, args, kwargs)
+        in_place = bool(name.endswith("_") or kwargs.get("inplace"))
+        self.found += 1
+        return self.activate(z, bend, lambda z: func(z, *args[1:], **further), in_place)
+
+    def other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Run a function that is no ReLU."""
+        return func(*args, **kwargs)
+
+
+class _Smooth(torch.autograd.Function):
+    """An activation with its exact value and the given derivative, itself differentiable."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, exact: Callable[[Tensor], Tensor], bend: Bend, derivative: Derivative
+    ) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.bend, ctx.derivative = bend, derivative
+        return exact(z.clone())  # it may work in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        return grads[0] * ctx.bend.slope(ctx.derivative, z), None, None, None
+
+
+class smooth_relu(ReLUMode):  # noqa: N801  (a context manager, named like torch.no_grad)
+    """Give every ReLU that runs inside the context another derivative; the values stay exact.
+
+    Backward passes may run after the context is left. Activation checkpointing, which would run the
+    model again without it, is refused.
+
+    Args:
+        derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z; or a
+            `Slope`, which chooses one for each layer.
+        progress: What a `Slope` is told of the attack's progress.
+
+    >>> z = torch.tensor([-3.0, 3.0], requires_grad=True)
+    >>> with smooth_relu(sigma):
+    ...     y = torch.relu(z)
+    >>> y.tolist(), torch.autograd.grad(y.sum(), z)[0].round(decimals=2).tolist()
+    ([0.0, 3.0], [0.05000000074505806, 0.949999988079071])
+    """
+
+    def __init__(self, derivative: Derivative | Slope = h, progress: float = 0.0) -> None:
+        super().__init__()
+        self.slope = derivative if isinstance(derivative, Slope) else Everywhere(derivative)
+        self.progress = progress
+
+    def guards(self, stack: ExitStack) -> None:
+        """See `ReLUMode`."""
+        super().guards(stack)
+        stack.enter_context(disable_saved_tensors_hooks(_HOOKED))
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave the context; refuse what saved tensors by hooks."""
+        super().__exit__(*error)
+        if _HOOKED in str(error[1]):
+            raise ValueError(_HOOKED) from error[1]
+
+    def activate(
+        self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool
+    ) -> Tensor:
+        """See `ReLUMode`."""
+        # _Smooth saves its input for the backward pass: of an operation in place, it gets a copy.
+        saved = z.clone() if in_place else z
+        result: Tensor = _Smooth.apply(saved, exact, bend, self.slope(z, self.progress))
+        return z.copy_(result) if in_place else result

@@ -122,13 +122,18 @@ class MaskingModel(nn.Module):
         self.confidence = confidence
         like = next(encoder.parameters(), torch.zeros(()))
         image = like.new_full((1, *image_shape), 0.5)
-        if layers is None:
-            self.layers = _coarsest(encoder, image)
-        else:
+        if layers is not None:
             names = {module: name for name, module in encoder.named_modules()}
             self.layers = tuple(names[find_module(encoder, layer)] for layer in layers)
-        with graph_enabled():
-            features, output = self.encode(_watched(image))
+        try:
+            if layers is None:
+                self.layers = _coarsest(encoder, image)
+            with graph_enabled():
+                features, output = self.encode(_watched(image))
+        except RuntimeError as error:
+            wanted = f"an encoder of one image of shape {self.image_shape}, and hooks on its layers"
+            hint = "pass layers= and image_shape= that it accepts, and no TorchScript"
+            raise ValueError(f"expected {wanted}, got: {error}; {hint}") from error
         channels = [feature.shape[1] for feature in features if _channels_first(feature, image)]
         if len(channels) < max(2, len(self.layers)):
             raise ValueError(
@@ -137,7 +142,7 @@ class MaskingModel(nn.Module):
             )
         if classes is None:
             if not isinstance(output, Tensor) or output.ndim != 2:
-                raise ValueError("expected classes, as the encoder gives no logits, got None")
+                raise ValueError("expected classes, got None; the encoder gives no logits: pass them")
             classes = output.shape[1]
         self.classes = classes
         self.width = max(16, channels[-1] // 4) if width is None else width
@@ -247,7 +252,8 @@ def _watched(image: Tensor) -> Tensor:
 
 
 def _channels_first(features: Tensor, image: Tensor) -> bool:
-    return features.ndim == 4 and (
+    # Parametrisations give weights, whose first dimension is no batch.
+    return features.ndim == 4 and len(features) == len(image) and (
         is_planar(features) or by_proportions(features, image.shape) == 1
     )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from captum_adv2.spec import Count, Index, Positive, Unit, checked
+from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 
 T = TypeVar("T")
 
@@ -58,7 +58,9 @@ class Settings:
     )
     masking_model: str = _option("", "file of RTS's masking model, whose encoder is the classifier")
     distilled_model: str = _option("", "file of RTS-A's masking model, trained by distill")
-    smoothing: Positive = _option(1e-2, "tau of GRAD's smoothed ReLU")
+    smoothing: NonNegative = _option(
+        0.0, "tau of GRAD's smoothed ReLU, h(z); 0: as wide as each layer needs"
+    )
     frameworks: tuple[Literal["pgd", "stadv"], ...] = _option(
         ("pgd", "stadv"), "of pgd and stadv: how attacks change images"
     )

@@ -44,7 +44,7 @@ _MASKING: Mapping[tuple[str, str], str] = {
 }
 
 INTERPRETERS: Mapping[str, Callable[[nn.Module, Settings, int], Interpreter]] = {
-    "GRAD": lambda model, settings, side: Gradient(model, smoothing=settings.smoothing),
+    "GRAD": lambda model, settings, side: Gradient(model, smoothing=settings.smoothing or "auto"),
     "CAM": lambda model, settings, side: CAM(model),
     "MASK": lambda model, settings, side: MASK.small(model) if side < _SMALL else MASK(model),
     "GradCAM": lambda model, settings, side: GradCAM(model),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_adv2.interpreters.base import Explanation, Interpreter, background, eval_mode
+from captum_adv2.interpreters.first_order import Autograd
 from captum_adv2.interpreters.gradient import IntegratedGradients, probability
 from captum_adv2.testing.drawn import Network
 from captum_adv2.testing.traces import unchanged
@@ -179,7 +180,7 @@ def _integrated(interpreter: Any, images: Tensor, target: Tensor) -> tuple[Tenso
     if not isinstance(interpreter, IntegratedGradients):
         raise SkipTest("completeness is no promise of this method; if it is, attributions=")
     x = images.clone().requires_grad_()
-    values, logits = interpreter.attribute(x, target, graph=False)
+    values, logits = interpreter.attribute(Autograd(graph=False), x, target)
     with torch.no_grad():
         start = interpreter.logits(background(interpreter.baseline, images))
         return values, probability(logits, target) - probability(start, target)

@@ -198,8 +198,8 @@ def normalized() -> nn.Module:
 
 
 def broken(net: nn.Module, x: Tensor) -> Tensor:
-    """Return logits that are NaN for the first image."""
-    return net(x) * torch.tensor([[torch.nan], [1.0]], dtype=x.dtype)
+    """Return logits that are NaN."""
+    return net(x) * torch.nan
 
 
 @torch.no_grad()
@@ -246,8 +246,9 @@ def quantised(net: nn.Module, x: Tensor) -> Tensor:
 def exported(plain: nn.Module) -> nn.Module:
     """Return the graph of a network."""
     example = torch.rand(2, 3, 16, 16, dtype=torch.float64)
-    graph: nn.Module = torch.export.export(plain, (example,)).module()
-    return Around(graph, lambda net, x: net(x))
+    batch = {0: torch.export.Dim.AUTO}
+    graph: nn.Module = torch.export.export(plain, (example,), dynamic_shapes=(batch,)).module()
+    return graph
 
 
 def torchvision(name: str, **settings: Any) -> Callable[[], nn.Module]:
@@ -325,6 +326,7 @@ SPELLINGS = [
     Kind("`torch.compile`", Tiny, lambda plain: compiled(plain)),
     Kind("`torch.jit.trace`", Tiny, lambda net: torch.jit.trace(net, _example())),
     Kind("`torch.jit.script`", Tiny, torch.jit.script),
+    Kind("`nn.Sequential(script)`", Tiny, lambda net: nn.Sequential(torch.jit.script(net))),
     Kind("`torch.export`", Tiny, exported),
     Kind("channels last in memory", Tiny, lambda net: net.to(memory_format=torch.channels_last)),
 ]

@@ -11,7 +11,7 @@ float64. So is each attack: by the gradient of its loss at the first step.
 from __future__ import annotations
 
 import argparse
-import functools
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,10 +101,6 @@ def _rts_map(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> Any:
     return masking.decoder([first * agreement.sigmoid(), *finer]), logits
 
 
-def _occlusion(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> Any:
-    return oracles.by_captum(ca.Occlusion, **_window(kind))(kind, plain, x, target)
-
-
 def _quarters(kind: Kind) -> Tensor:
     """Return a mask of four features, the quarters of an image."""
     height, width = kind.shape[2:]
@@ -112,9 +108,35 @@ def _quarters(kind: Kind) -> Tensor:
     return (2 * rows[:, None] + columns)[None, None].repeat(1, kind.shape[1], 1, 1)
 
 
+def _players(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor, masks: Any) -> Tensor:
+    """Return the logits ``(masks, B)`` of images of which quarters are kept."""
+    kept = torch.as_tensor(masks).to(x)[:, _quarters(kind)[0]]
+    logits = torch.stack([plain(x * each) for each in kept])
+    return logits.gather(2, target.expand(len(kept), -1)[:, :, None])[:, :, 0]
+
+
+def _on_quarters(kind: Kind, values: Tensor) -> Tensor:
+    """Return the map of values ``(4, B)``."""
+    return oracles.scaled(values.abs().T[:, _quarters(kind)[0, :1]])
+
+
+def _occlusion(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> Any:
+    """Return what the logit loses with each quarter."""
+    scores = _players(kind, plain, x, target, 1 - torch.eye(4))
+    logits = plain(x)
+    return _on_quarters(kind, logits.gather(1, target[:, None])[:, 0] - scores), logits
+
+
 def _shapley(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> Any:
-    settings = {"feature_mask": _quarters(kind)}
-    return oracles.by_captum(ca.ShapleyValues, **settings)(kind, plain, x, target)
+    """Return the Shapley values of the quarters, over all orders in which they come."""
+    total: Any = 0
+    for order in itertools.permutations(range(4)):
+        masks = torch.zeros(5, 4)
+        for number, player in enumerate(order):
+            masks[number + 1 :, player] = 1
+        gains = _players(kind, plain, x, target, masks).diff(dim=0)
+        total = total + gains[torch.tensor(order).argsort()] / 24
+    return _on_quarters(kind, total), plain(x)
 
 
 def _captum(name: str, **settings: Any) -> Callable[[Kind, nn.Module], Interpreter]:
@@ -142,15 +164,13 @@ ROWS = [
         "`Occlusion`",
         lambda kind, model: CaptumInterpreter(ca.Occlusion(model), **_window(kind)),
         _occlusion,
-        "slopes",
+        "exact",
     ),
     Row(
-        "`KernelShap`",
-        lambda kind, net: CaptumInterpreter(
-            ca.KernelShap(net), feature_mask=_quarters(kind), n_samples=200
-        ),
+        "`ShapleyValues`",
+        lambda kind, net: CaptumInterpreter(ca.ShapleyValues(net), feature_mask=_quarters(kind)),
         _shapley,
-        "slopes",
+        "exact",
     ),
 ]
 

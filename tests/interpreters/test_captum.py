@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters import CaptumInterpreter
 from captum_adv2.interpreters.base import Exact, Smoothed, min_max
+from captum_adv2.interpreters.first_order import FirstOrder
 
 QUARTERS = (torch.arange(16)[:, None] // 8 * 2 + torch.arange(16) // 8)[None, None]
 THIRDS = QUARTERS // 2 + 2 * torch.arange(3).view(1, 3, 1, 1)  # a half of one channel
@@ -301,9 +302,9 @@ AT_A_LAYER = (
 
 
 class TestSurrogate:
-    @pytest.mark.parametrize("tau", [1e-4, 0.1])
+    @pytest.mark.parametrize("tau", ["auto", 1e-4, 0.1])
     def test_saliency_of_a_logit_moves_only_when_smoothed(
-        self, model: nn.Module, data: Any, tau: float
+        self, model: nn.Module, data: Any, tau: Any
     ) -> None:
         images, labels = data
         x = images.clone().requires_grad_()
@@ -332,7 +333,8 @@ class TestSurrogate:
     def test_by_method(self, model: nn.Module) -> None:
         """Smoothed where a gradient of the model is in the map, be it in a tunnel."""
         for attribution, kind in (
-            (ca.Saliency(model), Smoothed),
+            (ca.Saliency(model), FirstOrder),
+            (ca.NoiseTunnel(ca.InputXGradient(model)), FirstOrder),
             (ca.NoiseTunnel(ca.LayerGradCam(model, model.body)), Smoothed),
             (ca.NoiseTunnel(ca.DeepLift(model)), Exact),
             (ca.LayerActivation(model, model.body), Exact),

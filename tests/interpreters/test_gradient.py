@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_adv2.interpreters import Gradient, IntegratedGradients, SmoothGrad
+from captum_adv2.interpreters.first_order import Autograd
 from captum_adv2.interpreters.gradient import log_odds, pool_maps, probability
 
 
@@ -138,7 +139,8 @@ class TestGradient:
 
     def test_reported_map_uses_exact_relu(self, model: nn.Module, data: Any) -> None:
         plain = Gradient(model, smoothing=None)(*data)
-        assert torch.equal(Gradient(model, smoothing=10.0)(*data), plain)
+        for smoothing in ("auto", 10.0):
+            assert torch.equal(Gradient(model, smoothing=smoothing)(*data), plain)
 
     def test_two_classes(self) -> None:
         net = TinyNet(classes=2).eval()
@@ -172,7 +174,9 @@ class TestIntegratedGradients:
         target = torch.tensor([0, 2, 3])
         smooth.fc.weight.data.mul_(20)
         interpreter = IntegratedGradients(smooth, steps=30, baseline=baseline)
-        attributions, logits = interpreter.attribute(images.requires_grad_(), target, False)
+        attributions, logits = interpreter.attribute(
+            Autograd(False), images.requires_grad_(), target
+        )
         start = torch.as_tensor(baseline).to(images).expand_as(images)
         index = torch.arange(3), target
         rise = smooth(images).softmax(dim=1)[index] - smooth(start).softmax(dim=1)[index]
@@ -209,7 +213,7 @@ class TestIntegratedGradients:
             image = (clean + size * (torch.rand_like(clean) - 0.5)).clamp(0, 1)
         interpreter = IntegratedGradients(net, steps=20, baseline=clean[0])
         index = torch.tensor([target])
-        attributions, _ = interpreter.attribute(image.requires_grad_(), index, False)
+        attributions, _ = interpreter.attribute(Autograd(False), image.requires_grad_(), index)
         gain = (net(image).softmax(dim=1) - net(clean).softmax(dim=1))[0, target].item()
         assert abs(gain) <= attributions.abs().sum().item() + 1e-9
         assert gain == pytest.approx(attributions.sum().item(), abs=1e-6)

@@ -19,14 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function
+from torch.utils.checkpoint import checkpoint
 
 from captum_adv2.interpreters import Gradient
-from captum_adv2.interpreters.relu import as_derivative, h, sigma, smooth_relu, step
+from captum_adv2.interpreters.relu import Auto, as_slope, h, sigma, smooth_relu, step
 from captum_adv2.testing import unchanged
 from captum_adv2.testing.drawn import image_batch
 
 Z = torch.tensor([-40.0, -7.0, -2.5, -1e-2, -1e-4, 1e-4, 1e-2, 2.5, 5.99, 6.01, 7.0, 40.0])
 INF = math.inf
+
+ZEROS = torch.zeros(len(Z), dtype=torch.float64)
 
 # Every way of writing a ReLU: the function, and the bounds that it clamps to.
 WAYS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
@@ -64,6 +67,24 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "torch.clamp_min": (lambda z: torch.clamp_min(z, 0), 0, INF),
     "torch.clip": (lambda z: torch.clip(z, 0, 6), 0, 6),
     "Tensor.clamp(1)": (lambda z: z.clamp(min=1.0), 1, INF),
+    "Tensor.clamp(tensor)": (lambda z: z.clamp(min=ZEROS), 0, INF),
+    "Tensor.clamp(tensors)": (lambda z: z.clamp(ZEROS, ZEROS[:1] + 6), 0, 6),
+    "torch.maximum": (lambda z: torch.maximum(z, ZEROS), 0, INF),
+    "torch.maximum, zero first": (lambda z: torch.maximum(ZEROS[0], z), 0, INF),
+    "torch.max": (lambda z: torch.max(z, ZEROS), 0, INF),
+    "Tensor.max of zero": (lambda z: ZEROS.max(z), 0, INF),
+    "nn.Threshold": (nn.Threshold(0.5, 0.5), 0.5, INF),
+    "F.threshold_": (lambda z: F.threshold_(z, 0.0, 0.0), 0, INF),
+}
+# Those with other slopes: the function, where it bends, and the slopes below and above.
+LEAKY: dict[str, tuple[Callable[[Tensor], Tensor], list[float], list[float]]] = {
+    "nn.LeakyReLU": (nn.LeakyReLU(0.2), [0.0], [0.2, 1.0]),
+    "nn.LeakyReLU inplace": (nn.LeakyReLU(0.2, inplace=True), [0.0], [0.2, 1.0]),
+    "F.leaky_relu": (F.leaky_relu, [0.0], [0.01, 1.0]),
+    "F.leaky_relu_": (lambda z: F.leaky_relu_(z, negative_slope=0.3), [0.0], [0.3, 1.0]),
+    "nn.PReLU": (nn.PReLU(init=0.25).double(), [0.0], [0.25, 1.0]),
+    "F.rrelu": (lambda z: F.rrelu(z, 0.1, 0.3), [0.0], [0.2, 1.0]),
+    "nn.Hardsigmoid": (nn.Hardsigmoid(), [-3.0, 3.0], [0.0, 1 / 6, 0.0]),
 }
 ways = pytest.mark.parametrize(("function", "low", "high"), WAYS.values(), ids=WAYS)
 
@@ -109,14 +130,48 @@ class TestDerivatives:
         assert torch.allclose(sigma(Z.double()), 1 / (1 + torch.exp(-Z.double())))
 
 
-@pytest.mark.parametrize("tau", [1, 1e-4])
-def test_a_smoothing_is_a_derivative_or_the_tau_of_h(tau: float) -> None:
-    assert as_derivative(None) is step
-    assert as_derivative(sigma) is sigma
-    derivative = as_derivative(tau)
-    for clone in (derivative, pickle.loads(pickle.dumps(derivative)), copy.deepcopy(derivative)):
-        assert torch.equal(clone(Z), h(Z, tau))
-    assert repr(derivative) == f"{tau:g}"
+def test_a_smoothing_is_a_derivative_or_the_tau_of_h() -> None:
+    assert isinstance(as_slope("auto"), Auto)
+    for smoothing, expected in ((None, step(Z)), (sigma, sigma(Z)), (1, h(Z, 1)), (0.1, h(Z, 0.1))):
+        slope = as_slope(smoothing)
+        for clone in (slope, copy.deepcopy(slope)):
+            assert torch.equal(clone(Z, 0.5)(Z), expected)
+    clone = pickle.loads(pickle.dumps(as_slope(0.1)))
+    assert torch.equal(clone(Z, 0.5)(Z), h(Z, 0.1))
+
+
+class TestAuto:
+    @given(st.sampled_from([(3,), (3, 5), (3, 4, 2, 2)]), st.floats(0, 1), st.integers(-20, 20))
+    def test_knows_no_scale_and_no_other_image(
+        self, shape: tuple[int, ...], progress: float, power: int
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(shape, generator=generator)
+        scale = 2.0 ** (power * torch.arange(3).view(-1, *[1] * (len(shape) - 1)))
+        expected = Auto()(z, progress)(z)
+        torch.testing.assert_close(Auto()(scale * z, progress)(scale * z), expected)
+        torch.testing.assert_close(Auto()(z[1:2], progress)(z[1:2]), expected[1:2])
+
+    def test_narrows(self) -> None:
+        z = torch.linspace(-3, 3, 1000, dtype=torch.float64)[None]
+        gaps = [(Auto()(z, progress)(z) - step(z)).abs().sum() for progress in (0, 0.3, 0.6, 0.8)]
+        assert all(later < 0.8 * earlier for earlier, later in zip(gaps, gaps[1:], strict=False))
+        assert torch.equal(Auto()(z, 0.8)(z), Auto()(z, 1.0)(z))
+        width = z.square().mean().sqrt() / 2
+        torch.testing.assert_close(Auto()(z, 0.0)(z), sigma(z, width))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_empty_and_large_layers(self, dtype: torch.dtype) -> None:
+        z = torch.zeros(2, 10_000, dtype=dtype)
+        z[1] = torch.linspace(-3000, 3000, 10_000)  # float16 cannot hold the sum of squares
+        for each in (z, z[0, 0]):  # a number, such as a clamped parameter
+            x = each.clone().requires_grad_()
+            derivative = Auto()(x, 0.0)(x)
+            assert derivative.dtype == dtype
+            assert slope(derivative, x).isfinite().all()
+        derivative = Auto()(z, 0.0)(z)
+        assert (derivative[0] == 0.5).all()
+        assert derivative[1, 0] < 0.05 < 0.95 < derivative[1, -1]
 
 
 class TestContext:
@@ -141,6 +196,26 @@ class TestContext:
         else:
             second = torch.autograd.grad(first.sum(), z)[0]
             torch.testing.assert_close(second, slope(weights * expected, at), rtol=1e-7, atol=1e-12)
+
+    @pytest.mark.parametrize(("function", "bends", "slopes"), LEAKY.values(), ids=LEAKY)
+    def test_other_slopes(
+        self, function: Callable[[Tensor], Tensor], bends: list[float], slopes: list[float]
+    ) -> None:
+        z, at = leaf(), Z.double()
+        with smooth_relu(sigma):
+            out = function(z * 1)
+        torch.testing.assert_close(out, function(at.clone()), rtol=1e-15, atol=0)
+        steps = zip(bends, slopes, slopes[1:], strict=False)
+        expected = slopes[0] + sum((above - below) * sigma(at - b) for b, below, above in steps)
+        torch.testing.assert_close(slope(out, z), expected, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 4)])
+    def test_a_slope_for_each_channel(self, shape: tuple[int, ...]) -> None:
+        prelu, z = nn.PReLU(3), torch.randn(shape).requires_grad_()
+        prelu.weight.data = torch.tensor([0.1, 0.2, 0.4])
+        with smooth_relu(step):
+            out = prelu(z)
+        assert torch.equal(slope(out, z), slope(prelu(z), z))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
     def test_default_is_h(self, dtype: torch.dtype) -> None:
@@ -201,10 +276,11 @@ class TestContext:
             lambda z: z.clamp(max=1.0),
             lambda z: z.clamp(None, 1.0),
             lambda z: torch.clamp_max(z, 1.0),
-            lambda z: z.clamp(min=torch.zeros_like(z)),
-            lambda z: z.clamp(0.0 * z.detach(), 6 + 0.0 * z.detach()),
-            lambda z: torch.maximum(z, torch.zeros_like(z)),
-            lambda z: F.leaky_relu(z, 0.1),
+            lambda z: torch.maximum(z, 0.5 * z),
+            lambda z: torch.maximum(z, ZEROS[:, None]),  # of a larger shape
+            lambda z: z.clamp(min=z.sum()),
+            lambda z: F.threshold(z, 0.0, -1.0),  # it jumps
+            lambda z: z.max(dim=0).values,
             F.gelu,
             F.silu,
             F.softplus,
@@ -233,6 +309,13 @@ class TestContext:
             assert torch.relu(z).tolist() == [0, 0, 9]
             assert z.clamp(0, 6).tolist() == [0, 0, 6]
             assert z.clamp(min=0).dtype == torch.int64
+
+    def test_what_would_run_again_outside_is_refused(self) -> None:
+        net = nn.Sequential(nn.Linear(3, 8), nn.ReLU())
+        x = torch.rand(2, 3, requires_grad=True)
+        with smooth_relu(), pytest.raises(ValueError, match="without activation checkpointing"):
+            checkpoint(net, x, use_reentrant=False)
+        checkpoint(net, x, use_reentrant=False)
 
     def test_backward_after_the_context_is_left(self) -> None:
         net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)).double()
@@ -268,12 +351,13 @@ def test_networks_keep_their_logits_and_get_a_second_derivative(name: str) -> No
 
 
 def test_the_surrogate_of_grad_uses_its_smoothing(model: nn.Module, data: Any) -> None:
-    def seen(interpreter: Gradient) -> Tensor:
+    def seen(smoothing: Any) -> Tensor:
+        interpreter = Gradient(model, smoothing=smoothing)
         return interpreter.surrogate(interpreter, *data, 0.0).maps
 
-    plain, smooth = Gradient(model).explain(*data).maps, seen(Gradient(model))
-    assert torch.equal(plain, seen(Gradient(model, smoothing=None)))
-    assert not torch.equal(plain, smooth)
-    assert not torch.equal(smooth, seen(Gradient(model, smoothing=sigma)))
-    with smooth_relu(h):
-        assert torch.equal(smooth, Gradient(model).explain(*data).maps)
+    plain = Gradient(model).explain(*data).maps
+    assert torch.equal(plain, seen(None))
+    for smoothing, slope in (("auto", Auto()), (1e-4, h), (sigma, sigma)):
+        with smooth_relu(slope):
+            assert torch.equal(seen(smoothing), Gradient(model).explain(*data).maps)
+        assert not torch.equal(seen(smoothing), plain)

@@ -1,0 +1,532 @@
+# SPDX-License-Identifier: MIT
+"""First-order passes: equal to a double backward, on every kind of network, at two passes each."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import captum.attr as ca
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TinyNet, torchvision_net
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from torchvision import models
+
+from captum_adv2 import ADV2
+from captum_adv2.interpreters import (
+    CaptumInterpreter,
+    Gradient,
+    IntegratedGradients,
+    Interpreter,
+    SmoothGrad,
+    first_order,
+)
+from captum_adv2.interpreters.base import Smoothed
+from captum_adv2.interpreters.relu import Auto, as_slope, sigma, step
+from captum_adv2.spec import SoundnessWarning
+from captum_adv2.testing import unchanged
+from captum_adv2.testing.drawn import image_batch
+
+LABELS = torch.tensor([0, 1, 4])
+
+
+class Layer(nn.Module):
+    """A function, with a convolution that it may use."""
+
+    def __init__(self, function: Callable[[Tensor, nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(6, 6, 3, padding=1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.conv)
+
+
+def network(*layers: nn.Module, act: type[nn.Module] = nn.ReLU, seed: int = 0) -> nn.Module:
+    """Return a network of five classes around some layers of six channels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        body = (nn.Conv2d(6, 6, 3), act(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, 5))
+        return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), *layers, *body).eval()
+
+
+def images(dtype: torch.dtype = torch.float64, side: int = 12) -> Tensor:
+    return image_batch((3, 3, side, side), seed=3, dtype=torch.float64).to(dtype)
+
+
+def attacked(
+    interpreter: Interpreter,
+    x: Tensor,
+    labels: Tensor = LABELS,
+    surrogate: Any = None,
+    at: float = 0,
+) -> Tensor:
+    """Return the gradient of a loss on map and prediction, as an attack takes it."""
+    x = x.clone().requires_grad_()
+    found = (surrogate or interpreter.surrogate)(interpreter, x, labels[: len(x)], at)
+    weights = torch.linspace(1, 2, found.maps[0].numel()).to(found.maps)
+    loss = (found.maps.flatten(1) @ weights).sum()
+    if found.logits is not None:
+        loss = loss + 0.1 * F.cross_entropy(found.logits, labels[: len(x)], reduction="sum")
+    return torch.autograd.grad(loss, x)[0]
+
+
+def apart(got: Tensor, expected: Tensor) -> float:
+    assert expected.any()
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+def cosine(one: Tensor, two: Tensor) -> float:
+    return F.cosine_similarity(one.flatten().double(), two.flatten().double(), dim=0).item()
+
+
+def missed(interpreter: Interpreter, x: Tensor, smoothing: Any = "auto", at: float = 0.0) -> float:
+    """Return the relative error of a surrogate's gradient; the oracle is a double backward."""
+    oracle = Smoothed(as_slope(smoothing))
+    return apart(attacked(interpreter, x, at=at), attacked(interpreter, x, surrogate=oracle, at=at))
+
+
+def residual(x: Tensor, conv: nn.Module, in_place: bool = False) -> Tensor:
+    y = F.relu(conv(x), inplace=in_place)
+    y += x
+    return F.relu(y, inplace=in_place)
+
+
+def in_part(x: Tensor, conv: nn.Module) -> Tensor:
+    z = conv(x)
+    z[:, :3].relu_()
+    return z
+
+
+def scaled(x: Tensor, conv: nn.Module) -> Tensor:
+    """Divide by a size that is held constant."""
+    z = F.relu(conv(x))
+    return z / z.detach().square().mean(dim=(1, 2, 3), keepdim=True).add(0.1).sqrt()
+
+
+def unused(x: Tensor, conv: nn.Module) -> Tensor:
+    """Compute what no logit depends on, and clamp a parameter."""
+    F.relu(2 * conv(x) - 1)
+    return F.relu(x) * conv.bias[0].clamp(min=0.2)
+
+
+def branching(x: Tensor, conv: nn.Module) -> Tensor:
+    """Choose a branch by the values of the image."""
+    z = conv(x)
+    return F.relu(z) if z[:, 0].mean() > z[:, 1].mean().item() else F.leaky_relu(z, 0.3)
+
+
+def refilled(x: Tensor, conv: nn.Module) -> Tensor:
+    """Write to a fresh tensor, and to a mask."""
+    mask = x > 0
+    mask.logical_not_()
+    y = x.new_zeros(x.shape)
+    y += conv(x).relu() * mask
+    return y + torch.zeros_like(x).add_(x.relu())
+
+
+RELU = {
+    "relu": nn.ReLU(),
+    "inplace": nn.ReLU(inplace=True),
+    "relu6": Layer(lambda x, conv: F.relu6(9 * x)),
+    "leaky": nn.LeakyReLU(0.2),
+    "prelu": nn.PReLU(6),
+    "hardtanh": nn.Hardtanh(-0.3, 0.3),
+    "hardsigmoid": Layer(lambda x, conv: F.hardsigmoid(9 * x)),
+    "maximum": Layer(lambda x, conv: torch.maximum(torch.zeros(()).to(x), x)),
+    "max-pooling": nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, padding=1)),
+    "adaptive max-pooling": nn.Sequential(nn.ReLU(), nn.AdaptiveMaxPool2d(5)),
+    "depthwise": nn.Sequential(nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU6(inplace=True)),
+    "residual": Layer(residual),
+    "residual in place": Layer(partial(residual, in_place=True)),
+    "concatenation": Layer(
+        lambda x, conv: torch.cat([F.relu(x), F.relu_(conv(x))[:, :3]], 1)[:, 3:]
+    ),
+    "in part": Layer(in_part),
+    "twice the same": nn.Sequential(*[nn.Sequential(nn.Conv2d(6, 6, 3), nn.ReLU())] * 1, nn.ReLU()),
+    "a mask": Layer(lambda x, conv: conv(F.relu(x)) * (x > 0)),
+    "where": Layer(lambda x, conv: torch.where(x > 0, conv(F.relu(x)), 0.1 * x)),
+    "held constant": Layer(scaled),
+    "unused": Layer(unused),
+    "branching": Layer(branching),
+    "refilled": Layer(refilled),
+    "dropout": nn.Sequential(nn.ReLU(), nn.Dropout(0.3).train()),
+}
+SHAP = {"baselines": image_batch((2, 3, 12, 12), seed=9, dtype=torch.float64), "n_samples": 3}
+METHODS: dict[str, Callable[[nn.Module], Interpreter]] = {
+    "Gradient": Gradient,
+    "SmoothGrad": partial(SmoothGrad, samples=3),
+    "IntegratedGradients": partial(IntegratedGradients, steps=3),
+    "Saliency": lambda net: CaptumInterpreter(ca.Saliency(net)),
+    "InputXGradient": lambda net: CaptumInterpreter(ca.InputXGradient(net)),
+    "Captum's IG": lambda net: CaptumInterpreter(ca.IntegratedGradients(net), n_steps=3),
+    "GradientShap": lambda net: CaptumInterpreter(ca.GradientShap(net), **SHAP),
+    "NoiseTunnel": lambda net: CaptumInterpreter(
+        ca.NoiseTunnel(ca.Saliency(net)), stdevs=0.1, nt_samples=3
+    ),
+}
+
+
+@functools.cache
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 64}
+    net = models.VisionTransformer(image_size=64, patch_size=8, num_classes=10, **sizes).eval()
+    nn.init.normal_(net.heads.head.weight)  # zeros by default
+    return net
+
+
+@functools.cache
+def convnext() -> nn.Module:
+    torch.manual_seed(0)
+    blocks = [
+        models.convnext.CNBlockConfig(16, 32, 2),
+        models.convnext.CNBlockConfig(32, None, 1),
+    ]
+    return models.ConvNeXt(blocks, layer_scale=0.5, num_classes=10).eval()
+
+
+SMOOTH = {
+    "efficientnet_b0": partial(torchvision_net, "efficientnet_b0"),
+    "mobilenet_v3_small": partial(torchvision_net, "mobilenet_v3_small"),
+    "vit": vit,
+    "convnext": convnext,
+}
+
+
+def relu_network(name: str) -> nn.Module:
+    layer = copy.deepcopy(RELU[name])
+    net = network(layer).double()
+    for module in layer.modules():
+        module.training = isinstance(module, nn.Dropout)
+    return net
+
+
+class TestEqualsADoubleBackward:
+    @pytest.mark.parametrize("build", [Gradient, METHODS["Saliency"]], ids=["odds", "logit"])
+    @pytest.mark.parametrize("name", RELU)
+    def test_on_networks_of_relus(self, name: str, build: Any) -> None:
+        interpreter, oracle = build(relu_network(name)), Smoothed(Auto())
+        torch.manual_seed(1)
+        expected = attacked(interpreter, images(), surrogate=oracle)
+        torch.manual_seed(1)
+        assert apart(attacked(interpreter, images()), expected) < 1e-8
+
+    @pytest.mark.parametrize("at", [0.0, 0.9])
+    @pytest.mark.parametrize("name", METHODS)
+    def test_by_each_method(self, name: str, at: float) -> None:
+        net = network(nn.ReLU(), nn.MaxPool2d(2), Layer(residual)).double()
+        assert missed(METHODS[name](net), images(), at=at) < 1e-8
+
+    @pytest.mark.parametrize(
+        "act", [nn.SiLU(True), nn.GELU(), nn.Hardswish(), nn.ELU(True), nn.Softplus(), nn.Sigmoid()]
+    )
+    def test_on_activations_with_a_derivative_of_their_own(self, act: nn.Module) -> None:
+        net = network(act, Layer(lambda x, conv: act(conv(x)))).double()
+        net[4] = act  # no ReLU
+        assert missed(Gradient(net), images()) < 1e-7
+
+    @pytest.mark.parametrize("smoothing", [0.1, sigma, torch.ones_like, torch.sigmoid])
+    def test_with_any_derivative(self, smoothing: Any) -> None:
+        net = network(nn.ReLU()).double()
+        assert missed(Gradient(net, smoothing=smoothing), images(), smoothing) < 1e-7
+
+    def test_a_step_has_no_second_derivative(self) -> None:
+        """The logits and the score's curvature remain."""
+        interpreter = Gradient(network(nn.ReLU()).double(), smoothing=step)
+        expected = attacked(interpreter, images(), surrogate=Smoothed(as_slope(step)))
+        assert apart(attacked(interpreter, images()), expected) < 1e-7
+
+    @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121"])
+    def test_in_single_precision(self, name: str) -> None:
+        x = image_batch((2, 3, 64, 64), seed=3)
+        assert missed(Gradient(torchvision_net(name)), x) < 5e-3
+
+    @pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v3_small", "vit", "convnext"])
+    def test_on_smooth_networks(self, name: str) -> None:
+        """SiLU and Hardswish with squeeze-excitation; GELU, layer normalisation and attention."""
+        net, x = SMOOTH[name](), image_batch((2, 3, 64, 64), seed=3)
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+            assert missed(Gradient(net), x) < 0.1
+            assert missed(Gradient(copy.deepcopy(net).double()), x.double()) < 1e-4
+
+    def test_batch_statistics_couple_the_images(self) -> None:
+        net = network(nn.BatchNorm2d(6, momentum=0.0), nn.ReLU()).double()
+        net[1].train()
+        assert missed(Gradient(net), images()) < 1e-4
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])
+    def test_bfloat16_points_the_same_way(self, seed: int, act: type[nn.Module]) -> None:
+        net = network(act(), act=act, seed=seed)
+        x = images(torch.float32, 16)
+        expected = attacked(Gradient(copy.deepcopy(net).double()), x.double())
+        assert apart(attacked(Gradient(net), x), expected) < 0.03
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = attacked(Gradient(net), x)
+            widened = nn.Sequential(net, Layer(lambda logits, conv: logits.float()))
+            assert cosine(attacked(Gradient(widened), x), expected) > 0.5
+        assert cosine(cast, expected) > 0.5
+        half = attacked(Gradient(copy.deepcopy(net).bfloat16()), x.bfloat16())
+        assert half.dtype == torch.bfloat16
+        assert cosine(half, expected) > 0.5
+
+    def test_the_second_pass_has_the_first_ones_autocast(self) -> None:
+        interpreter, losses = Gradient(network(nn.ReLU())), []
+        xs = [images(torch.float32).requires_grad_() for _ in range(2)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for x in xs:
+                losses.append(interpreter.surrogate(interpreter, x, LABELS, 0.0).maps.sum())
+            (inside,) = torch.autograd.grad(losses[0], xs[0])
+        (outside,) = torch.autograd.grad(losses[1], xs[1])
+        assert torch.equal(inside, outside)
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6])
+    def test_a_loss_of_any_size(self, scale: float) -> None:
+        interpreter, x = Gradient(network(nn.ReLU())), images(torch.float32).requires_grad_()
+        found = interpreter.surrogate(interpreter, x, LABELS, 0.0)
+        loss = found.maps[:, 0, 0].sum()
+        (expected,) = torch.autograd.grad(loss, x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(scale * loss, x)
+        assert apart(gradient.double() / scale, expected.double()) < 0.01
+
+    def test_the_prediction_alone(self) -> None:
+        """Where the map has no gradient, be it in one image, that of the logits is exact."""
+        net, x = network(nn.ReLU()).double(), images().requires_grad_()
+        interpreter = Gradient(net)
+        for surrogate in (interpreter.surrogate, Smoothed(Auto())):
+            found = surrogate(interpreter, x, LABELS, 0.0)
+            loss = found.maps[:1].sum() + 1e-12 * found.logits.square().sum()
+            (gradient,) = torch.autograd.grad(loss, x)
+            if surrogate is interpreter.surrogate:
+                ours = gradient
+        for mine, expected in zip(ours, gradient, strict=True):
+            assert apart(mine, expected) < 1e-7
+
+    def test_a_nan_stays_in_its_image(self) -> None:
+        interpreter, x = Gradient(network(nn.ReLU())), images(torch.float32).requires_grad_()
+        maps = interpreter.surrogate(interpreter, x, LABELS, 0.0).maps
+        weights = torch.tensor([1.0, torch.nan, 1.0]).view(3, 1, 1, 1)
+        (gradient,) = torch.autograd.grad((weights * maps).sum(), x)
+        assert gradient.flatten(1).isfinite().all(dim=1).tolist() == [True, False, True]
+
+
+class TestBatches:
+    @pytest.mark.parametrize("name", METHODS)
+    def test_images_are_independent(self, name: str) -> None:
+        interpreter = METHODS[name](network(nn.ReLU(), nn.MaxPool2d(2)).double())
+        whole = attacked(interpreter, images())
+        for i in range(3):
+            alone = attacked(interpreter, images()[i : i + 1], LABELS[i : i + 1])
+            assert apart(whole[i : i + 1], alone) < 1e-7
+
+    @pytest.mark.parametrize("name", ["SmoothGrad", "IntegratedGradients", "Captum's IG"])
+    def test_parts_equal_the_whole(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        interpreter = METHODS[name](network(nn.ReLU(), nn.Dropout(0.3).train()).double())
+        interpreter.model[2].p = 0.0
+        whole = attacked(interpreter, images())
+        monkeypatch.setattr(first_order, "_NUMBERS", 1)
+        assert apart(attacked(interpreter, images()), whole) < 1e-8
+        with torch.no_grad():
+            maps = interpreter(images(), LABELS)
+        monkeypatch.undo()
+        torch.testing.assert_close(maps, interpreter(images(), LABELS).detach())
+
+    def test_parts_draw_numbers_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        net = network(nn.ReLU(), nn.Dropout(0.5)).double()
+        net[2].train()
+        interpreter = IntegratedGradients(net, steps=3)
+        monkeypatch.setattr(first_order, "_NUMBERS", 1)
+        torch.manual_seed(1)
+        ours = attacked(interpreter, images())
+        torch.manual_seed(1)
+        again = attacked(interpreter, images())
+        assert torch.equal(ours, again)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, net: nn.Module, reentrant: bool = False) -> None:
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[3:](checkpoint(self.net[:3], x, use_reentrant=self.reentrant))
+
+
+class TestModels:
+    def test_activation_checkpointing(self) -> None:
+        net = network(nn.ReLU(inplace=True), Layer(residual))
+        x = images(torch.float32)
+        expected = attacked(Gradient(net), x)
+        interpreter = Gradient(Checkpointed(net))
+        torch.testing.assert_close(attacked(interpreter, x), expected)
+        with pytest.raises(ValueError, match="without activation checkpointing"):
+            attacked(interpreter, x, surrogate=Smoothed(Auto()))
+        with pytest.raises(RuntimeError, match="(?i)reentrant"):
+            attacked(Gradient(Checkpointed(net, reentrant=True)), x)
+        with torch.autograd.graph.save_on_cpu():
+            torch.testing.assert_close(attacked(Gradient(net), x), expected)
+
+    def test_activation_checkpointing_of_timm(self) -> None:
+        timm = pytest.importorskip("timm")
+        torch.manual_seed(0)
+        net = timm.create_model("resnet10t", num_classes=10).eval()
+        x = image_batch((2, 3, 64, 64), seed=3)
+        expected = attacked(Gradient(net), x)
+        net.set_grad_checkpointing()
+        torch.testing.assert_close(attacked(Gradient(net), x), expected)
+
+    @pytest.mark.parametrize("act", [F.relu, F.silu, F.max_pool2d])
+    def test_a_pre_activation_changed_in_place(self, act: Callable[..., Tensor]) -> None:
+        def changed(x: Tensor, conv: nn.Module, copied: bool) -> Tensor:
+            z, pool = conv(x), (1,) * (act is F.max_pool2d)
+            y, mask = act(z, *pool), z > 0
+            z = z.clone() if copied else z
+            z.mul_(0.5)
+            return y * mask.logical_not_() + z
+
+        layer = Layer(partial(changed, copied=False))
+        one, two = network(layer).double(), network(copy.deepcopy(layer)).double()
+        two[1].function = partial(changed, copied=True)
+        assert torch.equal(one(images()), two(images()))
+        assert apart(attacked(Gradient(one), images()), attacked(Gradient(two), images())) < 1e-8
+
+    @pytest.mark.parametrize("name", ["vit", "mobilenet_v3_small"])
+    def test_fused_attention_and_hardsigmoid(self, name: str) -> None:
+        net, x = SMOOTH[name](), image_batch((1, 3, 64, 64), seed=3)
+        attack = ADV2(net, Gradient(net), steps=2, warmup=1)
+        attack.set_mode_targeted_by_label(quiet=True)
+        assert (attack(x, torch.tensor([3])) - x).abs().max() > 0
+
+    def test_another_sequence_of_operations_is_refused(self) -> None:
+        calls: list[int] = []
+
+        def alternating(x: Tensor, conv: nn.Module) -> Tensor:
+            calls.append(0)
+            return F.relu(conv(F.relu(x))) if len(calls) % 2 else F.relu(x)
+
+        def aliased(x: Tensor, conv: nn.Module) -> Tensor:
+            z = conv(x)
+            constant = z.detach()
+            z.mul_(0.5)
+            return F.relu(z) * constant
+
+        for function in (alternating, aliased):
+            interpreter = Gradient(network(Layer(function)))
+            for _ in range(2):
+                with pytest.raises(ValueError, match="does the same at nearby images"):
+                    attacked(interpreter, images(torch.float32))
+
+    @pytest.mark.parametrize("build", [nn.DataParallel, partial(torch.compile, backend="eager")])
+    def test_wrapped(self, build: Any) -> None:
+        net, x = network(nn.ReLU()), images(torch.float32)
+        expected = attacked(Gradient(net), x)
+        torch.testing.assert_close(attacked(Gradient(build(net)), x), expected)
+
+    def test_frozen_weights_and_no_grad(self) -> None:
+        net, x = network(nn.ReLU(), nn.PReLU(6)), images(torch.float32)
+        interpreter = Gradient(net)
+        expected = attacked(interpreter, x)
+        with torch.no_grad():
+            maps = interpreter.surrogate(interpreter, x, LABELS, 0.0).maps
+        assert not maps.requires_grad
+        net.requires_grad_(False)
+        torch.testing.assert_close(attacked(interpreter, x), expected)
+        assert not interpreter.surrogate(interpreter, x, LABELS, 0.0).maps.requires_grad
+
+
+class TestTheNode:
+    def test_is_used_twice_and_not_differentiated_twice(self) -> None:
+        interpreter, x = Gradient(network(nn.ReLU())), images(torch.float32).requires_grad_()
+        maps = interpreter.surrogate(interpreter, x, LABELS, 0.0).maps
+        loss = maps.square().sum()
+        (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+        (second,) = torch.autograd.grad(loss, x, retain_graph=True)
+        assert torch.equal(first, second)
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
+
+    def test_runs_the_model_twice_each_way(self) -> None:
+        net, calls = network(nn.ReLU()), []
+        net[0].register_forward_hook(lambda *_: calls.append("forward"))
+        net[-1].register_full_backward_hook(lambda *_: calls.append("backward"))
+        attacked(Gradient(net), images(torch.float32))
+        assert calls == ["forward", "backward"] * 2
+
+    def test_leaves_the_model_as_it_was(self) -> None:
+        net = network(nn.ReLU(), nn.Dropout(0.3), Layer(residual))
+        net[2].train()
+        interpreter, x = Gradient(net), images(torch.float32)
+        state = torch.get_rng_state()
+        net(x)
+        once = torch.get_rng_state()
+        torch.set_rng_state(state)
+        with unchanged(net[:2], x):
+            attacked(Gradient(nn.Sequential(*net[:2], *net[3:])), x)
+        attacked(interpreter, x)
+        assert torch.equal(torch.get_rng_state(), once)  # the first pass alone draws
+        net.eval()
+        calls: list[int] = []
+
+        def fails(*_: Any) -> None:
+            calls.append(0)
+            if len(calls) == 2:  # in the second pass
+                raise KeyError
+
+        with net[3].register_forward_hook(fails), unchanged(net, x), pytest.raises(KeyError):
+            attacked(interpreter, x)
+        z = torch.tensor([-1.0, 2.0], requires_grad=True)
+        assert torch.autograd.grad(F.relu(z).sum(), z)[0].tolist() == [0, 1]
+
+    def test_keeps_no_memory(self) -> None:
+        net, seen = network(nn.ReLU(), Layer(residual)), []
+
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            seen.append(weakref.ref(output))
+
+        net[3].register_forward_hook(keep)
+        gc.collect()
+        gc.disable()
+        try:
+            for interpreter in (Gradient(net), SmoothGrad(net, samples=2)):
+                attacked(interpreter, images(torch.float32))
+                assert seen
+                assert not [each for each in seen if each() is not None]
+        finally:
+            gc.enable()
+
+
+class TestWarnings:
+    def test_nothing_to_smooth(self) -> None:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(432, 5))
+        with pytest.warns(SoundnessWarning, match="no ReLU was found to smooth"):
+            attacked(Gradient(net), images(torch.float32))
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit")
+    def test_torchscript(self) -> None:
+        net, x = network(nn.ReLU()), images(torch.float32)
+        whole = torch.jit.trace(net, x)
+        with pytest.warns(SoundnessWarning, match="no ReLU was found to smooth"):
+            attacked(Gradient(whole), x)
+        half = nn.Sequential(torch.jit.trace(net[:2], x), *net[2:])
+        for surrogate in (Gradient(half).surrogate, Smoothed(Auto())):
+            with pytest.warns(SoundnessWarning, match="inside TorchScript cannot be smoothed"):
+                surrogate.init(Gradient(half), x, LABELS)
+        smooth = Gradient(torch.jit.trace(network(nn.SiLU(), act=nn.SiLU), x))
+        smooth.surrogate.init(smooth, x, LABELS)
+        attacked(smooth, x)
+
+    def test_not_on_smooth_networks(self) -> None:
+        attacked(Gradient(network(nn.GELU(), act=nn.SiLU)), images(torch.float32))
+        attacked(Gradient(TinyNet(nn.Hardswish).eval()), images(torch.float32), LABELS % 4)
