@@ -23,6 +23,9 @@ _GRAPHLESS = (
 _REASONS = {
     "use_reentrant": "expected a model without reentrant activation checkpointing, through which "
     "gradients of the images cannot be taken; checkpoint with use_reentrant=False",
+    "is not implemented": "expected a model whose operations have second derivatives; take an "
+    "interpreter that needs none, as Gradient, or plain operations (of attention: math, by "
+    "torch.nn.attention.sdpa_kernel)",
     "ScriptModules": "expected a layer that takes hooks, got one of TorchScript; pass the model as "
     "it was before torch.jit",
 }
@@ -87,7 +90,7 @@ def _explain_failure(
         return
     reasons = [reason for words, reason in _REASONS.items() if words in str(error)]
     if reasons:
-        raise ValueError(reasons[0]) from error
+        raise ValueError(f"{reasons[0]} ({error})") from error
     try:
         differentiable_logits(run, images)
     except RuntimeError as other:  # the model cannot run on the images at all

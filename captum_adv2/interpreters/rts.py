@@ -30,7 +30,13 @@ from torch import Tensor, nn
 from captum_adv2 import storage
 from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate, eval_mode
 from captum_adv2.interpreters.features import by_proportions, is_planar
-from captum_adv2.interpreters.tap import eagerly, find_module, graph_enabled, tapped
+from captum_adv2.interpreters.tap import (
+    eagerly,
+    find_module,
+    graph_enabled,
+    tapped,
+    warn_of_runs,
+)
 from captum_adv2.spec import Count, NonNegative, Real, checked, expect_classes, expect_logits
 
 _SCALES = 4
@@ -173,6 +179,7 @@ class MaskingModel(nn.Module):
             modules = [self.encoder.get_submodule(name) for name in self.layers]
             taps = [stack.enter_context(tapped(module, "output")) for module in modules]
             output = self.encoder(images)
+        warn_of_runs("a layer of the masking model", max((tap.runs for tap in taps), default=0))
         features = tuple(tap.features for tap in taps if tap.features is not None)
         return Encoded(features, output)
 

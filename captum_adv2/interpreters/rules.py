@@ -110,8 +110,9 @@ def warn_of_rest(name: str, attributions: Tensor, output: Tensor, target: Tensor
         rest = (each.sum(dim=1) - wanted).abs()
     if bool((rest > allowed).any()):
         warnings.warn(
-            f"the attributions of {name} do not sum to the difference of the logits: operations "
-            "that are not linear, and no modules that the rule is for, keep their own derivative",
+            f"the attributions of {name} do not sum to the difference of the logits: an operation "
+            "has no rule, as it is no module of torch.nn or of another kind, or max pooling "
+            "follows an activation",
             SoundnessWarning,
             stacklevel=2,
         )

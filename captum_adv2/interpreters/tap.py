@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from captum_adv2.spec import SoundnessWarning
 
 
 class Tap:
@@ -61,6 +64,13 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
         handle = module.register_forward_hook(keep_output)
     with handle, eagerly():
         yield tap
+
+
+def warn_of_runs(layer: str, runs: int) -> None:
+    """Warn where a layer runs more than once in a forward pass."""
+    if runs > 1:
+        message = f"{layer} runs {runs} times in a forward pass: its last output is explained"
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:

@@ -68,8 +68,13 @@ def settled(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     for norm in norms:
         norm.train().momentum = 1.0
     with torch.no_grad():
-        model(torch.rand(max(4, shape[0]), *shape[1:], dtype=torch.float64))
-    return model.eval()
+        images = torch.rand(max(4, shape[0]), *shape[1:], dtype=torch.float64)
+        model(images)
+        largest = model.eval()(images).abs().amax()
+        head = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+        for weight in head.parameters():  # where p rounds to 1, its gradient is lost
+            weight.mul_(2 / largest.clamp(min=2))
+    return model
 
 
 class Tiny(nn.Module):
@@ -310,8 +315,8 @@ SPELLINGS = [
     Kind("weight norm", parametrized(nn.utils.parametrizations.weight_norm)),
     Kind("normalises in place", normalized, lambda n: Around(n.net, in_place), "net.body", "net.fc"),
     Kind("fixed batch size", Tiny, around(lambda net, x: net(x.view(2, 3, 16, 16)))),
-    Kind("mean over flips", flips, **_LAYERS),
-    Kind("mean of two networks", Pair, **_LAYERS),
+    Kind("mean over flips", flips, layer="net.body", head=""),
+    Kind("mean of two networks", Pair, layer="nets.1.body", head=""),
     Kind("returns `.logits`", Tiny, around(lambda net, x: SimpleNamespace(logits=net(x)))),
     Kind("`.logits` taken", Tiny, around(lambda net, x: SimpleNamespace(logits=net(x)).logits)),
     Kind("further arguments", Tiny, Lightning),

@@ -23,6 +23,7 @@ import oracles
 import torch
 from kinds import FAMILIES, SPELLINGS, Kind
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_adv2 import ADV2, SoundnessWarning
 from captum_adv2.interpreters import (
@@ -38,8 +39,9 @@ from captum_adv2.interpreters import (
     SmoothGrad,
 )
 
-BEGIN, END = "<!-- {} -->\n", "<!-- end of {} -->\n"
-RIGHT, REFUSED, WARNED, NONE = "✓", "refused", "warned", "–"
+BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
+RIGHT, REFUSED, WARNED, NONE = "right", "refused", "warned", "none"
+MARKS = {RIGHT: "✓", REFUSED: "r", WARNED: "w", NONE: "–"}
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,12 @@ def _occlusion(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> Any:
 
 def _shapley(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> Any:
     """Return the Shapley values of the quarters, over all orders in which they come."""
+    masks = [[n >> player & 1 for player in range(4)] for n in range(16)]
+    worth = _players(kind, plain, x, target, masks)
     total: Any = 0
     for order in itertools.permutations(range(4)):
-        masks = torch.zeros(5, 4)
-        for number, player in enumerate(order):
-            masks[number + 1 :, player] = 1
-        gains = _players(kind, plain, x, target, masks).diff(dim=0)
-        total = total + gains[torch.tensor(order).argsort()] / 24
+        here = torch.tensor([0, *(1 << player for player in order)]).cumsum(dim=0)
+        total = total + worth[here].diff(dim=0)[torch.tensor(order).argsort()] / 24
     return _on_quarters(kind, total), plain(x)
 
 
@@ -175,13 +176,16 @@ ROWS = [
 ]
 
 
+# Of these, families show little that `Gradient` does not.
+_ALIKE = ("`SmoothGrad`", "`IntegratedGradients`", "`MASK`", "`Saliency`", "`ShapleyValues`")
+FEW = [row for row in ROWS if row.name not in _ALIKE]
 TOLERANCE = {torch.float64: 2e-3, torch.float32: 5e-2, torch.bfloat16: 0.5}
 
 
 def explained(row: Row, kind: Kind) -> str:
     """Return what becomes of a map: right, refused, warned of, or what is wrong with it."""
     model, plain = kind.models()
-    images, target = kind.images(), _target(kind)
+    images, target = kind.images(), _target(plain, kind.images())
 
     def call() -> Tensor:
         interpreter = row.build(kind, model)
@@ -203,7 +207,7 @@ def explained(row: Row, kind: Kind) -> str:
 def attacked(row: Row, kind: Kind) -> str:
     """Return what becomes of an attack: right, refused, warned of, or what is wrong with it."""
     model, plain = kind.models()
-    images, target = kind.images(), _target(kind)
+    images, target = kind.images(), _target(plain, kind.images())
 
     def call() -> Tensor | None:
         return _first_gradient(row, kind, model, images, target)
@@ -271,8 +275,9 @@ def _slope_error(explain: Any, settings: tuple[Any, ...], gradient: Tensor) -> f
     return max(errors) / float(gradient.norm())
 
 
-def _target(kind: Kind) -> Tensor:
-    return torch.tensor([1, 0])[: kind.shape[0]]
+def _target(plain: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return plain(images.double()).argmax(dim=1)
 
 
 def _wanted(maps: Tensor) -> Tensor:
@@ -304,24 +309,49 @@ def _verdict(call: Callable[[], Tensor | None], error: Callable[[Tensor], float]
         return NONE
     if any(issubclass(each.category, SoundnessWarning) for each in caught):
         return WARNED
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # it has second derivatives
         warnings.simplefilter("ignore")
         found = error(result)
     return RIGHT if found <= TOLERANCE[kind.dtype] else f"wrong by {found:.2g}"
 
 
-def grid(kinds: list[Kind], judge: Callable[[Row, Kind], str]) -> None:
-    """Print a table."""
-    for kind in kinds:
-        for row in ROWS:
-            try:
-                verdict = judge(row, kind)
-            except Exception as e:
-                verdict = f"ORACLE {type(e).__name__} {e}"
-            print(kind.name, "|", row.name, "|", verdict.splitlines()[0][:300], flush=True)
+def cell(row: Row, kind: Kind) -> str:
+    """Return the marks of a map and of an attack; one where they are the same."""
+    verdicts = [explained(row, kind), attacked(row, kind)]
+    wrong = [verdict for verdict in verdicts if verdict not in MARKS]
+    if wrong:
+        raise AssertionError(f"{kind.name}, {row.name}: {verdicts}")
+    marks = [MARKS[verdict] for verdict in verdicts]
+    return marks[0] if len(set(marks)) == 1 else "".join(marks)
+
+
+def line(kind: Kind) -> str:
+    """Return a row of a table."""
+    rows = FEW if kind in FAMILIES else ROWS
+    return "|".join(["", kind.name, *(cell(row, kind) for row in rows), ""])
+
+
+def main() -> None:
+    """Judge, print, and replace the tables of a page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="page whose tables are replaced")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of names of kinds")
+    args = parser.parse_args()
+    tables = []
+    for kinds, name in (SPELLINGS, "model"), (FAMILIES, "family"):
+        rows = FEW if kinds is FAMILIES else ROWS
+        lines = ["|".join(["", name, *(row.name for row in rows), ""])]
+        lines.append("|".join(["", *["---"] * (len(rows) + 1), ""]))
+        for kind in kinds:
+            if any(part in kind.name for part in args.only):
+                lines.append(line(kind))
+                print(lines[-1], flush=True)
+        tables.append("\n".join(lines))
+    if args.out is not None:
+        before, _, rest = args.out.read_text(encoding="utf-8").partition(BEGIN)
+        after, both = rest.partition(END)[2], "\n\n".join(tables)
+        args.out.write_text(f"{before}{BEGIN}\n{both}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    import sys
-
-    grid(SPELLINGS if "s" in sys.argv[1] else FAMILIES, attacked if "a" in sys.argv[1] else explained)
+    main()

@@ -34,19 +34,21 @@ def scaled(maps: Tensor) -> Tensor:
 
 
 class _Bent(torch.autograd.Function):
-    """An activation with its exact value and another slope; guided where ``_guided`` is set."""
+    """An activation with its exact value and another slope; ReLUs are guided where that is set."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, value: Tensor, slope: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, value: Tensor, slope: Callable[[Tensor], Tensor], relu: bool
+    ) -> Tensor:
         ctx.save_for_backward(z)
-        ctx.slope = slope
+        ctx.slope, ctx.relu = slope, relu
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (z,) = ctx.saved_tensors
         passed = gradients[0] * ctx.slope(z)
-        return passed * (passed > 0) if _guided else passed, None, None
+        return passed * (passed > 0) if _guided and ctx.relu else passed, None, None, None
 
 
 _guided: list[bool] = []
@@ -63,8 +65,8 @@ def _bent(
         return slope(z, lambda y: (y / (0.5 * size)).sigmoid(), *further)
 
     with torch.no_grad():
-        value = exact(z, *args, **kwargs)
-    return _Bent.apply(z, value, smooth)
+        value = exact(z.clone(), *args, **kwargs)  # it may work in place
+    return _Bent.apply(z, value, smooth, slope is _SLOPES["relu"])
 
 
 def _leaky(z: Tensor, s: Callable[..., Tensor], leak: Any = 0.01, *_: Any) -> Tensor:
