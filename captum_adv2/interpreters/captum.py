@@ -154,8 +154,9 @@ class CaptumInterpreter(GradientBased):
 
     def explain_by(self, gradients: Gradients, images: Tensor, target: Tensor) -> base.Explanation:
         """See `GradientBased`; logits are shared where Captum runs the model on images."""
-        call = Call(self._run, images, target, self.seed, gradients, len(images))
-        call.check, self._checked = not self._checked, True
+        size, check = len(images), not self._checked
+        call = Call(self._run, images, target, self.seed, gradients, size, check)
+        self._checked = True
         attributions = _method(self.attribution).run(self.attribution, call, **self._kwargs)
         if not isinstance(attributions, Tensor) or attributions.ndim != 4:
             got = getattr(attributions, "shape", type(attributions).__name__)
@@ -165,7 +166,9 @@ class CaptumInterpreter(GradientBased):
             )
         reduce = _REDUCTIONS[self.reduce] if isinstance(self.reduce, str) else self.reduce
         maps = base.min_max(reduce(attributions))
-        return base.Explanation(maps, None if self.model is None else call.logits)
+        # Their graph refers to the call, which must not keep them: it would never be freed.
+        logits, call.logits = call.logits, None
+        return base.Explanation(maps, None if self.model is None else logits)
 
     def _run(self, images: Tensor, *args: Any) -> Tensor:
         logits: Tensor = self.attribution.forward_func(self.prepare(images), *args)

@@ -266,8 +266,7 @@ def test_a_step_is_one_pass_one_report_and_one_candidate(trained, data, mode, ke
     attack.callback = reports.append
     attack(*data)
     passes = 2 if interpreter is Gradient else 1
-    around = 2 + passes + (not attack.targeted) + 2 * (keep == "best")
-    assert len(sizes) == 4 + 5 * passes + around
+    assert len(sizes) == 4 + 5 * passes + 2 + passes + (not attack.targeted) + 2 * (keep == "best")
     assert set(sizes) == {6}  # a model may accept no other number of images
     assert [report.step for report in reports] == list(range(9))
     assert all(report.rows.tolist() == list(range(6)) for report in reports)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from captum_adv2 import ADV2, BitDepthADV2, SoundnessWarning, StADV2, evaluate
 from captum_adv2.attacks import RandomPatch
 from captum_adv2.interpreters import CAM, GradCAM, Gradient, IntegratedGradients, SmoothGrad
+from captum_adv2.interpreters.base import Smoothed
 from captum_adv2.interpreters.boundary import differentiable_logits
+from captum_adv2.interpreters.relu import as_slope
 from captum_adv2.testing import unchanged
 
 FLAT_MAPS = "ignore:(at least one target map|the gradient of)"
@@ -236,12 +238,13 @@ def test_images_of_another_dtype(
     assert kind(converting)(given, data[1]).shape[:2] == (6, 1)  # it takes images of any type
 
 
+@pytest.mark.parametrize("kind", [Gradient, SmoothGrad, IntegratedGradients])
 @pytest.mark.filterwarnings("ignore:at least one target map")
-def test_a_gradient_that_is_not_finite_warns(model: nn.Module, data: Any) -> None:
+def test_a_gradient_that_is_not_finite_warns(model: nn.Module, data: Any, kind: Any) -> None:
     half, images = copy.deepcopy(model).half(), data[0].half()
     message = r"gradient of .*'s map is not finite for \d of 6 images: .* in torch.float16"
     with pytest.warns(SoundnessWarning, match=message):
-        ADV2(half, IntegratedGradients, steps=2)(images, data[1])
+        ADV2(half, kind, steps=2, surrogate=Smoothed(as_slope(1e-4)))(images, data[1])
 
 
 def test_an_error_of_the_model_stays_as_it_is(model: nn.Module, data: Any, attacking: Any) -> None:

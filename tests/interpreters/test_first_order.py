@@ -499,7 +499,8 @@ class TestTheNode:
         gc.collect()
         gc.disable()
         try:
-            for interpreter in (Gradient(net), SmoothGrad(net, samples=2)):
+            saliency = CaptumInterpreter(ca.Saliency(net))
+            for interpreter in (Gradient(net), SmoothGrad(net, samples=2), saliency):
                 attacked(interpreter, images(torch.float32))
                 assert seen
                 assert not [each for each in seen if each() is not None]
