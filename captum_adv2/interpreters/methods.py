@@ -131,7 +131,7 @@ def _at_layer(attribution: Any, call: Call, **kwargs: Any) -> Any:
                 call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs
             )
     except AssertionError as error:
-        hint = "pass the model, and its layer, as they were before torch.jit"
+        hint = "pass a layer that is called, of the model as it was before torch.jit"
         got = f"expected the layer to run in the forward pass, got none that did ({error})"
         raise ValueError(f"{got}; {hint}") from error
     if call.check:

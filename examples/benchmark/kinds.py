@@ -68,10 +68,12 @@ def settled(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     for norm in norms:
         norm.train().momentum = 1.0
     with torch.no_grad():
+        head = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+        if not head.weight.any():  # as some libraries start it
+            nn.init.normal_(head.weight)
         images = torch.rand(max(4, shape[0]), *shape[1:], dtype=torch.float64)
         model(images)
         largest = model.eval()(images).abs().amax()
-        head = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
         for weight in head.parameters():  # where p rounds to 1, its gradient is lost
             weight.mul_(2 / largest.clamp(min=2))
     return model
@@ -381,9 +383,7 @@ def vit() -> nn.Module:
     """Return a vision transformer of two layers."""
     from torchvision.models import VisionTransformer
 
-    net = VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4)
-    nn.init.normal_(net.heads.head.weight)  # torchvision's is zero
-    return net
+    return VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4)
 
 
 _SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}

@@ -66,8 +66,8 @@ class Row:
 def _layer_of(kind: Kind, model: nn.Module) -> nn.Module | None:
     """Return the module with the feature maps, where the model has it."""
     named = {f".{name}": module for name, module in model.named_modules()}
-    found = [module for name, module in named.items() if name.endswith(f".{kind.layer}")]
-    return found[0] if kind.layer and found else None
+    found = [name for name in named if kind.layer and name.endswith(f".{kind.layer}")]
+    return named[min(found, key=len)] if found else None
 
 
 def _layer_grad_cam(kind: Kind, model: nn.Module) -> Interpreter | None:
