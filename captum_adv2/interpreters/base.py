@@ -125,7 +125,7 @@ def warn_of_scripts(model: nn.Module | None) -> None:
 
 
 def warn_of_linear(function: Callable[[Tensor], Tensor], point: Tensor) -> None:
-    """Warn where, at a point ``(1, C, H, W)``, logits are piecewise linear in the image, for nothing was smoothed."""
+    """Warn where logits are piecewise linear in the image, at a point ``(1, C, H, W)``."""
     with torch.enable_grad():
         x = point.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(function(x)[:, 0].sum(), x, create_graph=True)

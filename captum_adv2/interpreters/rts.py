@@ -148,7 +148,7 @@ class MaskingModel(nn.Module):
             )
         if classes is None:
             if not isinstance(output, Tensor) or output.ndim != 2:
-                raise ValueError("expected classes, got None; the encoder gives no logits: pass them")
+                raise ValueError("expected classes, as the encoder gives no logits; pass classes=")
             classes = output.shape[1]
         self.classes = classes
         self.width = max(16, channels[-1] // 4) if width is None else width
@@ -260,8 +260,10 @@ def _watched(image: Tensor) -> Tensor:
 
 def _channels_first(features: Tensor, image: Tensor) -> bool:
     # Parametrisations give weights, whose first dimension is no batch.
-    return features.ndim == 4 and len(features) == len(image) and (
-        is_planar(features) or by_proportions(features, image.shape) == 1
+    return (
+        features.ndim == 4
+        and len(features) == len(image)
+        and (is_planar(features) or by_proportions(features, image.shape) == 1)
     )
 
 

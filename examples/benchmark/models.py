@@ -21,7 +21,8 @@ from typing import Any
 import captum.attr as ca
 import oracles
 import torch
-from kinds import FAMILIES, SPELLINGS, Kind
+from families import FAMILIES
+from kinds import SPELLINGS, Kind
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -296,7 +297,9 @@ def _oracle(row: Row, kind: Kind, smooth: bool) -> Any:
     return row.oracle
 
 
-def _verdict(call: Callable[[], Tensor | None], error: Callable[[Tensor], float], kind: Kind) -> str:
+def _verdict(
+    call: Callable[[], Tensor | None], error: Callable[[Tensor], float], kind: Kind
+) -> str:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -6,14 +6,13 @@ All of it is double backward, hooks and Captum's own calls, on the plain model i
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 from unittest.mock import patch
 
-import captum.attr as ca
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -226,8 +225,6 @@ class _InTurn(nn.Module):
 
 def unshared(plain: nn.Module, x: Tensor) -> nn.Module:
     """Return a network whose modules without weights run once each."""
-    import copy
-
     net = copy.deepcopy(plain)
     runs: dict[nn.Module, int] = {}
     with ExitStack() as stack:
