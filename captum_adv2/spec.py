@@ -289,6 +289,18 @@ def warn_of_probabilities(logits: Tensor) -> None:
         warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
+def warn_of_logits(logits: Tensor) -> None:
+    """Warn if logits ``(B, classes)`` are not numbers, or look like probabilities."""
+    broken = int((~(logits < torch.inf)).any(dim=1).sum())  # -infinity rules a class out
+    if broken:
+        message = (
+            f"the model's logits are NaN or infinite for {broken} of {len(logits)} images, which "
+            "have no class: a map of them or an attack on them means nothing"
+        )
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
+    warn_of_probabilities(logits)
+
+
 def expect_classes(labels: Tensor, logits: Tensor, name: str) -> None:
     """Raise unless labels ``(B,)`` are one class an image, of those of logits ``(B, classes)``."""
     batch, classes = logits.shape

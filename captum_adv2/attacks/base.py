@@ -71,6 +71,14 @@ class CarefulAttack(Attack, ABC):  # type: ignore[misc]  # torchattacks is untyp
             logits: Tensor = self.get_logits(inputs)
         return logits
 
+    def _change_model_mode(self, given_training: bool) -> None:
+        """Leave eval mode to `_restored`, and train mode to torchattacks."""
+        if self._model_training:
+            super()._change_model_mode(given_training)
+
+    def _recover_model_mode(self, given_training: bool) -> None:
+        """Leave this to `_restored`."""
+
     @contextmanager
     def _restored(self) -> Iterator[None]:
         """Restore each module's mode, and the state of the normalisation, at the end."""

@@ -32,6 +32,7 @@ from captum_adv2.interpreters.base import Interpreter, Surrogate
 from captum_adv2.interpreters.boundary import (
     differentiable_logits,
     expect_explains,
+    failures_explained,
     outputs_checked,
 )
 from captum_adv2.interpreters.gradient import Gradient
@@ -134,7 +135,6 @@ class DualAttack(CarefulAttack):
         clean = images.detach().to(self.device or images.device).clamp(0, 1)
         with outputs_checked(self.model, self.get_logits, clean):
             logits = differentiable_logits(self.get_logits, clean)
-        _warn_of_nan(logits)
         own, target = logits.argmax(dim=1), None
         if labels is not None:
             labels = _checked_classes(labels, logits, "labels")
@@ -160,7 +160,8 @@ class DualAttack(CarefulAttack):
         interpreter, clean, own, labels, target = request
         surrogate = self.surrogate or interpreter.surrogate
         distance = self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
-        size = _probe(surrogate, interpreter, clean, own)
+        with failures_explained(self.model, self.get_logits, clean):
+            size = _probe(surrogate, interpreter, clean, own)
         choose_maps = partial(self._target_maps, request, target_maps, size)
         aim = labels if target is None else target  # untargeted: the classes to move away from
         maps = clean[:, :1]  # not used in the warm start
@@ -259,17 +260,6 @@ def _checked_classes(classes: Tensor, logits: Tensor, name: str) -> Tensor:
     spec.expect_classes(classes, logits, name)
     # A copy, as tensors made in inference mode cannot be saved for a backward pass.
     return classes.to(logits.device).long().clone()
-
-
-def _warn_of_nan(logits: Tensor) -> None:
-    """Warn of images whose logits are not numbers; -infinity rules a class out."""
-    broken = int((~(logits < torch.inf)).any(dim=1).sum())
-    if broken:
-        message = (
-            f"the model's logits are NaN or infinite for {broken} of {len(logits)} images, which "
-            "have no class: an attack on them means nothing"
-        )
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 def _probe(

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.interpreters.boundary import outputs_checked
+from captum_adv2.interpreters.boundary import differentiable_logits, outputs_checked
 from captum_adv2.interpreters.relu import Slope, smooth_relu
 from captum_adv2.spec import Classes, Images, SoundnessWarning, checked, expect_shape
 
@@ -105,8 +105,11 @@ class Smoothed(Surrogate):
         self, interpreter: Interpreter, images: Tensor, state: Tensor, progress: float
     ) -> Explanation:
         """See `Surrogate`."""
-        with smooth_relu(self.slope, progress):
-            return interpreter.explain(images, state)
+        with smooth_relu(self.slope, progress) as smoothed:
+            explanation = interpreter.explain(images, state)
+        if progress == 0 and not smoothed.found and interpreter.model is not None:
+            warn_of_linear(interpreter.logits, images[:1])
+        return explanation
 
 
 def warn_of_scripts(model: nn.Module | None) -> None:
@@ -117,6 +120,27 @@ def warn_of_scripts(model: nn.Module | None) -> None:
         message = (
             "ReLUs inside TorchScript cannot be smoothed, so an attack follows the map badly; pass "
             "the model as it was before torch.jit"
+        )
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
+
+
+def warn_of_linear(function: Callable[[Tensor], Tensor], point: Tensor) -> None:
+    """Warn where logits are piecewise linear in the image, at a point ``(1, C, H, W)``."""
+    with torch.enable_grad():
+        x = point.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(x)[:, 0].sum(), x, create_graph=True)
+        curved = gradient.requires_grad
+        if curved:
+            try:
+                change = torch.autograd.grad(gradient.square().sum(), x, materialize_grads=True)
+                curved = bool(change[0].any())
+            except RuntimeError:  # fused attention has no second derivative, and is curved
+                pass
+    if not curved:
+        message = (
+            "the logits are piecewise linear in the image, and no ReLU was found to smooth: an "
+            "attack cannot follow the map; write activations as nn.ReLU or F.relu, and pass the "
+            "model as it was before torch.jit or nn.DataParallel"
         )
         warnings.warn(message, SoundnessWarning, stacklevel=2)
 
@@ -171,7 +195,10 @@ class Interpreter(ABC):
         expect_shape(target, images.shape[:1], "target")
         target = target.to(images.device, torch.long)
         with eval_mode(self.model), outputs_checked(self.model, self.logits, images, target):
-            return self.explain(images, target).maps
+            maps = self.explain(images, target).maps
+            if self.model is not None and not bool(maps.any()):
+                differentiable_logits(self.logits, images)  # raises if the model rounds
+            return maps
 
     def after(self, preprocess: Callable[[Tensor], Tensor]) -> Self:
         """Return a copy that explains the model on ``preprocess(images)`` as a function of images.
@@ -204,14 +231,27 @@ def eval_mode(model: nn.Module | None, switch: bool = True) -> Iterator[None]:
         yield
         return
     modes = [(module, module.training) for module in model.modules()]
-    with model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True):
+    try:
+        hook = model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True)
+    except RuntimeError as error:
+        got = f"{type(model).__name__}; wrap it: nn.Sequential(model)"
+        raise TypeError(f"expected a model that takes hooks, got {got}") from error
+    with hook:
         try:
             if switch:
-                model.eval()
+                _switch_to_eval(model)
             yield
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def _switch_to_eval(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:  # exported graphs have one mode only
+        for module in model.modules():
+            module.training = False
 
 
 def _copied(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

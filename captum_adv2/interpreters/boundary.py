@@ -13,7 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.spec import expect_logits, warn_of_probabilities
+from captum_adv2.spec import expect_logits, warn_of_logits
+
+_GRAPHLESS = (
+    "expected logits that depend differentiably on the images, got {}; run the model without "
+    "no_grad, detach, rounding and quantised layers"
+)
+# What others' errors say, and what it means.
+_REASONS = {
+    "use_reentrant": "expected a model without reentrant activation checkpointing, through which "
+    "gradients of the images cannot be taken; checkpoint with use_reentrant=False",
+    "is not implemented": "expected a model whose operations have second derivatives; take an "
+    "interpreter that needs none, as Gradient, or plain operations (of attention: math, by "
+    "torch.nn.attention.sdpa_kernel)",
+    "ScriptModules": "expected a layer that takes hooks, got one of TorchScript; pass the model as "
+    "it was before torch.jit",
+}
 
 
 @contextmanager
@@ -26,9 +41,7 @@ def outputs_checked(
     """Refuse outputs of a model that are not logits, and classes that it does not have.
 
     This takes a hook: the number of classes is known only once the model has run, and an index out
-    of range must not reach a GPU, which the process could not use any more. Where PyTorch raises,
-    and the reason is that the model and ``images`` do not go together, the error says so; ``run``
-    runs the model on images.
+    of range must not reach a GPU, which the process could not use any more.
     """
     if model is None:
         yield
@@ -40,20 +53,33 @@ def outputs_checked(
         nonlocal judged
         batch = len(inputs[0] if inputs else output)  # none where called by keyword
         logits = expect_logits(output, batch)
+        if inputs and torch.is_grad_enabled() and inputs[0].requires_grad > logits.requires_grad:
+            raise ValueError(_GRAPHLESS.format("logits without a graph"))
         classes = logits.shape[1]
         if low < 0 or high >= classes:
             wanted = f"target in [0, {classes - 1}], the model's classes"
             raise ValueError(f"expected {wanted}, got values in [{low}, {high}]")
         if not judged:  # once: a look at values waits for a GPU
             judged = True
-            warn_of_probabilities(logits)
+            warn_of_logits(logits)
 
-    with model.register_forward_hook(check):
-        try:
-            yield
-        except RuntimeError as error:
-            _explain_failure(model, run, images, error)
-            raise
+    with model.register_forward_hook(check), failures_explained(model, run, images):
+        yield
+
+
+@contextmanager
+def failures_explained(
+    model: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor
+) -> Iterator[None]:
+    """Where PyTorch raises, raise what the model or the images are instead of what was expected.
+
+    ``run`` runs the model on images.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        _explain_failure(model, run, images, error)
+        raise
 
 
 def _explain_failure(
@@ -62,14 +88,28 @@ def _explain_failure(
     """Raise the reason of an error where it is known."""
     if torch.is_inference_mode_enabled() or isinstance(error, torch.cuda.OutOfMemoryError):
         return
+    reasons = [reason for words, reason in _REASONS.items() if words in str(error)]
+    if reasons:
+        raise ValueError(f"{reasons[0]} ({error})") from error
     try:
         differentiable_logits(run, images)
-    except RuntimeError:  # the model cannot run on the images at all
+    except RuntimeError as other:  # the model cannot run on the images at all
+        if other is not error and str(other) != str(error):
+            _explain_failure(model, run, images, other)
         own = next((p for p in model.parameters() if p.is_floating_point()), images)
         if (own.dtype, own.device) != (images.dtype, images.device):
             wanted = f"images of the model's dtype and device, {own.dtype} on {own.device}"
             got = f"{images.dtype} on {images.device}"
             raise TypeError(f"expected {wanted}, got {got}; use images.to(...)") from error
+        return
+    try:
+        with torch.no_grad():
+            run(torch.cat([images, images]))
+    except RuntimeError as other:
+        raise ValueError(
+            "expected a model that takes any number of images, as this runs it on copies of them, "
+            f"got one that fails on {2 * len(images)} ({other}); wrap it, to run it in parts"
+        ) from error
 
 
 def differentiable_logits(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -85,10 +125,7 @@ def differentiable_logits(run: Callable[[Tensor], Tensor], images: Tensor) -> Te
     others, gradient = _with_gradient(run, noise)
     if gradient is None or not (bool(gradient.any()) or torch.equal(others, logits)):
         got = "logits without a graph" if gradient is None else "a gradient of zero"
-        raise ValueError(
-            f"expected logits that depend differentiably on the images, got {got}; run the model "
-            "without no_grad, detach, rounding and quantised layers"
-        )
+        raise ValueError(_GRAPHLESS.format(got))
     return logits
 
 

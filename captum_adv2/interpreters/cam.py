@@ -15,7 +15,6 @@ and the later ones read them. ``layer`` overrides this.
 
 from __future__ import annotations
 
-import warnings
 from contextlib import ExitStack
 from typing import Any, NamedTuple, final
 
@@ -25,8 +24,16 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters import base
 from captum_adv2.interpreters.features import Graph, Pass
-from captum_adv2.interpreters.tap import Tap, eagerly, find_module, graph_enabled, module_of, tapped
-from captum_adv2.spec import SoundnessWarning, checked
+from captum_adv2.interpreters.tap import (
+    Tap,
+    eagerly,
+    find_module,
+    graph_enabled,
+    module_of,
+    tapped,
+    warn_of_runs,
+)
+from captum_adv2.spec import checked
 
 
 class _Place(NamedTuple):
@@ -133,9 +140,7 @@ class _FeatureMap(base.Interpreter):
         found = _Features(raw, channels)
         if found.maps()[0, 0].numel() < 2:
             raise self._no_maps(f"one pixel, {tuple(raw.shape)}", "pass a layer before the pooling")
-        if tap.runs > 1:
-            message = f"the layer of {type(self).__name__} runs {tap.runs} times in a forward pass"
-            warnings.warn(f"{message}: its last output is explained", SoundnessWarning, 2)
+        warn_of_runs(f"the layer of {type(self).__name__}", tap.runs)
         return found
 
     def _no_maps(self, got: str, hint: str) -> ValueError:

@@ -52,14 +52,17 @@ class Pass(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         self.count += 1
+        inputs = (*args, *(kwargs or {}).values())
+        # Inputs, at negative numbers, may come from a function that this mode does not see.
+        values = [*inputs, *(out if isinstance(out, tuple | list) else (out,))]
         if self.place is None:
-            self._note(out, (*args, *(kwargs or {}).values()))
+            self._note(values, inputs)
         elif self.count == self.place[0]:
-            self.kept = out[self.place[1]] if isinstance(out, tuple | list) else out
+            self.kept = values[self.place[1] + len(inputs)]
         return out
 
-    def _note(self, out: Any, inputs: tuple[Any, ...]) -> None:
-        for number, tensor in enumerate(out if isinstance(out, tuple | list) else (out,)):
+    def _note(self, values: list[Any], inputs: tuple[Any, ...]) -> None:
+        for number, tensor in enumerate(values, -len(inputs)):
             if not isinstance(tensor, Tensor) or tensor.grad_fn is None:
                 continue
             product = _is_product(tensor.grad_fn)

@@ -7,7 +7,6 @@ A `GradientBased` interpreter computes its map from gradients, in whichever way 
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
@@ -18,7 +17,6 @@ from torch import Tensor
 from captum_adv2.interpreters import base
 from captum_adv2.interpreters.passes import Function, Passes, Score, gradient_of
 from captum_adv2.interpreters.relu import Slope, Smoothing, as_slope
-from captum_adv2.spec import SoundnessWarning
 
 # Points in one pass, where there are more than images in the batch: 13 colour images of 224x224.
 _NUMBERS = 2**21
@@ -83,7 +81,7 @@ class TwoPasses(Gradients):
         ]
         found = [passes(part, forget=len(parts) > 1) for part, passes in parts]
         if self.warn and not parts[0][1].found:
-            _expect_curved(function, points[:1])
+            base.warn_of_linear(function, points[:1])
         gradients, logits = zip(*found, strict=True)
         return torch.cat(gradients), torch.cat(logits)
 
@@ -138,24 +136,3 @@ class FirstOrder(base.Surrogate):
 def surrogate(smoothing: Smoothing) -> base.Surrogate:
     """Return the surrogate of a gradient-based interpreter for a smoothing."""
     return base.Exact() if smoothing is None else FirstOrder(as_slope(smoothing))
-
-
-def _expect_curved(function: Function, point: Tensor) -> None:
-    """Warn where logits are piecewise linear in the image, for nothing was smoothed."""
-    with torch.enable_grad():
-        x = point.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(function(x)[:, 0].sum(), x, create_graph=True)
-        curved = gradient.requires_grad
-        if curved:
-            try:
-                change = torch.autograd.grad(gradient.square().sum(), x, materialize_grads=True)
-                curved = bool(change[0].any())
-            except RuntimeError:  # fused attention has no second derivative, and is curved
-                pass
-    if not curved:
-        message = (
-            "the logits are piecewise linear in the image, and no ReLU was found to smooth: an "
-            "attack cannot follow the map; write activations as nn.ReLU or F.relu, and pass the "
-            "model as it was before torch.jit or nn.DataParallel"
-        )
-        warnings.warn(message, SoundnessWarning, stacklevel=2)

@@ -18,6 +18,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from captum_adv2.interpreters import base, perturbation, rules
 from captum_adv2.interpreters.first_order import FirstOrder, Gradients
 from captum_adv2.interpreters.perturbation import Distance, Game
 from captum_adv2.interpreters.relu import Slope
-from captum_adv2.interpreters.tap import eagerly, tapped
+from captum_adv2.interpreters.tap import eagerly, tapped, warn_of_runs
 from captum_adv2.spec import Count, NonNegative, checked
 
 
@@ -45,10 +46,12 @@ class Call:
     gradient: Gradients
     batch: int  # number of images; there may be noisy copies of them
     check: bool = False  # whether to warn where a rule misses what it is for
+    passes: int = 0  # of the model
     logits: Tensor | None = None  # (B, classes), once the model has run on these very images
 
     def forward(self, inputs: Tensor, *args: Any) -> Tensor:
         """Run the model, with a graph also where Captum forbids it: activations become the map."""
+        self.passes += 1
         with torch.enable_grad():
             output = self.function(inputs, *args)
         if inputs is self.images and self.logits is None:
@@ -120,8 +123,21 @@ def _at_layer(attribution: Any, call: Call, **kwargs: Any) -> Any:
     if type(attribution).__name__ == "LayerConductance":
         # It takes grad_kwargs, and drops them on the way to autograd.
         clone._attribute = partial(clone._attribute, grad_kwargs=grad_kwargs)
-    with eagerly():
-        return clone.attribute(call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs)
+    layers = attribution.layer if isinstance(attribution.layer, list) else [attribution.layer]
+    try:
+        with eagerly(), ExitStack() as stack:
+            taps = [stack.enter_context(tapped(layer, "output")) for layer in layers]
+            found = clone.attribute(
+                call.images, target=call.target, grad_kwargs=grad_kwargs, **kwargs
+            )
+    except AssertionError as error:
+        hint = "pass a layer that is called, of the model as it was before torch.jit"
+        got = f"expected the layer to run in the forward pass, got none that did ({error})"
+        raise ValueError(f"{got}; {hint}") from error
+    if call.check:
+        runs = max(tap.runs for tap in taps)
+        warn_of_runs(f"the layer of {type(attribution).__name__}", runs // max(1, call.passes))
+    return found
 
 
 def _layer_itself(attribution: Any, call: Call, **kwargs: Any) -> Any:
@@ -152,8 +168,10 @@ def _by_rule(
             attributions = clone.attribute(call.images, target=call.target, **kwargs)
         met = len(visits)
     if call.check:
-        rules.warn_of_missed(type(attribution).__name__, rule, met, outputs)
-        call.check = False
+        name, call.check = type(attribution).__name__, False
+        missed = rules.warn_of_missed(name, rule, met, outputs)
+        if rule.complete and attribution.multiplies_by_inputs and not missed:
+            rules.warn_of_rest(name, attributions, outputs[0], call.target)
     return attributions
 
 

@@ -184,7 +184,6 @@ class Passes(ReLUMode):
         self.function, self.score, self.target = function, score, target
         self.slope, self.progress = slope, progress
         self.kept: deque[_Kept] = deque()  # in the order of running
-        self.found = 0  # ReLUs
         kind = target.device.type  # the second pass runs with the first one's autocast
         self.cast = torch.autocast(
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
@@ -230,7 +229,8 @@ class Passes(ReLUMode):
             total = self.score(at, self.target).sum()
             (slope,) = torch.autograd.grad(total, at, create_graph=True)
             if slope.requires_grad:  # the score is not linear in the logits
-                moved = (near.detach().to(at) - at).nan_to_num(nan=0.0)  # of logits at -inf
+                moved = near.detach().to(at) - at
+                moved = moved.masked_fill(near == at, 0)  # of classes ruled out by -infinity, too
                 slope = slope + torch.autograd.grad(slope, at, moved)[0]
             weights = slope.detach().masked_fill(still.flatten(1), 0) + delta.flatten(1) * c
             (moved,) = torch.autograd.grad(near, leaf, weights.to(near))
@@ -242,7 +242,6 @@ class Passes(ReLUMode):
         """See `ReLUMode`."""
         if self._second:
             return self._repeat(z, exact, in_place)
-        self.found += 1
         derivative = self.slope(z.detach(), self.progress)
         return self._keep(z, partial(bend.slope, derivative), exact, in_place)
 
@@ -261,7 +260,7 @@ class Passes(ReLUMode):
         """Run an activation of the second pass."""
         layer: _Layer = self._take("activation")
         if layer.z.shape != z.shape:
-            raise RuntimeError(_APART)
+            raise ValueError(_APART)
         if layer.slope is None:
             return exact(z)
         result: Tensor = _Second.apply(z, layer, exact, in_place)
@@ -317,7 +316,7 @@ class Passes(ReLUMode):
 
     def _take(self, name: str) -> Any:
         if not self.kept or self.kept[0].name != name:
-            raise RuntimeError(_APART)
+            raise ValueError(_APART)
         return self.kept.popleft().value
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -342,7 +341,7 @@ class Passes(ReLUMode):
             self._careful = True
         logits = self._replayed(points)
         if not self._second and any(kept.changed() for kept in self.kept):
-            raise RuntimeError(_APART)
+            raise ValueError(_APART)
         return logits
 
     def _replayed(self, points: Tensor) -> Tensor:
@@ -359,7 +358,7 @@ class Passes(ReLUMode):
             with self:
                 logits = self.function(points)
         if self._second and self.kept:
-            raise RuntimeError(_APART)
+            raise ValueError(_APART)
         return logits
 
 

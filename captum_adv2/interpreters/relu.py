@@ -48,7 +48,7 @@ Smoothing: TypeAlias = Literal["auto"] | Positive | Derivative | None
 _WIDE, _NARROW = 0.3, 0.005
 _HOOKED = (
     "expected a model without activation checkpointing, got one that saves tensors by hooks; it "
-    "would run its ReLUs again, with their own derivative, when this context is left"
+    "would run its ReLUs again, with their own derivative, when this context is left; turn it off"
 )
 
 
@@ -214,6 +214,7 @@ class ReLUMode(TorchFunctionMode, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.found = 0  # ReLUs
         self._entered: list[ExitStack] = []
 
     def guards(self, stack: ExitStack) -> None:
@@ -260,6 +261,7 @@ class ReLUMode(TorchFunctionMode, ABC):
         if bend is None or not torch.is_grad_enabled():
             return self.other(func, name, args, kwargs)
         in_place = bool(name.endswith("_") or kwargs.get("inplace"))
+        self.found += 1
         return self.activate(z, bend, lambda z: func(z, *args[1:], **further), in_place)
 
     def other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -311,6 +313,12 @@ class smooth_relu(ReLUMode):  # noqa: N801  (a context manager, named like torch
         """See `ReLUMode`."""
         super().guards(stack)
         stack.enter_context(disable_saved_tensors_hooks(_HOOKED))
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave the context; refuse what saved tensors by hooks."""
+        super().__exit__(*error)
+        if _HOOKED in str(error[1]):
+            raise ValueError(_HOOKED) from error[1]
 
     def activate(
         self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool

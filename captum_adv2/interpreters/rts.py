@@ -30,7 +30,13 @@ from torch import Tensor, nn
 from captum_adv2 import storage
 from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate, eval_mode
 from captum_adv2.interpreters.features import by_proportions, is_planar
-from captum_adv2.interpreters.tap import eagerly, find_module, graph_enabled, tapped
+from captum_adv2.interpreters.tap import (
+    eagerly,
+    find_module,
+    graph_enabled,
+    tapped,
+    warn_of_runs,
+)
 from captum_adv2.spec import Count, NonNegative, Real, checked, expect_classes, expect_logits
 
 _SCALES = 4
@@ -122,13 +128,18 @@ class MaskingModel(nn.Module):
         self.confidence = confidence
         like = next(encoder.parameters(), torch.zeros(()))
         image = like.new_full((1, *image_shape), 0.5)
-        if layers is None:
-            self.layers = _coarsest(encoder, image)
-        else:
+        if layers is not None:
             names = {module: name for name, module in encoder.named_modules()}
             self.layers = tuple(names[find_module(encoder, layer)] for layer in layers)
-        with graph_enabled():
-            features, output = self.encode(_watched(image))
+        try:
+            if layers is None:
+                self.layers = _coarsest(encoder, image)
+            with graph_enabled():
+                features, output = self.encode(_watched(image))
+        except RuntimeError as error:
+            wanted = f"an encoder of one image of shape {self.image_shape}, and hooks on its layers"
+            hint = "pass layers= and image_shape= that it accepts, and no TorchScript"
+            raise ValueError(f"expected {wanted}, got: {error}; {hint}") from error
         channels = [feature.shape[1] for feature in features if _channels_first(feature, image)]
         if len(channels) < max(2, len(self.layers)):
             raise ValueError(
@@ -137,7 +148,7 @@ class MaskingModel(nn.Module):
             )
         if classes is None:
             if not isinstance(output, Tensor) or output.ndim != 2:
-                raise ValueError("expected classes, as the encoder gives no logits, got None")
+                raise ValueError("expected classes, as the encoder gives no logits; pass classes=")
             classes = output.shape[1]
         self.classes = classes
         self.width = max(16, channels[-1] // 4) if width is None else width
@@ -168,6 +179,7 @@ class MaskingModel(nn.Module):
             modules = [self.encoder.get_submodule(name) for name in self.layers]
             taps = [stack.enter_context(tapped(module, "output")) for module in modules]
             output = self.encoder(images)
+        warn_of_runs("a layer of the masking model", max((tap.runs for tap in taps), default=0))
         features = tuple(tap.features for tap in taps if tap.features is not None)
         return Encoded(features, output)
 
@@ -247,8 +259,11 @@ def _watched(image: Tensor) -> Tensor:
 
 
 def _channels_first(features: Tensor, image: Tensor) -> bool:
-    return features.ndim == 4 and (
-        is_planar(features) or by_proportions(features, image.shape) == 1
+    # Parametrisations give weights, whose first dimension is no batch.
+    return (
+        features.ndim == 4
+        and len(features) == len(image)
+        and (is_planar(features) or by_proportions(features, image.shape) == 1)
     )
 
 

@@ -42,6 +42,7 @@ class Rule(NamedTuple):
 
     modules: tuple[type[nn.Module], ...]
     passed: Callable[[Visit, Tensor], Tensor]
+    complete: bool = False  # whether attributions are to sum to the difference of the logits
 
 
 @contextmanager
@@ -69,8 +70,11 @@ def inner_pass(model: nn.Module, rule: Rule) -> Iterator[list[Visit]]:
             )
 
 
-def warn_of_missed(name: str, rule: Rule, met: int, outputs: list[Tensor]) -> None:
-    """Warn where a rule met no module, or fewer than there are such functions in the graph."""
+def warn_of_missed(name: str, rule: Rule, met: int, outputs: list[Tensor]) -> bool:
+    """Warn where a rule met no module, or fewer than there are such functions in the graph.
+
+    Returns whether it did.
+    """
     words = tuple(module.__name__.lower() for module in rule.modules)
     nodes, stack = set(), [output.grad_fn for output in outputs]
     while stack:
@@ -79,11 +83,37 @@ def warn_of_missed(name: str, rule: Rule, met: int, outputs: list[Tensor]) -> No
             nodes.add(node)
             stack += [parent for parent, _ in node.next_functions]
     total = sum(node.name().lower().startswith(words) for node in nodes)
-    if not met or met < total:
+    missed = not met or met < total
+    if missed:
         got = f"{met} of {total} activations" if met else "no module that it is for"
         warnings.warn(
             f"the rule of {name} met {got} in the forward pass: functional ones, and those of "
             "scripted or exported models, keep their own derivative",
+            SoundnessWarning,
+            stacklevel=2,
+        )
+    return missed
+
+
+def warn_of_rest(name: str, attributions: Tensor, output: Tensor, target: Tensor) -> None:
+    """Warn where attributions do not sum to the difference of logits between image and baseline.
+
+    ``output`` is that of images, each as often as there are baselines, and then of these.
+    """
+    with torch.no_grad():
+        image, baseline = output.double().view(2, len(target), -1, output.shape[1])
+        index = target.view(-1, 1, 1).expand(-1, image.shape[1], 1)
+        wanted = (image - baseline).gather(2, index).mean(dim=(1, 2))
+        each = attributions.double().flatten(1)
+        share = 0.01 + 10 * torch.finfo(output.dtype).eps
+        allowed = share * wanted.abs() + 0.1 * share * each.abs().sum(dim=1)
+        allowed += 100 * torch.finfo(output.dtype).eps * output.abs().amax()
+        rest = (each.sum(dim=1) - wanted).abs()
+    if bool((rest > allowed).any()):
+        warnings.warn(
+            f"the attributions of {name} do not sum to the difference of the logits: an operation "
+            "has no rule, as it is no module of torch.nn or of another kind, or max pooling "
+            "follows an activation",
             SoundnessWarning,
             stacklevel=2,
         )
@@ -140,7 +170,7 @@ def deep_lift(eps: float) -> Rule:
     Where the inputs of image and baseline differ by less than ``eps``, an activation passes on its
     slope there, and max pooling its gradient.
     """
-    return Rule((*_ACTIVATIONS, *_POOLINGS), partial(_rescaled, eps))
+    return Rule((*_ACTIVATIONS, *_POOLINGS), partial(_rescaled, eps), True)
 
 
 def _rescaled(eps: float, visit: Visit, gradient: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
@@ -12,12 +13,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from captum_adv2.spec import SoundnessWarning
+
 
 class Tap:
     """The input or output of a module when it last ran; ``None`` where it has not run."""
 
     features: Tensor | None = None
-    runs: int = 0
+    runs: int = 0  # in a row, of one shape
+
+    def keep(self, value: Any) -> None:
+        """Keep a value, and count runs."""
+        features = value if isinstance(value, Tensor) else None
+        again = getattr(features, "shape", 0) == getattr(self.features, "shape", 1)
+        self.runs = 1 + self.runs * again
+        self.features = features
 
 
 @contextmanager
@@ -45,13 +55,11 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
     tap = Tap()
 
     def keep_input(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        tap.features = inputs[0]
-        tap.runs += 1
+        tap.keep(inputs[0])
         return (inputs[0].clone(), *inputs[1:])  # the module may work in place
 
     def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
-        tap.features = output if isinstance(output, Tensor) else None
-        tap.runs += 1
+        tap.keep(output)
         # The next layer may work in place (DenseNet's last ReLU does): it gets a copy.
         return output.clone() if isinstance(output, Tensor) else None
 
@@ -61,6 +69,13 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
         handle = module.register_forward_hook(keep_output)
     with handle, eagerly():
         yield tap
+
+
+def warn_of_runs(layer: str, runs: int) -> None:
+    """Warn where a layer runs more than once in a forward pass."""
+    if runs > 1:
+        message = f"{layer} runs {runs} times in a forward pass: its last output is explained"
+        warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:

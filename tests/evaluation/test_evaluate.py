@@ -107,6 +107,7 @@ def test_benign_maps_are_for_the_labels_by_default_the_prediction(
     assert g.asked == [asked, [1, 0]]
 
 
+@pytest.mark.filterwarnings("ignore:the model's logits are NaN")
 def test_logits_that_are_not_numbers_are_no_success() -> None:
     class Broken(Brightness):
         def forward(self, x: Tensor) -> Tensor:

@@ -202,6 +202,7 @@ def slope(maps: Tensor, x: Tensor) -> Tensor:
 
 
 @supported
+@pytest.mark.filterwarnings("ignore:the attributions of DeepLift")
 class TestSupported:
     def test_equals_captum_and_its_gradient_is_true(
         self, case: Case, net: nn.Module, pair: Any

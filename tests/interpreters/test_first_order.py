@@ -370,7 +370,7 @@ class TestModels:
         expected = attacked(Gradient(net), x)
         interpreter = Gradient(Checkpointed(net))
         torch.testing.assert_close(attacked(interpreter, x), expected)
-        with pytest.raises(RuntimeError, match="without activation checkpointing"):
+        with pytest.raises(ValueError, match="without activation checkpointing"):
             attacked(interpreter, x, surrogate=Smoothed(Auto()))
         with pytest.raises(RuntimeError, match="(?i)reentrant"):
             attacked(Gradient(Checkpointed(net, reentrant=True)), x)
@@ -424,7 +424,7 @@ class TestModels:
         for function in (alternating, aliased):
             interpreter = Gradient(network(Layer(function)))
             for _ in range(2):
-                with pytest.raises(RuntimeError, match="does the same at nearby images"):
+                with pytest.raises(ValueError, match="does the same at nearby images"):
                     attacked(interpreter, images(torch.float32))
 
     @pytest.mark.parametrize("build", [nn.DataParallel, partial(torch.compile, backend="eager")])

@@ -313,7 +313,7 @@ class TestContext:
     def test_what_would_run_again_outside_is_refused(self) -> None:
         net = nn.Sequential(nn.Linear(3, 8), nn.ReLU())
         x = torch.rand(2, 3, requires_grad=True)
-        with smooth_relu(), pytest.raises(RuntimeError, match="without activation checkpointing"):
+        with pytest.raises(ValueError, match="without activation checkpointing"), smooth_relu():
             checkpoint(net, x, use_reentrant=False)
         checkpoint(net, x, use_reentrant=False)
 
