@@ -106,9 +106,8 @@ class Auto(Slope):
     along the first dimension of a layer's pre-activations.
 
     >>> z = torch.tensor([[-2.0, 2.0]])
-    >>> [Auto()(scale * z, progress=0.0)(scale * z).tolist() == [sigma(z).tolist()[0]]
-    ...     for scale in (1.0, 8.0)]
-    [True, True]
+    >>> [Auto()(scale * z, progress=0.0)(scale * z).round(decimals=2) for scale in (1.0, 8.0)]
+    [tensor([[0.0300, 0.9700]]), tensor([[0.0300, 0.9700]])]
     """
 
     @torch.no_grad()
