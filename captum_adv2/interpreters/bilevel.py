@@ -67,7 +67,8 @@ class FiniteDifference(Surrogate):
 
     with Adam's second moment v in place of H, and s such that ``reach`` is the mask's largest
     change. Its L1 norm is set to ``gain`` times that of g, times that of the gradient of the
-    class's log-odds, so that map and prediction keep their balance on any model.
+    class's log-odds, so that map and prediction keep their balance on any model; and it grows
+    linearly within a cycle, from nearly 0 to twice this, for the late masks are those reported.
 
     An iteration costs 2 n_step + 6.4 F: the follower's steps, two masked images, the prediction,
     and the gradient of the log-odds every fifth time.
@@ -86,7 +87,7 @@ class FiniteDifference(Surrogate):
     """
 
     n_step: Count = 4
-    cycle: Count = 50
+    cycle: Count = 25
     pace: Positive = 3.0
     reach: Unit = 1.0
     damping: Positive = 1e-6
@@ -125,7 +126,8 @@ class FiniteDifference(Surrogate):
             both = Scene(*(torch.cat([part, part]) for part in scene))
             ahead, back = mask.objective(both, masks, step).chunk(2)
             (pull,) = torch.autograd.grad((ahead - back).sum(), leaf)
-        return self.gain * _l1(gradient) * state.slope * _ratio(pull, _l1(pull))
+        late = 2 * ((state.iteration - 1) % self.cycle + 1) / self.cycle
+        return late * self.gain * _l1(gradient) * state.slope * _ratio(pull, _l1(pull))
 
 
 @final

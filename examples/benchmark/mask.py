@@ -132,7 +132,7 @@ def paper(args: Args) -> None:
 
 VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
-    "shorter cycles": {"cycle": 25},
+    "longer cycles": {"cycle": 50},
     "never restarts": {"cycle": 10**9},
     "at MASK's own pace": {"pace": 1.0},
     "value gap": {"damping": 1e6},

@@ -138,13 +138,14 @@ def test_the_difference_is_the_mixed_derivative(net, seed, jitter):
 
 @pytest.mark.parametrize("gain", [0.005, 2.0])
 @pytest.mark.parametrize("reach", [0.01, 1.0])
-def test_the_length_of_the_gradient(net, gain, reach):
+@pytest.mark.parametrize(("cycle", "late"), [(2, 2.0), (8, 0.5)])
+def test_the_length_of_the_gradient(net, gain, reach, cycle, late):
     weights = weights64(0)
-    _, _, images, _, gradient = pull_of(net, weights, gain=gain, reach=reach)
+    _, _, images, _, gradient = pull_of(net, weights, gain=gain, reach=reach, cycle=cycle)
     leaf = images.clone().requires_grad_()
     (slope,) = torch.autograd.grad(log_odds(net(leaf), TARGET).sum(), leaf)
     found, wanted, odds = (v.abs().sum(dim=(1, 2, 3)) for v in (gradient, weights, slope))
-    torch.testing.assert_close(found, gain * wanted * odds)
+    torch.testing.assert_close(found, late * gain * wanted * odds)  # after two iterations
 
 
 def test_no_gradient_on_a_map_gives_none_on_its_image(net):
