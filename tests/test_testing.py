@@ -187,7 +187,7 @@ class TestFaults:
     @pytest.mark.parametrize(("fault", "check"), OTHERS.items())
     def test_others(self, fault: type[Interpreter], check: str) -> None:
         with pytest.raises(AssertionError, match=f"^{check}: expected .*, got "):
-            check_interpreter(fault, max_examples=3)
+            check_interpreter(fault, max_examples=10)  # so that images of each precision are drawn
 
     @faults
     def test_on_a_model_of_ones_own(
