@@ -29,6 +29,8 @@ from captum_adv2.spec import Classes, Images, SoundnessWarning, checked, expect_
 
 # Spreads below this count as 0: their derivative, about 1 / spread**2, would overflow float32.
 _FLAT = 1e-18
+# Of the images that go through a model at a time: 13 colour images of 224x224.
+_NUMBERS = 2**21
 
 
 class Explanation(NamedTuple):
@@ -293,6 +295,11 @@ def min_max(maps: Tensor) -> Tensor:
     spread = maps.amax(dim=(1, 2, 3), keepdim=True) - low
     flat = spread <= _FLAT
     return ((maps - low) / spread.masked_fill(flat, 1)).masked_fill(flat, 0)
+
+
+def at_once(image: Tensor, batch: int) -> int:
+    """Return how many copies ``(C, H, W)`` go through a model at a time: a batch at the least."""
+    return max(batch, _NUMBERS // image.numel())
 
 
 def background(baseline: float | Tensor, images: Tensor) -> Tensor:

@@ -18,9 +18,6 @@ from captum_adv2.interpreters import base
 from captum_adv2.interpreters.passes import Function, Passes, Score, gradient_of
 from captum_adv2.interpreters.relu import Slope, Smoothing, as_slope
 
-# Points in one pass, where there are more than images in the batch: 13 colour images of 224x224.
-_NUMBERS = 2**21
-
 
 class Gradients(ABC):
     """A way to compute the gradients of scores.
@@ -88,7 +85,7 @@ class TwoPasses(Gradients):
 
 def _parts(batch: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """Split tensors ``(N, ...)`` so that the memory of a pass over a part is bounded."""
-    size = max(batch, _NUMBERS // tensors[0][0].numel())
+    size = base.at_once(tensors[0][0], batch)
     return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))  # type: ignore[no-untyped-call]
 
 

@@ -28,7 +28,7 @@ from captum_adv2.interpreters import (
     IntegratedGradients,
     Interpreter,
     SmoothGrad,
-    first_order,
+    base,
 )
 from captum_adv2.interpreters.base import Smoothed
 from captum_adv2.interpreters.relu import Auto, as_slope, sigma, step
@@ -335,7 +335,7 @@ class TestBatches:
         interpreter = METHODS[name](network(nn.ReLU(), nn.Dropout(0.3).train()).double())
         interpreter.model[2].p = 0.0
         whole = attacked(interpreter, images())
-        monkeypatch.setattr(first_order, "_NUMBERS", 1)
+        monkeypatch.setattr(base, "_NUMBERS", 1)
         assert apart(attacked(interpreter, images()), whole) < 1e-8
         with torch.no_grad():
             maps = interpreter(images(), LABELS)
@@ -346,7 +346,7 @@ class TestBatches:
         net = network(nn.ReLU(), nn.Dropout(0.5)).double()
         net[2].train()
         interpreter = IntegratedGradients(net, steps=3)
-        monkeypatch.setattr(first_order, "_NUMBERS", 1)
+        monkeypatch.setattr(base, "_NUMBERS", 1)
         torch.manual_seed(1)
         ours = attacked(interpreter, images())
         torch.manual_seed(1)

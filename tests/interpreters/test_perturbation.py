@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_adv2 import ADV2, evaluate
-from captum_adv2.interpreters import CaptumInterpreter
+from captum_adv2.interpreters import CaptumInterpreter, base
 from captum_adv2.interpreters.perturbation import (
     ABLATION,
     SAMPLING,
@@ -202,6 +202,20 @@ class TestPerturbations:
     def test_chunks(self, method: Any, chunk: int, case: Case) -> None:
         whole, parts = (method(*case, perturbations_per_eval=c) for c in (None, chunk))
         torch.testing.assert_close(parts, whole)
+
+    @pytest.mark.parametrize("method", [*ALL.values(), OCCLUSION], ids=[*ALL, "occlusion"])
+    def test_a_map_is_made_in_parts(
+        self, method: Any, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, images, target = case
+        results, sizes = [], []
+        for numbers in (2**21, 1):  # in one part, and a perturbation at a time
+            monkeypatch.setattr(base, "_NUMBERS", numbers)
+            leaf = images.clone().requires_grad_()
+            values, _ = method(lambda x: sizes.append(len(x)) or model(x), leaf, target)
+            results += [values.detach(), torch.autograd.grad(values.square().sum(), leaf)[0]]
+        torch.testing.assert_close(results[2:], results[:2])
+        assert sizes[0] > sizes[1] == len(images)
 
     def test_the_model_sees_no_perturbation_twice(self, case: Case) -> None:
         model, sizes = copy.deepcopy(case[0]), []
