@@ -61,7 +61,7 @@ def _bent(
     further = [a.detach() if isinstance(a, Tensor) else a for a in (*args, *kwargs.values())]
 
     def smooth(z: Tensor) -> Tensor:
-        return slope(z, lambda y: (y / (0.5 * size)).sigmoid(), *further)
+        return slope(z, lambda y: (y / (0.3 * size)).sigmoid(), *further)
 
     with torch.no_grad():
         value = exact(z.clone(), *args, **kwargs)  # it may work in place
