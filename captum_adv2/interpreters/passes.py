@@ -153,18 +153,7 @@ class _Kept:
 
 _MAXIMA = {f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)}
 # Activations with a derivative of their own, of which the same holds as of smooth ReLUs.
-_SMOOTH = {
-    "silu",
-    "gelu",
-    "hardswish",
-    "mish",
-    "softplus",
-    "elu",
-    "selu",
-    "celu",
-    "tanh",
-    "sigmoid",
-}
+_SMOOTH = {"silu", "gelu", "hardswish", "mish", "softplus", "elu", "selu", "celu", "tanh", "sigmoid"}  # fmt: skip
 _ALIASES = {"detach", "detach_", "__get__"}  # and `Tensor.data`
 _HOOKED = "expected no hooks on saved tensors"
 _APART = (
@@ -299,7 +288,8 @@ class Passes(ReLUMode):
             return values
         places = self._take(name)
         z = args[0] if args else kwargs["input"]
-        return z.flatten(2).gather(2, places.flatten(2)).view_as(places)
+        size = int(name[-2])  # dimensions of a place
+        return z.flatten(-size).gather(-1, places.flatten(-size)).view_as(places)
 
     def _constant(self, name: str, result: Any) -> Any:
         """Return what has no gradient (a mask, a detached tensor, a number) as it was at first."""
