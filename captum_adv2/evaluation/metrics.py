@@ -104,8 +104,9 @@ def interval(
     """
     if isinstance(values, Tensor):
         spec.expect_dense(values, "values")
-    elif values.dtype.kind not in "biuf":
-        raise TypeError(f"expected values to be numbers, got {values.dtype}")
+    elif not (isinstance(values, np.ndarray) and values.dtype.kind in "biuf"):
+        got = getattr(values, "dtype", type(values).__name__)
+        raise TypeError(f"expected values to be a torch.Tensor or an array of numbers, got {got}")
     sample = torch.as_tensor(values).detach().double().cpu().numpy()
     if sample.ndim != 1:
         raise ValueError(f"expected values of shape (n,), got {sample.shape}")

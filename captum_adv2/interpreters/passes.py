@@ -20,12 +20,12 @@ balances the two by the precision: the error is below 1e-4 in float64, up to a f
 float32, and in bfloat16 the direction remains. The gradient of the prediction is computed in the
 same pass.
 
-What has no gradient (masks, detached tensors, dropout's draws, places of maxima) is in the second
-pass as it was in the first.
+What has no gradient (masks, detached tensors, draws, places of maxima) is as in the first pass.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +38,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
 from captum_adv2.interpreters.relu import Bend, Derivative, ReLUMode, Slope
+from captum_adv2.spec import SoundnessWarning
 
 Function = Callable[[Tensor], Tensor]  # points (N, C, H, W) to logits (N, classes)
 Score = Callable[[Tensor, Tensor], Tensor]  # logits and classes (N,) to one number each, (N,)
@@ -153,13 +154,20 @@ class _Kept:
 
 _MAXIMA = {f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)}
 # Activations with a derivative of their own, of which the same holds as of smooth ReLUs.
-_SMOOTH = {"silu", "gelu", "hardswish", "mish", "softplus", "elu", "selu", "celu", "tanh", "sigmoid"}  # fmt: skip
+_SMOOTH = {"silu", "gelu", "hardswish", "mish", "softplus", "elu", "selu", "celu", "tanh"} | {
+    "sigmoid"
+}
 _ALIASES = {"detach", "detach_", "__get__"}  # and `Tensor.data`
 _HOOKED = "expected no hooks on saved tensors"
 _APART = (
     "expected a model that does the same at nearby images, got other operations, or a detached "
     "tensor that is changed in place; set the interpreter's surrogate to "
     "captum_adv2.interpreters.base.Smoothed, which runs the model once"
+)
+_KINKS = (
+    "the gradient of the map is likely wrong: its first-order passes do not follow an operation, "
+    "such as a custom autograd.Function, or amax, topk or abs of ReLUs; set the attack's surrogate "
+    "to Smoothed(Auto()), from captum_adv2.interpreters.base and relu"
 )
 
 
@@ -207,9 +215,8 @@ class Passes(ReLUMode):
         """Run the second pass; return H v, plus the gradient of the logits times c."""
         v, c = _full(v), _full(c)
         self._eps = max(self._eps, torch.finfo(logits.dtype).eps)
-        # The root mean square of delta v balances rounding and finite differences.
-        shift = max(self._eps, _TF32 if _in_tf32(logits) else 0) ** (1 / 3) / 6
-        delta, still = _length(v, c, shift, self._coupled)
+        grain = max(self._eps, _TF32 if _in_tf32(logits) else 0)
+        delta, still = _length(v, c, grain ** (1 / 3) / 6, self._coupled)
         self._second = True
         with torch.enable_grad():
             leaf = (points + delta * v).to(points.dtype).detach().requires_grad_()
@@ -217,9 +224,12 @@ class Passes(ReLUMode):
             at = _full(logits).detach().requires_grad_()
             total = self.score(at, self.target).sum()
             (slope,) = torch.autograd.grad(total, at, create_graph=True)
+            moved = near.detach().to(at) - at
+            moved = moved.masked_fill(near == at, 0)  # of classes ruled out by -infinity, too
+            if self.progress == 0 and not self._coupled:
+                wanted = gradient * (leaf - points).detach()
+                _warn_of_kinks(wanted, slope.detach(), moved, grain * near.detach())
             if slope.requires_grad:  # the score is not linear in the logits
-                moved = near.detach().to(at) - at
-                moved = moved.masked_fill(near == at, 0)  # of classes ruled out by -infinity, too
                 slope = slope + torch.autograd.grad(slope, at, moved)[0]
             weights = slope.detach().masked_fill(still.flatten(1), 0) + delta.flatten(1) * c
             (moved,) = torch.autograd.grad(near, leaf, weights.to(near))
@@ -261,7 +271,8 @@ class Passes(ReLUMode):
             return self._maximum(name, args, kwargs)
         if name.strip("_") in _SMOOTH and torch.is_grad_enabled():
             return self._smooth(func, name, args, kwargs)
-        self._coupled |= name == "batch_norm" and _training(args, kwargs)
+        training = kwargs.get("training", args[5] if len(args) > 5 else False)
+        self._coupled |= name == "batch_norm" and bool(training)
         result = func(*args, **kwargs)
         return result if _varies(name, result) else self._constant(name, result)
 
@@ -352,6 +363,16 @@ class Passes(ReLUMode):
         return logits
 
 
+def _warn_of_kinks(wanted: Tensor, slope: Tensor, moved: Tensor, rounding: Tensor) -> None:
+    """Warn where the logits of the second pass are not where the gradient of the first says."""
+    wanted = wanted.flatten(1)
+    apart = (wanted.sum(1) - (slope * moved).nan_to_num().sum(1)).abs()
+    size = torch.linalg.vector_norm(wanted, dim=1)
+    stuck = ~moved.any(dim=1) & (size > 0)
+    if bool((stuck | (apart > 0.05 * size + 4 * rounding.nan_to_num().abs().amax(1))).any()):
+        warnings.warn(_KINKS, SoundnessWarning, stacklevel=2)
+
+
 def _in_tf32(x: Tensor) -> bool:
     return x.is_cuda and torch.backends.cudnn.allow_tf32
 
@@ -359,7 +380,8 @@ def _in_tf32(x: Tensor) -> bool:
 def _length(v: Tensor, c: Tensor, shift: float, coupled: bool) -> tuple[Tensor, Tensor]:
     """Return delta ``(N, 1, 1, 1)``, and where v is 0, which makes the whole gradient c's.
 
-    Where c outweighs v by far, delta is smaller, so that its product with c does not overflow.
+    The size of delta v balances rounding and finite differences. Where c outweighs v by far, delta
+    is smaller, so that its product with c does not overflow.
     """
     largest = v.abs().amax(dim=(1, 2, 3), keepdim=True)
     share = v / largest.masked_fill(largest == 0, 1)  # whose square does not underflow
@@ -377,8 +399,3 @@ def _varies(name: str, result: Any) -> bool:
         made = name.startswith(("new_", "empty")) or name.endswith("_like")  # and then filled
         return result.requires_grad or made
     return not isinstance(result, int | float)
-
-
-def _training(args: Any, kwargs: Any) -> bool:
-    """Return the argument ``training`` of `F.batch_norm`."""
-    return bool(kwargs.get("training", args[5] if len(args) > 5 else False))

@@ -519,6 +519,20 @@ class TestTheNode:
             gc.enable()
 
 
+class Swish(torch.autograd.Function):
+    """SiLU that keeps only its input, as some EfficientNets have it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z * z.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        return grads[0] * z.sigmoid() * (1 + z * (1 - z.sigmoid()))
+
+
 class TestWarnings:
     def test_nothing_to_smooth(self) -> None:
         net = nn.Sequential(nn.Flatten(), nn.Linear(432, 5))
@@ -538,6 +552,25 @@ class TestWarnings:
         smooth = Gradient(torch.jit.trace(network(nn.SiLU(), act=nn.SiLU), x))
         smooth.surrogate.init(smooth, x, LABELS)
         attacked(smooth, x)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(
+        "kink",
+        [
+            lambda h, _: h.unflatten(3, (2, -1)).amax(3),
+            lambda h, _: h.topk(3, dim=3)[0],
+            lambda h, _: h.abs(),
+            lambda h, _: Swish.apply(h),
+        ],
+        ids=["amax", "topk", "abs", "Function"],
+    )
+    def test_what_is_not_followed(self, kink: Any, dtype: torch.dtype) -> None:
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), Layer(kink), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+        )
+        net = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).to(dtype)
+        with pytest.warns(SoundnessWarning, match="do not follow an operation"):
+            attacked(Gradient(net.eval()), images(dtype))
 
     def test_not_on_smooth_networks(self) -> None:
         attacked(Gradient(network(nn.GELU(), act=nn.SiLU)), images(torch.float32))
