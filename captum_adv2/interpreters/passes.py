@@ -19,7 +19,6 @@ it is a finite difference, whose error grows with :math:`\delta`. The length of 
 balances the two by the precision: the error is below 1e-4 in float64, up to a few per cent in
 float32, and in bfloat16 the direction remains. The gradient of the prediction is computed in the
 same pass.
-
 What has no gradient (masks, detached tensors, draws, places of maxima) is as in the first pass.
 """
 
