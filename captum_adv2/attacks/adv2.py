@@ -43,7 +43,7 @@ class ADV2(DualAttack):
             (`TwoPhase`: two).
         random_start: Start at a random point of the ball.
         warmup: Number of warm start steps: constant sign steps of ``alpha`` on the prediction,
-            whatever ``step`` is. Default: a twentieth of ``steps``.
+            whatever ``step`` is. Default: a twentieth of ``steps``, none below 20.
         target_map: Chooses the target maps; see `TargetMap`.
         prediction: Prediction loss; the default smooths labels by rho from 0.05 to 0.01.
         interpretation: Interpretation loss, with its weight; default: `MapDistance`, without its
