@@ -367,8 +367,8 @@ def _warn_of_kinks(wanted: Tensor, slope: Tensor, moved: Tensor, rounding: Tenso
     wanted = wanted.flatten(1)
     apart = (wanted.sum(1) - (slope * moved).nan_to_num().sum(1)).abs()
     size = torch.linalg.vector_norm(wanted, dim=1)
-    stuck = ~moved.any(dim=1) & (size > 0)
-    if bool((stuck | (apart > 0.05 * size + 4 * rounding.nan_to_num().abs().amax(1))).any()):
+    noise = 4 * rounding.nan_to_num().abs().amax(1)
+    if bool((apart > 0.05 * size + noise).any() | (~moved.any(dim=1) & (size > noise)).any()):
         warnings.warn(_KINKS, SoundnessWarning, stacklevel=2)
 
 
