@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_adv2.attacks.loop import Problem
 from captum_adv2.optim import Adam, AdamState
-from captum_adv2.spec import Count, NonNegative, Unit, checked
+from captum_adv2.spec import Count, Decay, NonNegative, Unit, checked
 
 
 @checked
@@ -58,11 +58,11 @@ class AdamDescent:
     """Adam with the attack's step size as its learning rate, which decays along a cosine.
 
     Args:
-        betas: Decay of the two moments, in [0, 1).
+        betas: Decays of the two moments.
         final: Last learning rate as a share of the first; 1 is a constant learning rate.
     """
 
-    betas: tuple[Unit, Unit] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     final: Unit = 0.01
 
     def __call__(
