@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from kinds import settled
 from torch import Tensor, nn
 from torchvision import models
 
@@ -121,13 +122,8 @@ def network(library: str, name: str, size: int) -> nn.Module:
             sized = {"img_size": size} if "swin" in name or "vit_rm" in name else {}
             sized |= {"window_size": 2} if name.startswith("swin_") else {}
             net = timm.create_model(name, pretrained=False, num_classes=10, **sized)
-    net = net.double().eval()
-    for norm in net.modules():  # statistics of a batch make up for weights that are not trained
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.train().momentum = 1.0
-    with torch.no_grad():
-        net(torch.rand(2, 3, size, size, dtype=torch.float64))
-    return net.eval().requires_grad_(False)
+    images = torch.rand(2, 3, size, size, dtype=torch.float64)
+    return settled(net.double(), images).requires_grad_(False)
 
 
 def theirs(net: nn.Module, layer: str, images: Tensor, layout: str) -> Tensor:
