@@ -181,7 +181,8 @@ def expect(value: Any, hint: Any, name: str) -> None:
         _expect_one_of(value, args, name)
     elif origin is Literal:
         if not (isinstance(value, str) and value in args):
-            raise ValueError(f"expected {name} to be one of {list(args)}, got {shown(value)}")
+            error = ValueError if isinstance(value, str) else TypeError
+            raise error(f"expected {name} to be one of {list(args)}, got {shown(value)}")
     elif origin in (tuple, Sequence):
         _expect_sequence(value, origin, args, name)
     elif origin is Mapping:

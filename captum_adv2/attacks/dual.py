@@ -285,7 +285,8 @@ def _probe(
     elif broken := int((~gradient.isfinite()).flatten(1).any(dim=1).sum()):
         message = (
             f"the gradient of {name}'s map is not finite for {broken} of {len(images)} images: the "
-            f"attack cannot follow it (it was computed in {gradient.dtype})"
+            f"attack cannot follow it (it was computed in {gradient.dtype}; pass another dtype, or "
+            "the surrogate Smoothed(Auto()), from captum_adv2.interpreters.base and relu)"
         )
     if message:
         warnings.warn(message, SoundnessWarning, stacklevel=2)

@@ -419,6 +419,8 @@ def test_a_detector_needs_squeezers_and_logits(model: nn.Module) -> None:
         FeatureSqueezing(model, [])
     with pytest.raises(ValueError, match=r"expected the model to return logits of shape \(4, "):
         FeatureSqueezing(nn.Identity(), [BitDepth(3)]).score(torch.rand(2, 3, 4, 4))
+    with pytest.raises(TypeError, match="images of the model's dtype .*float32 .*use images.to"):
+        FeatureSqueezing(model, [BitDepth(3)]).score(torch.rand(2, 3, 16, 16).double())
 
 
 def test_a_detector_comes_back_from_its_file(model: nn.Module, tmp_path: Path) -> None:
