@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
+from kinds import Around, Run
 from torch import Tensor, nn
 
 from captum_adv2 import ADV2, BitDepthADV2, SoundnessWarning, StADV2, evaluate
@@ -21,20 +22,6 @@ from captum_adv2.interpreters.relu import as_slope
 from captum_adv2.testing import unchanged
 
 FLAT_MAPS = "ignore:(at least one target map|the gradient of)"
-Run = Callable[[nn.Module, Tensor], Any]
-
-
-class Around(nn.Module):
-    """A network, run by a function."""
-
-    def __init__(self, net: nn.Module, run: Run) -> None:
-        super().__init__()
-        self.run, self.net = run, net
-        self.eval()  # or torchattacks' own attacks would train the network
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self.net, x)
-
 
 ATTACKS = {
     "ADV2": lambda net, kind: ADV2(net, kind, eps=0.1, steps=3, warmup=1),
