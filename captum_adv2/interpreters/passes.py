@@ -24,7 +24,6 @@ What has no gradient (masks, detached tensors, draws, places of maxima) is as in
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +37,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hook
 
 from captum_adv2.interpreters.relu import Bend, Derivative, ReLUMode, Slope, as_activation
 from captum_adv2.interpreters.tap import eagerly
-from captum_adv2.spec import SoundnessWarning
+from captum_adv2.spec import doubt
 
 Function = Callable[[Tensor], Tensor]  # points (N, C, H, W) to logits (N, classes)
 Score = Callable[[Tensor, Tensor], Tensor]  # logits and classes (N,) to one number each, (N,)
@@ -349,7 +348,7 @@ def _warn_of_kinks(wanted: Tensor, slope: Tensor, moved: Tensor, rounding: Tenso
     size = torch.linalg.vector_norm(wanted, dim=1)
     noise = 4 * rounding.nan_to_num().abs().amax(1)
     if bool((apart > 0.05 * size + noise).any() | (~moved.any(dim=1) & (size > noise)).any()):
-        warnings.warn(_KINKS, SoundnessWarning, stacklevel=2)
+        doubt(_KINKS)
 
 
 def _in_tf32(x: Tensor) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import difflib
 import sys
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_adv2.spec import SoundnessWarning
+from captum_adv2.spec import doubt
 
 
 class Mode(TorchFunctionMode, ABC):
@@ -87,8 +86,7 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
 def warn_of_runs(layer: str, runs: int) -> None:
     """Warn where a layer runs more than once in a forward pass."""
     if runs > 1:
-        message = f"{layer} runs {runs} times in a forward pass: its last output is explained"
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
+        doubt(f"{layer} runs {runs} times in a forward pass: its last output is explained")
 
 
 def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
