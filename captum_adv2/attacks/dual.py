@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from captum_adv2.interpreters.boundary import (
     outputs_checked,
 )
 from captum_adv2.interpreters.gradient import Gradient
-from captum_adv2.spec import Index, SoundnessWarning, Unit
+from captum_adv2.spec import Index, Unit, doubt
 
 _CROSS_ENTROPY = CrossEntropy(rho=0.0)
 _GATE = 30.0  # of far target maps; docs/benchmarks.md has what else was tried
@@ -222,8 +221,7 @@ class DualAttack(CarefulAttack):
             )
         flat = maps.detach().flatten(1)
         if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
-            message = "at least one target map is constant: its distance says little"
-            warnings.warn(message, SoundnessWarning, stacklevel=2)
+            doubt("at least one target map is constant: its distance says little")
         return maps.detach().to(clean)
 
     @contextmanager
@@ -293,8 +291,9 @@ def _probe(
     elif broken := int((~gradient.isfinite()).flatten(1).any(dim=1).sum()):
         message = (
             f"the gradient of {name}'s map is not finite for {broken} of {len(images)} images: the "
-            f"attack cannot follow it (it was computed in {gradient.dtype})"
+            f"attack cannot follow it (it was computed in {gradient.dtype}; pass another dtype, or "
+            "the surrogate Smoothed(Auto()), from captum_adv2.interpreters.base and relu)"
         )
     if message:
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
+        doubt(message)
     return maps.shape[-2:]

@@ -8,7 +8,6 @@ that attacking a batch equals attacking its images one by one.
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.spec import Index, NonNegative, Real, SoundnessWarning, Unit, checked
+from captum_adv2.spec import Index, NonNegative, Real, Unit, checked, doubt
 
 Schedule: TypeAlias = Callable[[float], float]
 """Maps the progress of an attack, in [0, 1], to a value."""
@@ -187,11 +186,10 @@ class MapDistance:
         """Return the loss ``(B,)``, summed over the look-ahead steps where there are several."""
         size = tuple(candidate.maps.shape[-2:])
         if candidate.progress == 0 and self.map_size not in (None, size):
-            message = (
+            doubt(
                 f"the weight of the map term was chosen for maps of size {self.map_size}, got "
                 f"{size}: prediction and map are balanced differently"
             )
-            warnings.warn(message, SoundnessWarning, stacklevel=2)
         raw = _distance(candidate.maps - candidate.target_maps, self.l1)
         shape = _distance(_misfit(candidate.maps, candidate.target_maps), self.l1)
         distance = ((1 - self.shape) * raw + self.shape * shape).sum(dim=1).flatten(1)  # (B, h w)
