@@ -146,7 +146,7 @@ def test_a_smoothing_is_a_derivative_or_the_tau_of_h() -> None:
     [
         (0, "^expected smoothing above 0, got 0"),
         ("atuo", r"^expected smoothing to be one of \['auto'\], got 'atuo'"),
-        (lambda z: 1.0, r"at each z, of shape \(6, 8, 16, 16\), got float; write it elementwise"),
+        (lambda z: 1.0, r"at each z, of shape \(6, 16, 8, 8\), got float; write it elementwise"),
         (lambda z: z.mean(), r"at each z, of shape .*, got \(\); write it elementwise"),
     ],
 )
