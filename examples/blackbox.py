@@ -3,34 +3,38 @@
 
     python examples/blackbox.py                        # embedded ResNet; the DenseNet is surrogate
     python examples/blackbox.py --real DIR             # CIFAR-10: ResNet-20; ResNet-56 is surrogate
-    python examples/blackbox.py --real DIR --second resnet44_cifar10.pt     # a second surrogate
+    python examples/blackbox.py --interpreter lrp white map      # a map without gradients
 
-One row an attack, by what the adversary sees: scores and map, scores only, or nothing but a model
-of their own. Square Attack has the same queries and fools the class alone; PGD on the surrogate is
-the plain transfer. The map is CAM; an image leaves once its class is the target's and its map is
-within ``--stop`` of the benign one. `--interpreter lime` attacks Lime, which draws anew at each
-query; ``--interpreter aid`` and ``ensemble`` ask whether a defence only hides gradients.
+One row an attack, by what the adversary sees: scores and map, scores only, or nothing but models of
+their own. Square Attack has the same queries and fools the class alone; PGD on the surrogates is
+plain transfer. An image leaves once it has its class and its map is within ``--stop`` of the benign
+one. The row ``white`` is ADV2 with gradients, where the map has any, and else PGD: beside it, the
+interpreters ``rts``, ``aid`` and ``ensemble`` show whether a defence only hides gradients.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 from benchmark.real import FOLDER, NORMALIZE, CifarResNet, cifar_resnet, load_case
+from captum.attr import LRP
+from captum.attr._utils.lrp_rules import IdentityRule
 from common import EPS, embedded_case, mean, share
 from torch import Tensor, nn
 from torchattacks import PGD, Square
 
-from captum_adv2 import QueryADV2, TransferADV2, evaluate
+from captum_adv2 import ADV2, QueryADV2, TransferADV2, evaluate
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.attacks.loop import Progress
 from captum_adv2.evaluation import visualize
-from captum_adv2.interpreters import CAM, Interpreter, Opaque
+from captum_adv2.interpreters import CAM, RTS, Ensemble, Gradient, Interpreter, Opaque
 from captum_adv2.study import embedded
 
 
@@ -75,9 +79,15 @@ def _transfer(setting: Setting, interpreter: Interpreter, queries: int, **more: 
     return TransferADV2(setting.surrogates, CAM, EPS)
 
 
-def _plain(setting: Setting, interpreter: Interpreter, queries: int, **more: Any) -> Any:
+def _plain(setting: Setting, interpreter: Interpreter, queries: int, **more: Any) -> PGD:
     models = TransferADV2(setting.surrogates, CAM).model
     return PGD(models, eps=EPS, steps=100, random_start=False)
+
+
+def _white(setting: Setting, interpreter: Interpreter, queries: int, **more: Any) -> Any:
+    if isinstance(interpreter, Opaque):
+        return PGD(setting.model, eps=EPS, steps=100, random_start=False)
+    return ADV2(setting.model, interpreter, EPS)
 
 
 ROWS = {
@@ -90,6 +100,31 @@ ROWS = {
     "refine": Row("scores and map, after transfer", True, 1000, _refine),
     "plain": Row("plain transfer, untargeted", False, 0, _plain),
     "transfer": Row("surrogate only, untargeted", False, 0, _transfer),
+    "white": Row("with gradients", True, 0, _white),
+}
+
+
+def lrp(model: nn.Module) -> Opaque:
+    """Return Captum's LRP, which has no gradient, of a model behind a normalisation."""
+
+    def attribute(images: Tensor, target: Tensor) -> Tensor:
+        model[0].rule = IdentityRule()  # Captum removes it after each call
+        found: Tensor = LRP(model).attribute(images, target=target)
+        return F.avg_pool2d(found.abs().amax(dim=1, keepdim=True), 4)
+
+    return Opaque(model, attribute)
+
+
+def _rts(model: nn.Module, name: str = "resnet") -> RTS:
+    return RTS(model, embedded.load_rts(model, name))
+
+
+INTERPRETERS: dict[str, Callable[[nn.Module], Interpreter]] = {
+    "cam": CAM,
+    "lrp": lrp,
+    "rts": _rts,
+    "aid": partial(_rts, name="resnet-aid"),
+    "ensemble": lambda model: Ensemble([CAM(model), Gradient(model), _rts(model)]),
 }
 
 
@@ -158,26 +193,18 @@ def draw(found: dict[str, Any], setting: Setting, out: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     shown: dict[str, Any] = {"benign": {}}
     for name, (records, images, benign, maps) in found.items():
-        shown["benign"]["CAM"] = setting.images[:4], benign
-        shown[name] = {"CAM": (images, maps)}
+        shown["benign"]["map"] = setting.images[:4], benign
+        shown[name] = {"map": (images, maps)}
         if records:
             steps, shares, means = records.curves(len(setting.images), 0.5)
             axes[0].plot(steps, shares, label=name)
             axes[1].plot(steps, means)
-    for axis, title in zip(
-        axes, ("share of successes", "L1 of their maps to the benign"), strict=True
-    ):
+    titles = ("share of successes", "L1 of their maps to the benign")
+    for axis, title in zip(axes, titles, strict=True):
         axis.set(xlabel="queries", ylabel=title, xscale="log", ylim=0)
     axes[0].legend(fontsize="small")
     figure.savefig(out / "blackbox.png", dpi=80)
     visualize.grid(shown).savefig(out / "blackbox-maps.png", dpi=80)
-
-
-def lime(model: nn.Module) -> Interpreter:
-    """Return Lime on a grid of superpixels, which draws anew at each call."""
-    from captum.attr import Lime
-
-    return Opaque(model, Lime(model).attribute, n_samples=40, feature_mask=None)
 
 
 def load(args: argparse.Namespace) -> Setting:
@@ -199,7 +226,8 @@ def main() -> None:
         description=title, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("rows", nargs="*", default=[*ROWS], metavar="row", help=f"attacks: {', '.join(ROWS)}")
+    add("rows", nargs="*", default=[*ROWS][:-1], metavar="row", help=f"attacks: {', '.join(ROWS)}")
+    add("--interpreter", choices=INTERPRETERS, default="cam", help="the map; rts: embedded ResNet")
     add("--real", type=Path, nargs="?", const=FOLDER, help="folder of models and pictures")
     add("--second", type=Path, help="weights of a ResNet-44, by benchmark/train_surrogate.py")
     add("--images", type=int, default=16, help="pictures (default: 16)")
@@ -213,7 +241,7 @@ def main() -> None:
         args.images, args.queries = 2, 10
     args.out.mkdir(parents=True, exist_ok=True)
     setting = load(args)
-    interpreter = CAM(setting.model)
+    interpreter = INTERPRETERS[args.interpreter](setting.model)
     print(f"{len(setting.images)} images, changes of at most 8/255, finished at L1 {args.stop}")
     print(f"{'attack':32s}budget  spent  {'successes':18s}{'L1 of their maps':25s}IoU")
     rows = {name: ROWS[name] for name in args.rows}

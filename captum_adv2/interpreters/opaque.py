@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from captum_adv2.interpreters.base import Explanation, Interpreter, min_max
@@ -31,7 +32,6 @@ class Opaque(Interpreter):
         reduce: See `CaptumInterpreter`.
         **kwargs: Further arguments of the function.
 
-    >>> import torch
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     >>> dark = Opaque(model, lambda images, target: 1 - images)
     >>> dark(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])).shape
@@ -52,7 +52,9 @@ class Opaque(Interpreter):
 
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
         """See `Interpreter`; the maps carry no graph."""
-        attributions = self.function(self.prepare(images), target=target, **self._kwargs)
+        with torch.enable_grad():  # the function's own
+            inputs = self.prepare(images.detach().requires_grad_())
+            attributions = self.function(inputs, target=target, **self._kwargs)
         if not isinstance(attributions, Tensor) or attributions.ndim != 4:
             got = getattr(attributions, "shape", type(attributions).__name__)
             raise ValueError(

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attack_helpers import FLAT_MAPS, MODES, noting, shifted, targeted
+from captum.attr import Saliency
 from conftest import TinyNet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from captum_adv2.attacks.loop import Batch
 from captum_adv2.attacks.queries import BudgetSpent, QueryProblem, Squares
 from captum_adv2.attacks.surrogates import Invariant, Models
 from captum_adv2.attacks.terms import MapDistance
-from captum_adv2.interpreters import CAM, Interpreter, Opaque
+from captum_adv2.interpreters import CAM, CaptumInterpreter, Interpreter, Opaque
 
 pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
 
@@ -233,6 +234,15 @@ def test_any_function_is_an_interpreter(model, data):
         assert found.success.float().mean() > 0.5
     with pytest.raises(ValueError, match="differentiable interpreter, got Opaque"):
         targeted(ADV2(model, Opaque(model, dark), steps=2))(*data)
+
+
+def test_a_method_may_take_gradients_of_its_own(model, data):
+    """They are the system's, and not the adversary's."""
+    method = Opaque(model, Saliency(model).attribute, abs=True)
+    adversarial = targeted(QueryADV2(model, method, EPS, 20))(*data)
+    assert not adversarial.requires_grad
+    maps = CaptumInterpreter(Saliency(model))(*data)
+    torch.testing.assert_close(method(*data), maps.detach())
 
 
 def test_an_opaque_interpreter_scales_or_keeps_maps(model, data):
