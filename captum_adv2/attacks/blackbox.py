@@ -73,6 +73,8 @@ class QueryADV2(CoupledAttack):
         alpha: Step size of such a rule.
         pairs: Antithetic pairs of queries for an estimate.
         sigma: Standard deviation of an estimate's changes of a pixel.
+        tile: Side of the squares of one colour that these changes are made of; 1 is noise, larger
+            ones need fewer pairs.
         seed: Seed of the draws. They do not depend on the image or the batch.
         prediction, interpretation: See `ADV2`; used where gradients are estimated.
         generator: Source of random target classes; default: torch's global one.
@@ -106,8 +108,9 @@ class QueryADV2(CoupledAttack):
     substitute: Interpreter | None = None
     step: Squares | Step = Squares()
     alpha: Change = 2 / 255
-    pairs: Count = 10
-    sigma: Positive = 0.01
+    pairs: Count = 5
+    sigma: Positive = 0.02
+    tile: Count = 4
     seed: Index = 0
     confidence: Unit = 0.5
 
@@ -154,6 +157,7 @@ class QueryADV2(CoupledAttack):
             stop=self.stop,
             pairs=self.pairs,
             sigma=self.sigma,
+            tile=self.tile,
             seed=self.seed,
         )
 

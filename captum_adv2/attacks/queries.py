@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_adv2.attacks.frameworks import LinfBall
@@ -134,8 +135,9 @@ class QueryProblem(Problem):
 
     framework: LinfBall
     interpreter: Oracle
-    pairs: int = 10  # of queries for a gradient
-    sigma: float = 0.01  # their distance from the iterate, in standard deviations
+    pairs: int = 5  # of queries for a gradient
+    sigma: float = 0.02  # their distance from the iterate, in standard deviations
+    tile: int = 4  # side of the squares of one value that an estimate's changes are made of
     seed: int = 0
     state: Best = field(init=False)
 
@@ -178,8 +180,10 @@ class QueryProblem(Problem):
         pairs = min(self.pairs, self.interpreter.left // 2)
         if not pairs:
             raise BudgetSpent
-        shape = (pairs, 1, *variable.shape[1:])
-        noise = torch.randn(shape, generator=self.generator()).to(variable)
+        channels, *sides = variable.shape[1:]
+        tiles = [-(-side // self.tile) for side in sides]
+        noise = torch.randn((pairs, channels, *tiles), generator=self.generator()).to(variable)
+        noise = F.interpolate(noise, sides)[:, None]  # (pairs, 1, C, H, W)
         probes = torch.cat([variable + self.sigma * noise, variable - self.sigma * noise])
         candidate = self._answered(probes.clamp(0, 1))
         ahead, behind = self._loss(candidate, part).view(2, pairs, -1, 1, 1, 1)
