@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
@@ -262,14 +261,17 @@ def search(
 ) -> Tensor:
     """Take steps until queries or unfinished images run out; return the best images."""
     last, memory, oracle = problem.seen.clone(), None, problem.interpreter
-    with suppress(BudgetSpent):
-        while oracle.left and len(problem.seen):
-            problem.progress = oracle.spent / oracle.budget
+    over = False
+    while not over and oracle.left and len(problem.seen):
+        problem.progress = oracle.spent / oracle.budget
+        try:
             variable, memory = step(problem, variable, memory)
-            rows = problem.batch.rows
-            report(Progress(oracle.spent, problem.confidence, problem.distance, rows))
-            remaining = problem.take_finished(last)
-            if remaining is not None:
-                variable, memory = take((variable, memory), remaining)
+        except BudgetSpent:  # what it has asked before counts
+            over = True
+        rows = problem.batch.rows
+        report(Progress(oracle.spent, problem.confidence, problem.distance, rows))
+        remaining = problem.take_finished(last)
+        if remaining is not None:
+            variable, memory = take((variable, memory), remaining)
     last[problem.batch.rows] = problem.seen
     return last

@@ -295,7 +295,8 @@ def test_the_estimate_is_the_gradient(smooth, data):
     problem = QueryProblem(
         oracle.logits, LinfBall(0.1), 0.1, 10, oracle,
         Batch(images, labels, maps, torch.arange(2)),
-        terms=(CrossEntropy(rho=0.0), MapDistance(l1=0.0, shape=0.0)), pairs=1900, sigma=1e-3, tile=1,
+        terms=(CrossEntropy(rho=0.0), MapDistance(l1=0.0, shape=0.0)),
+        pairs=1900, sigma=1e-3, tile=1,
     )  # fmt: skip
     problem.enough = torch.tensor([True, False])
     problem.state = problem.state._replace(score=torch.full((2, 2), -9.0).double())  # stays so
