@@ -105,7 +105,7 @@ class Oracle(Interpreter):
 
     def _spend(self, queries: int) -> None:
         if queries > self.left:
-            raise BudgetSpent
+            raise BudgetSpent(f"expected at most {self.budget} queries of an image, got one more")
         self.spent += queries
 
     def _answer(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

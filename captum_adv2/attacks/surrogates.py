@@ -135,7 +135,9 @@ class Invariant(Framework):
         weights = (-0.5 * (places * 3 / max(half, 1)).square()).exp()
         kernel = (weights[:, None] * weights) / weights.sum().square()
         channels = gradient.shape[1]
-        return F.conv2d(gradient, kernel.expand(channels, 1, -1, -1), padding=half, groups=channels)
+        kernel = kernel.expand(channels, 1, -1, -1)
+        smooth = F.conv2d(gradient, kernel, padding=half, groups=channels)
+        return smooth.to(gradient.dtype)  # under autocast, it is of another
 
 
 @dataclass(eq=False, repr=False)
