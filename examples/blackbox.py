@@ -246,8 +246,8 @@ def main() -> None:
     print(f"{'attack':32s}budget  spent  {'successes':18s}{'L1 of their maps':25s}IoU")
     rows = {name: ROWS[name] for name in args.rows}
     found = {
-        f"{row.name}, {row.queries}": measured(row, setting, interpreter, args)
-        for row in rows.values()
+        f"{row.name} ({name})": measured(row, setting, interpreter, args)
+        for name, row in rows.items()
     }
     draw(found, setting, args.out)
 
