@@ -16,7 +16,7 @@ The system answers through an `Oracle`, which counts queries and gives no gradie
 from __future__ import annotations
 
 import copy
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, TypeAlias
 
 import torch
@@ -143,7 +143,7 @@ class QueryADV2(CoupledAttack):
         size = oracle.explain(clean, own).maps.shape[-2:]
         aim = labels if target is None else target
         maps = self._target_maps(request._replace(interpreter=oracle), target_maps, size, aim)
-        distance = self._distance if seen.scaled else replace(self._distance, shape=0.0)
+        distance = self._map_distance(seen, target_maps)
         return QueryProblem(
             oracle.logits,
             LinfBall(self.eps),
