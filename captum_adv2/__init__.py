@@ -7,8 +7,13 @@
 
 from captum_adv2.attacks.adaptive import BitDepthADV2
 from captum_adv2.attacks.adv2 import ADV2, StADV2
+from captum_adv2.attacks.blackbox import QueryADV2
+from captum_adv2.attacks.surrogates import TransferADV2
 from captum_adv2.evaluation.evaluate import Report, evaluate
 from captum_adv2.spec import SoundnessWarning
 
-__all__ = ["ADV2", "BitDepthADV2", "Report", "SoundnessWarning", "StADV2", "evaluate"]
+__all__ = [
+    "ADV2", "BitDepthADV2", "QueryADV2", "Report", "SoundnessWarning", "StADV2", "TransferADV2",
+    "evaluate",
+]  # fmt: skip
 __version__ = "0.1.0"

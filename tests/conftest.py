@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, Phase, settings
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from captum_adv2 import ADV2, BitDepthADV2, StADV2
-from captum_adv2.attacks import TwoPhase
+from captum_adv2 import ADV2, BitDepthADV2, QueryADV2, StADV2, TransferADV2
+from captum_adv2.attacks import SignDescent, TwoPhase
 from captum_adv2.attacks.base import CarefulAttack
 from captum_adv2.interpreters import (
     CAM,
@@ -232,6 +232,26 @@ ATTACKS = (
     Attacked(
         "BitDepthADV2 GradCAM",
         lambda model: BitDepthADV2(ADV2(model, GradCAM(model), eps=0.2, steps=2), bits=3, steps=2),
+    ),
+    Attacked(
+        "TransferADV2 CAM",
+        lambda model: TransferADV2(model, CAM(model), eps=0.2, steps=2),
+    ),
+    Attacked(
+        "QueryADV2 CAM with a stop",
+        lambda model: QueryADV2(model, CAM(model), eps=0.2, queries=40, stop=0.2),
+    ),
+    Attacked(
+        "QueryADV2 RTS by estimates, after another attack",
+        lambda model: QueryADV2(
+            model,
+            _BUILD["RTS"](model),
+            eps=0.2,
+            queries=20,
+            start=ADV2(model, CAM, eps=0.1, steps=2),
+            step=SignDescent(),
+            pairs=2,
+        ),
     ),
 )
 

@@ -80,6 +80,12 @@ SCRIPTS = [
         ("DeepLift", "KernelShap, fresh", "Resist ("),
         ("captum-methods.png",),
     ),
+    (
+        "blackbox.py",
+        (),
+        ("Square", "scores and map", "scores only", "surrogate only"),
+        ("blackbox.png", "blackbox-maps.png"),
+    ),
     ("benchmark/captum_catalogue.py", (), ("| `Saliency` | ", "| `LRP` | it reads"), ()),
     ("benchmark/rts.py", (), ("localisation error", "F an iteration", "skipped"), ()),
     pytest.param(

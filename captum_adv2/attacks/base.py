@@ -39,7 +39,10 @@ class CarefulAttack(Attack, ABC):  # type: ignore[misc]  # torchattacks is untyp
             near = difflib.get_close_matches(name, hints)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise TypeError(f"expected a setting of {type(self).__name__}, got {name}{hint}")
-        super().__setattr__(name, value)
+        if "_attacks" in vars(self):
+            super().__setattr__(name, value)
+        else:  # torchattacks is not set up yet
+            object.__setattr__(self, name, value)
 
     def _close(self) -> None:
         """Refuse new attributes from now on; a subclass that announces none may have its own."""

@@ -52,26 +52,23 @@ class Request(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class DualAttack(CarefulAttack):
-    """The common part of `ADV2` and `StADV2`: all but the threat model. See `ADV2`.
+class CoupledAttack(CarefulAttack):
+    """What attacks on a classifier and its interpreter share, with gradients or without.
 
-    Subclasses have the fields ``alpha``, ``steps`` and ``step`` of their own, in their own order.
+    Settings, the model's classes, target classes and target maps; see `ADV2`. Subclasses have the
+    fields of their threat model, in their own order.
     """
 
-    _regular: ClassVar[Step]  # of the warm start: that of a regular attack
     _distance: ClassVar[MapDistance]  # default interpretation loss, where maps are min-max scaled
     _build = None  # a function of the model, where the interpreter was given as one
 
     model: nn.Module
     interpreter: Interpreter | Callable[[nn.Module], Interpreter] | None = None
     _: KW_ONLY
-    warmup: Index | None = None
     target_map: TargetMap = Benign()
     prediction: Term = CrossEntropy()
     interpretation: Term | None = None
     terms: Sequence[Term] = ()
-    surrogate: Surrogate | None = None
-    keep: Literal["best", "final"] = "best"
     confidence: Unit = 0.9
     stop: Unit | None = None
     generator: torch.Generator | None = None
@@ -93,13 +90,13 @@ class DualAttack(CarefulAttack):
             build = None if isinstance(value, Interpreter) else value or Gradient
             super().__setattr__("_build", build)
         if new and self._build is not None:
-            built = self._build(self.model)
-            spec.expect(built, Interpreter, "interpreter")
-            super().__setattr__("interpreter", built)
+            super().__setattr__("interpreter", self._built(self._build))
 
-    @abstractmethod
-    def _framework(self) -> Framework:
-        """Return the attack framework: the variable that is optimised, and its bounds."""
+    def _built(self, build: Callable[[nn.Module], Interpreter]) -> Interpreter:
+        """Return the interpreter that a class or function builds for the model."""
+        built = build(self.model)
+        spec.expect(built, Interpreter, "interpreter")
+        return built
 
     @classmethod
     def from_preset(
@@ -112,29 +109,20 @@ class DualAttack(CarefulAttack):
         """Return an attack with the settings of, say, ``presets.PAPER["CAM"]``, and overrides."""
         return cls(model, interpreter, **{**preset, **overrides})
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None, *, target_maps: Tensor | None = None
-    ) -> Tensor:
-        """Run the attack on images in [0, 1]; called by ``__call__``."""
-        request = self._request(images, labels)
-        with torch.enable_grad():
-            return self._attack(request, target_maps).detach()
+    @abstractmethod
+    def _classified(self, clean: Tensor) -> Tensor:
+        """Return the logits ``(B, classes)`` of clean images, checked."""
 
     def _request(self, images: Tensor, labels: Tensor | None) -> Request:
         """Check the arguments of a call; classify the images and choose the target classes."""
         interpreter = self._checked_interpreter()
         if self._normalization_applied is False:
             interpreter = interpreter.after(self.normalize)
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "expected gradients to be available, got torch.inference_mode(); use no_grad()"
-            )
         if labels is None and self.attack_mode == "targeted(label)":
             raise ValueError("expected labels, the target classes in this mode, got None")
         spec.expect(images, spec.Images, "images")
         clean = images.detach().to(self.device or images.device).clamp(0, 1)
-        with outputs_checked(self.model, self.get_logits, clean):
-            logits = differentiable_logits(self.get_logits, clean)
+        logits = self._classified(clean)
         own, target = logits.argmax(dim=1), None
         if labels is not None:
             labels = _checked_classes(labels, logits, "labels")
@@ -144,21 +132,116 @@ class DualAttack(CarefulAttack):
         return Request(interpreter, clean, own, own if labels is None else labels, target)
 
     def _checked_interpreter(self) -> Interpreter:
-        """Return the interpreter; raise if it, the model and the steps do not go together."""
+        """Return the interpreter; raise if it and the model do not go together."""
         interpreter: Any = self.interpreter
         call = f"{type(self).__name__}(model, {type(interpreter).__name__})"
         hint = f"pass its class to have it built: {call}"
         expect_explains(interpreter, self.model, "the attack's", hint)
+        checked: Interpreter = interpreter
+        return checked
+
+    def _map_distance(self, interpreter: Interpreter, target_maps: Tensor | None) -> MapDistance:
+        """Return the default interpretation loss, for an interpreter and the map aimed at."""
+        far = target_maps is not None or not isinstance(self.target_map, Benign)
+        shape = self._distance.shape if interpreter.scaled else 0.0
+        # A far map would outweigh the prediction for as long as it is far.
+        return replace(self._distance, shape=shape, gate=_GATE if far else 0.0)
+
+    def _target_maps(
+        self, request: Request, passed: Tensor | None, size: torch.Size, target: Tensor
+    ) -> Tensor:
+        """Return the target maps ``(B, 1, h, w)``, checked: those passed, or ``target_map``'s."""
+        interpreter, clean, own, *_ = request
+        maps = self.target_map(interpreter, clean, own, target) if passed is None else passed
+        spec.expect(maps, spec.Maps, "target_maps")
+        shape = (len(clean), 1, *size)
+        if maps.shape != shape:
+            raise ValueError(
+                f"expected target_maps of shape {shape} from {type(interpreter).__name__}, got "
+                f"{tuple(maps.shape)}; pass maps at the interpreter's native resolution"
+            )
+        flat = maps.detach().flatten(1)
+        if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
+            doubt("at least one target map is constant: its distance says little")
+        return maps.detach().to(clean)
+
+    @contextmanager
+    def _reporting(self, total: int, unit: str) -> Iterator[Callable[[Progress], None]]:
+        """Yield a function that passes progress on to the callback and the progress bar."""
+        with tqdm(total=total, desc=self.attack, unit=unit, disable=not self.verbose) as bar:
+
+            def report(progress: Progress) -> None:
+                if self.callback is not None:
+                    self.callback(progress)
+                bar.update()
+                if not bar.disable:  # reading numbers off a GPU waits for it
+                    confidence, distance = progress.confidence.mean(), progress.distance.mean()
+                    bar.set_postfix(confidence=confidence.item(), distance=distance.item())
+
+            yield report
+            bar.total = bar.n  # complete, also where all images are finished early
+
+    def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return random classes but the labels ``(N,)``, from ``generator`` where one was given."""
+        if self.generator is None:
+            target: Tensor = super().get_random_target_label(inputs, labels)
+            return target
+        logits = self.get_output_with_eval_nograd(inputs)
+        labels = logits.argmax(dim=1) if labels is None else labels
+        device = self.generator.device
+        shift = torch.randint(
+            1, logits.shape[1], labels.shape, generator=self.generator, device=device
+        )
+        return (labels + shift.to(labels.device)) % logits.shape[1]
+
+
+@dataclass(eq=False, repr=False)
+class DualAttack(CoupledAttack):
+    """The common part of `ADV2` and `StADV2`: all but the threat model. See `ADV2`.
+
+    Subclasses have the fields ``alpha``, ``steps`` and ``step`` of their own, in their own order.
+    """
+
+    _regular: ClassVar[Step]  # of the warm start: that of a regular attack
+
+    _: KW_ONLY
+    warmup: Index | None = None
+    surrogate: Surrogate | None = None
+    keep: Literal["best", "final"] = "best"
+
+    @abstractmethod
+    def _framework(self) -> Framework:
+        """Return the attack framework: the variable that is optimised, and its bounds."""
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, *, target_maps: Tensor | None = None
+    ) -> Tensor:
+        """Run the attack on images in [0, 1]; called by ``__call__``."""
+        request = self._request(images, labels)
+        with torch.enable_grad():
+            return self._attack(request, target_maps).detach()
+
+    def _classified(self, clean: Tensor) -> Tensor:
+        """See `CoupledAttack`; raise where logits have no gradient."""
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "expected gradients to be available, got torch.inference_mode(); use no_grad()"
+            )
+        with outputs_checked(self.model, self.get_logits, clean):
+            return differentiable_logits(self.get_logits, clean)
+
+    def _checked_interpreter(self) -> Interpreter:
+        """Return the interpreter; raise if it, the model and the steps do not go together."""
+        interpreter = super()._checked_interpreter()
         if self.warmup is not None and self.warmup > self.steps:
             wanted = f"expected warmup at most {self.steps}, the steps, got {self.warmup}"
             raise ValueError(f"{wanted}; pass a shorter warmup, too")
-        checked: Interpreter = interpreter
-        return checked
+        return interpreter
 
     def _attack(self, request: Request, target_maps: Tensor | None) -> Tensor:
         """Run both phases: the warm start on the prediction, the rest on prediction and map."""
         interpreter, clean, own, labels, target = request
-        surrogate = self.surrogate or interpreter.surrogate
+        surrogate = self._differentiated(interpreter)
         distance = self._map_distance(interpreter, target_maps)
         with failures_explained(self.model, self.get_logits, clean):
             size = _probe(surrogate, interpreter, clean, own)
@@ -168,7 +251,7 @@ class DualAttack(CarefulAttack):
         if target is not None or target_maps is not None:
             maps = choose_maps(aim)  # before any step: it may raise
         warmup = self.steps // 20 if self.warmup is None else self.warmup
-        with self._reporting() as report:
+        with self._reporting(self.steps, "step") as report:
             regular = Problem(
                 self.get_logits,
                 self._framework(),
@@ -199,65 +282,15 @@ class DualAttack(CarefulAttack):
             _, final = descend(dual, variable, self.step, range(warmup, self.steps), report)
         return final if self.keep == "final" else dual.better(final, batch)
 
-    def _map_distance(self, interpreter: Interpreter, target_maps: Tensor | None) -> MapDistance:
-        """Return the default interpretation loss, for an interpreter and the map aimed at."""
-        far = target_maps is not None or not isinstance(self.target_map, Benign)
-        shape = self._distance.shape if interpreter.scaled else 0.0
-        # A far map would outweigh the prediction for as long as it is far.
-        return replace(self._distance, shape=shape, gate=_GATE if far else 0.0)
-
-    def _target_maps(
-        self, request: Request, passed: Tensor | None, size: torch.Size, target: Tensor
-    ) -> Tensor:
-        """Return the target maps ``(B, 1, h, w)``, checked: those passed, or ``target_map``'s."""
-        interpreter, clean, own, *_ = request
-        maps = self.target_map(interpreter, clean, own, target) if passed is None else passed
-        spec.expect(maps, spec.Maps, "target_maps")
-        shape = (len(clean), 1, *size)
-        if maps.shape != shape:
-            raise ValueError(
-                f"expected target_maps of shape {shape} from {type(interpreter).__name__}, got "
-                f"{tuple(maps.shape)}; pass maps at the interpreter's native resolution"
-            )
-        flat = maps.detach().flatten(1)
-        if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
-            doubt("at least one target map is constant: its distance says little")
-        return maps.detach().to(clean)
-
-    @contextmanager
-    def _reporting(self) -> Iterator[Callable[[Progress], None]]:
-        """Yield a function that passes progress on to the callback and the progress bar."""
-        with tqdm(total=self.steps, desc=self.attack, unit="step", disable=not self.verbose) as bar:
-
-            def report(progress: Progress) -> None:
-                if self.callback is not None:
-                    self.callback(progress)
-                bar.update()
-                if not bar.disable:  # reading numbers off a GPU waits for it
-                    confidence, distance = progress.confidence.mean(), progress.distance.mean()
-                    bar.set_postfix(confidence=confidence.item(), distance=distance.item())
-
-            yield report
-            bar.total = bar.n  # complete, also where all images are finished early
+    def _differentiated(self, interpreter: Interpreter) -> Surrogate:
+        """Return what to differentiate in place of the interpreter."""
+        return self.surrogate or interpreter.surrogate
 
     @torch.no_grad()
     def _landed(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the likeliest class but the label: where an untargeted attack has landed."""
         logits: Tensor = self.get_logits(images)
         return logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
-
-    def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return random classes but the labels ``(N,)``, from ``generator`` where one was given."""
-        if self.generator is None:
-            target: Tensor = super().get_random_target_label(inputs, labels)
-            return target
-        logits = self.get_output_with_eval_nograd(inputs)
-        labels = logits.argmax(dim=1) if labels is None else labels
-        device = self.generator.device
-        shift = torch.randint(
-            1, logits.shape[1], labels.shape, generator=self.generator, device=device
-        )
-        return (labels + shift.to(labels.device)) % logits.shape[1]
 
 
 def _checked_classes(classes: Tensor, logits: Tensor, name: str) -> Tensor:

@@ -131,7 +131,7 @@ class Problem:
             logits = self.logits(rounded) if logits is None else logits
             candidate = Candidate(rounded, logits, maps, target, target_maps, 1.0, rows)
             scores.append(self._judge(candidate, total(self.terms[2:], candidate))[-1])
-        return torch.where(_lower(*scores).view(-1, 1, 1, 1), final, self.best)
+        return torch.where(before(*scores).view(-1, 1, 1, 1), final, self.best)
 
     def take_finished(self, last: Tensor) -> Tensor | None:
         """Remove finished images from the batch; put those whose maps were judged into ``last``.
@@ -188,7 +188,7 @@ class Problem:
             self.best, self._score = self.seen.clone(), score
             return
         best, least = self.best[rows], self._score[rows]
-        lower = _lower(score, least)
+        lower = before(score, least)
         self.best[rows] = torch.where(lower.view(-1, 1, 1, 1), self.seen, best)
         self._score[rows] = torch.where(lower[:, None], score, least)
 
@@ -217,7 +217,7 @@ def classified(logits: Tensor, target: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == target) & (logits < torch.inf).all(dim=1)
 
 
-def _lower(ours: Tensor, theirs: Tensor) -> Tensor:
+def before(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return which scores ``(B, 2)`` come before others, by the first entry, then the second."""
     (rank, value), (their_rank, their_value) = ours.unbind(dim=1), theirs.unbind(dim=1)
     return (rank < their_rank) | ((rank == their_rank) & (value < their_value))

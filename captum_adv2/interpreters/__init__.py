@@ -8,6 +8,7 @@ from captum_adv2.interpreters.captum import CaptumInterpreter
 from captum_adv2.interpreters.ensemble import Ensemble
 from captum_adv2.interpreters.gradient import Gradient, IntegratedGradients, SmoothGrad
 from captum_adv2.interpreters.mask import MASK
+from captum_adv2.interpreters.opaque import Opaque
 from captum_adv2.interpreters.rts import RTS, EncoderGuided, MaskingModel
 from captum_adv2.interpreters.training import train_masking_model
 
@@ -25,6 +26,7 @@ __all__ = [
     "IntegratedGradients",
     "Interpreter",
     "MaskingModel",
+    "Opaque",
     "SmoothGrad",
     "Surrogate",
     "Unrolled",

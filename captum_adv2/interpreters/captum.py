@@ -23,7 +23,7 @@ from captum_adv2.spec import Index, checked
 
 Reduction: TypeAlias = Literal["abs-max", "abs-sum", "max", "sum"] | Callable[[Tensor], Tensor]
 
-_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "abs-max": lambda a: a.abs().amax(dim=1, keepdim=True),
     "abs-sum": lambda a: a.abs().sum(dim=1, keepdim=True),
     "max": lambda a: a.amax(dim=1, keepdim=True),
@@ -164,7 +164,7 @@ class CaptumInterpreter(GradientBased):
                 f"expected {type(self.attribution).__name__} to give attributions (B, C, h, w), "
                 f"got {got}; choose one layer with feature maps"
             )
-        reduce = _REDUCTIONS[self.reduce] if isinstance(self.reduce, str) else self.reduce
+        reduce = REDUCTIONS[self.reduce] if isinstance(self.reduce, str) else self.reduce
         maps = base.min_max(reduce(attributions))
         # Their graph refers to the call, which must not keep them: it would never be freed.
         logits, call.logits = call.logits, None

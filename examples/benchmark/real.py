@@ -45,7 +45,7 @@ class _Block(nn.Module):
         return self.relu(y + F.pad(shortcut, (0, 0, 0, 0, self.pad, self.pad)))
 
 
-class _CifarResNet(nn.Module):
+class CifarResNet(nn.Module):
     """ResNet-(6n+2) for CIFAR-10 (He et al. 2016, section 4.2)."""
 
     def __init__(self, blocks: int) -> None:
@@ -73,7 +73,7 @@ class _CifarResNet(nn.Module):
 
 def cifar_resnet(depth: int, folder: Path = FOLDER) -> nn.Module:
     """Return ResNet-20 or ResNet-56 on CIFAR-10, in eval mode."""
-    net = _CifarResNet((depth - 2) // 6)
+    net = CifarResNet((depth - 2) // 6)
     net.load_state_dict(torch.load(folder / f"resnet{depth}_cifar10.pt", weights_only=True))
     return nn.Sequential(NORMALIZE, net).eval()
 

@@ -48,10 +48,10 @@ def double(data):
 # Arguments
 
 COMMON = (
-    "warmup=None, target_map=Benign(), "
+    "target_map=Benign(), "
     "prediction=CrossEntropy(rho=Linear(first=0.05, last=0.01), seed=None), interpretation=None, "
-    "terms=(), surrogate=None, keep='best', confidence=0.9, stop=None, generator=None, "
-    "callback=None, verbose=False"
+    "terms=(), confidence=0.9, stop=None, generator=None, callback=None, verbose=False, "
+    "warmup=None, surrogate=None, keep='best'"
 )
 SIGNATURES = {
     ADV2: f"(model, interpreter=None, eps={8 / 255}, alpha={2 / 255}, steps=100, *, {COMMON}, "

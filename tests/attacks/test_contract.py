@@ -357,7 +357,8 @@ def test_repr_is_one_line_with_the_settings(attacked, model):
     inner(attack).callback, inner(attack).generator = [].append, torch.Generator()
     assert repr(attack) == repr(twin)
     assert repr(attack).startswith(f"{attack.attack}(")
-    for part in ("alpha=", "steps=2" if "stop" not in attacked.name else "steps=3"):
+    count = "queries" if attack.attack == "QueryADV2" else "steps"
+    for part in ("alpha=", f"{count}={getattr(inner(attack), count)}"):
         assert part in repr(attack)
     assert f"interpreter={inner(attack).interpreter!r}" in repr(attack)
     assert "attack_mode=default" in repr(attack)

@@ -34,7 +34,8 @@ pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
 
 # The distance of neighbouring numbers near 1, and a little more: rounding may leave the ball.
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-9}
-EPS = {"ADV2": 0.1, "StADV2": 1.0, "BitDepthADV2": 0.2}
+EPS = {"ADV2": 0.1, "StADV2": 1.0, "BitDepthADV2": 0.2, "QueryADV2": 0.2, "TransferADV2": 0.2}
+GRADIENTLESS = "QueryADV2 CAM with a stop"
 
 
 def targeted(attack):
@@ -153,6 +154,8 @@ def test_callers(attacked, model, data, call):
 
 
 def test_inference_mode_is_refused(attacked, model, data):
+    if attacked.name == GRADIENTLESS:
+        pytest.skip("it takes no gradient")
     refused = pytest.raises(RuntimeError, match=r"inference_mode\(\); use no_grad")
     with unchanged(model, *data), torch.inference_mode(), refused:
         attacked.build(model)(*data)
@@ -260,7 +263,7 @@ def test_an_exception_changes_nothing(attacked, trained, data, place):
     with unchanged(attack.model, images, labels):
         expected = attack(images, labels)
     last, before = trip.calls, state(attack)
-    assert last
+    assert last or (attacked.name == GRADIENTLESS and place is trip_in_backward)
     for turn, number in enumerate(sorted({1, 2, last // 3, last // 2, last} - {0})):
         if number > last:
             continue
@@ -300,7 +303,8 @@ def test_copies_of_attacks(attacked, trained, data, how):
         parameter.data.neg_()
     attack.set_mode_targeted_by_label(quiet=True)
     twin.set_mode_targeted_by_label(quiet=True)
-    assert not torch.equal(twin(*data), attack(*data))
+    wrong = data[0], (data[1] + 1) % 4
+    assert not torch.equal(twin(*wrong), attack(*wrong))
 
 
 @pytest.mark.parametrize("how", COPIES)
