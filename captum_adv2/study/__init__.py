@@ -12,7 +12,7 @@ from pathlib import Path
 
 from captum_adv2 import storage
 from captum_adv2.spec import checked
-from captum_adv2.study.engine import World, prepared, work
+from captum_adv2.study.engine import Part, World, loaded, prepared, stored, work
 from captum_adv2.study.results import Found
 from captum_adv2.study.settings import PROFILES, Settings
 
@@ -31,7 +31,8 @@ def run(
     """Run a study; write records, tables, figures and a page that shows them.
 
     Under PyTorch's launcher ``torchrun`` the processes share the images. A study that was stopped
-    at any point is continued by ``resume``, with any number of processes.
+    at any point is continued by ``resume``, with any number of processes, and widened: with a
+    larger ``count``, more ``seeds``, or the ``curve``.
 
     Args:
         settings: What to do.
@@ -44,21 +45,47 @@ def run(
     Returns:
         The results, in the first process; ``None`` in the others.
     """
-    if find_spec("pandas") is None or find_spec("jinja2") is None:
-        raise ImportError('expected pandas and jinja2; pip install "captum_adv2[study]"')
-    from captum_adv2.study import frame, report  # here: they need the extra
-
+    _expect_extra()
     folder = Path(folder)
     with World.joined() as world, nullcontext() if world.rank else storage.locked(folder):
         parts = prepared(settings, folder, world, resume)
         work(parts, world, verbose)
         if world.rank:
             return None
-        found = Found(
-            *frame.gather(parts, settings),
-            {part.subject.name: part.chosen for part in parts},
-            [file for part in parts for file in part.redone],
-            [reason for part in parts for reason in part.subject.left_out],
-        )
-        report.write(folder, found, settings, command)
+        return _written(folder, parts, settings, command)
+
+
+@checked
+def page(folder: str | Path, *, command: str = "") -> Found:
+    """Write the page of what a study has so far, also while it runs; compute nothing.
+
+    Args:
+        folder: Folder of the results.
+        command: Command that repeats the study, for the page.
+
+    Returns:
+        The results so far.
+    """
+    _expect_extra()
+    folder = Path(folder)
+    settings = stored(folder)
+    return _written(folder, loaded(settings, folder, World()), settings, command)
+
+
+def _expect_extra() -> None:
+    if find_spec("pandas") is None or find_spec("jinja2") is None:
+        raise ImportError('expected pandas and jinja2; pip install "captum_adv2[study]"')
+
+
+def _written(folder: Path, parts: list[Part], settings: Settings, command: str) -> Found:
+    from captum_adv2.study import frame, report  # here: they need the extra
+
+    found = Found(
+        *frame.gather(parts, settings),
+        {part.subject.name: part.chosen for part in parts},
+        [file for part in parts for file in part.redone],
+        [reason for part in parts for reason in part.subject.left_out],
+        sum(part.absent() for part in parts),
+    )
+    report.write(folder, found, settings, command)
     return found

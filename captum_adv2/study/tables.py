@@ -15,7 +15,8 @@ from typing import NamedTuple, TypeAlias
 import pandas as pd
 
 from captum_adv2.study.cases import DISTILLED
-from captum_adv2.study.frame import JOINT, Estimate, Results, difference
+from captum_adv2.study.estimates import JOINT, Estimate
+from captum_adv2.study.frame import Results, difference
 from captum_adv2.study.settings import Settings
 
 Rows: TypeAlias = Iterator[dict[str, object]]  # by the titles of the columns
