@@ -6,6 +6,7 @@ To run one, ``pip install "captum_adv2[study]"``.
 
 from __future__ import annotations
 
+import shlex
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from captum_adv2 import storage
 from captum_adv2.spec import checked
 from captum_adv2.study.engine import Part, World, loaded, prepared, stored, work
 from captum_adv2.study.results import Found
-from captum_adv2.study.settings import PROFILES, Settings
+from captum_adv2.study.settings import PROFILES, Settings, options
 
 __all__ = ["PROFILES", "Settings", "run"]
 
@@ -56,19 +57,17 @@ def run(
 
 
 @checked
-def page(folder: str | Path, *, command: str = "") -> Found:
-    """Write the page of what a study has so far, also while it runs; compute nothing.
+def page(folder: str | Path) -> Found:
+    """Write the page of what a study has so far, also while it runs; return that.
 
     Args:
         folder: Folder of the results.
-        command: Command that repeats the study, for the page.
-
-    Returns:
-        The results so far.
     """
     _expect_extra()
     folder = Path(folder)
     settings = stored(folder)
+    given = ["python", "-m", "captum_adv2", "study", *options(settings), "--out", str(folder)]
+    command = shlex.join(given)
     return _written(folder, loaded(settings, folder, World()), settings, command)
 
 

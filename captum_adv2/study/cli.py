@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("rules", help="the rule of each observation, applied to the paper's tables")
     args = vars(parser.parse_args(given))
     if args["command"] == "rules":
-        from captum_adv2.study.tables import rules  # here: it needs the extra
+        from captum_adv2.study.verdicts import rules  # here: it needs the extra
 
         print(rules())
         return 0
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "captum_adv2", *given])
     try:
         if args["page"]:
-            page(args["out"], command=command)
+            page(args["out"])
             return 0
         run(
             Settings(**(PROFILES[args["profile"]] | chosen)),

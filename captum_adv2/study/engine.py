@@ -215,9 +215,9 @@ class Part:
     def tasks(self) -> Iterator[Task]:
         """Yield all the work."""
         settings, chosen = self._settings, self.chosen
-        if settings.detectors or settings.tuned:
-            for number, part in enumerate(_chunks(chosen.held_out, settings.chunk)):
-                yield Task(settings.seeds[0], number, part, held_out=True)
+        held = chosen.held_out if settings.detectors else chosen.held_out[: settings.tuned]
+        for number, part in enumerate(_chunks(held, settings.chunk)):
+            yield Task(settings.seeds[0], number, part, held_out=True)
         for seed in settings.seeds:
             for number, part in enumerate(_chunks(chosen.numbers, settings.chunk)):
                 yield Task(seed, number, part, held_out=False)

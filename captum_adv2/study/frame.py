@@ -53,7 +53,8 @@ from torch import Tensor
 
 from captum_adv2.defenses.detection import threshold_at
 from captum_adv2.evaluation import localization
-from captum_adv2.study.cases import DISTILLED, SQUEEZERS, Case
+from captum_adv2.evaluation.robustness import Robustness
+from captum_adv2.study.cases import CURVE, DISTILLED, SQUEEZERS, Case
 from captum_adv2.study.estimates import (
     JOINT,
     Cell,
@@ -310,6 +311,11 @@ class Results(Evidence):
             return "", Estimate.of([], percent=True), 0
         best = str(held.mean().idxmin())
         return best, Estimate.of(own[best], percent=True), len(held)
+
+    def trust(self, model: str, interpreter: str) -> Robustness | None:
+        """Return the least eps of images, if that was found."""
+        least = self.rows(model, CURVE, interpreter).least.dropna()
+        return Robustness(torch.tensor(least.to_numpy(dtype=float))) if len(least) else None
 
     def having(self, attack: str) -> list[str]:
         """Return the interpreters (but `DISTILLED`) with rows of their own after an attack."""

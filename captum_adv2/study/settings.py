@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
 from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
@@ -106,6 +106,21 @@ class Settings:
                 raise ValueError(f"expected at least one of {name}, got none")
             if len(set(short)) < len(short):  # files and rows go by them
                 raise ValueError(f"expected different {name}, got {', '.join(map(str, values))}")
+
+
+def options(settings: Settings) -> list[str]:
+    """Return the options of the command line that make settings.
+
+    >>> options(Settings(models=("resnet50",), count=20, curve=True))
+    ['--models', 'resnet50', '--count', '20', '--curve']
+    """
+    found: list[str] = []
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if value != each.default:
+            several = value if isinstance(value, tuple) else () if value is True else (value,)
+            found += [f"--{each.name.replace('_', '-')}", *map(str, several)]
+    return found
 
 
 def label(spec: str) -> str:
