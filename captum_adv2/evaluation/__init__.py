@@ -6,5 +6,5 @@ from captum_adv2.evaluation.evaluate import Report, evaluate
 from captum_adv2.evaluation.robustness import robustness
 
 __all__ = [
-    *("Report", "evaluate", "localization", "metrics", "robustness", "transfer", "visualize"),
-]
+    "Report", "evaluate", "localization", "metrics", "robustness", "transfer", "visualize",
+]  # fmt: skip

@@ -135,7 +135,7 @@ def robustness(
     least = torch.full_like(own, len(levels))
     while bool((least - below > 1).any()):
         middle = (below + least) // 2
-        for number in middle[least - below > 1].unique().tolist():
+        for number in sorted(set(middle[least - below > 1].tolist())):
             rows = ((middle == number) & (least - below > 1)).nonzero()[:, 0]
             won = fooled(rows, levels[number])
             least[rows[won]], below[rows[~won]] = number, number

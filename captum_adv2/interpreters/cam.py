@@ -5,7 +5,8 @@ A network that ends in global average pooling and a linear layer scores a class 
 :math:`z_c = \sum_k w_{k,c} \, \mathrm{mean}_{ij} \, a_k[i, j]` (Eq. 6); CAM leaves out the mean:
 :math:`m_c[i, j] = \sum_k w_{k,c} \, a_k[i, j]` (Eq. 7). Grad-CAM takes the weights from the
 gradient of the logit, :math:`w_{k,c} = \mathrm{mean}_{ij} \, \partial z_c / \partial a_k[i, j]`
-(Eq. 14; or of the probability, as printed there), so that any head will do, and keeps the positive part (Eq. 15).
+(Eq. 14; or of the probability, as printed there), so that any head will do, and keeps the positive
+part (Eq. 15).
 
 Features, map and logits come from one forward pass. The features are the last that have places, by
 the pass itself (`features`): the input of the last pooling, however it is written, or where several

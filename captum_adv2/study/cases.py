@@ -173,7 +173,7 @@ class Plan(NamedTuple):
                 yield from self._adaptive(name)
 
     def _adaptive(self, name: str) -> Iterator[Case]:
-        """Yield attacks that know a squeezer: by its gradient, and for bit depths by Algorithm 2."""
+        """Yield attacks that know a squeezer: by its gradient, or for bit depths by Algorithm 2."""
         settings, model = self.settings, self.subject.model
         for title, squeezer in SQUEEZERS.items():
             terms = (Squeezing(model, (squeezer,), weight=_EVASION),)
@@ -285,11 +285,11 @@ def _least(case: Case, plan: Plan, chunk: Chunk) -> dict[str, Any]:
 
 def held_out(plan: Plan, chunk: Chunk, tune: bool) -> dict[str, Any]:
     """Return the scores of held-out images, and what each threshold makes of their boxes."""
-    found = {"scores": scores(plan, chunk.images), "boxes": {}}
+    boxes: dict[str, Tensor] = {}
     if tune and any(map(len, chunk.boxes)):
         for name, interpreter in plan.subject.interpreters.items():
-            found["boxes"][name] = tried(interpreter(chunk.images, chunk.labels), chunk)
-    return _cpu(found)  # type: ignore[no-any-return]
+            boxes[name] = tried(interpreter(chunk.images, chunk.labels), chunk)
+    return _cpu({"scores": scores(plan, chunk.images), "boxes": boxes})  # type: ignore[no-any-return]
 
 
 def _distances(maps: Tensor, own: Tensor, aim: Tensor, threshold: float) -> dict[str, Tensor]:

@@ -235,8 +235,8 @@ def _detection(evidence: Evidence, model: str) -> Iterator[Check]:
 def _evasion(evidence: Evidence, model: str) -> Iterator[Check]:
     """For every interpreter and squeezer, an attack that knows the squeezer is detected by it at
     most half of the time, and less often than basic ADV2 is, or at most 20 % of the time; it
-    succeeds on at least 90 %; and its mean L1 is at most 0.02 above basic ADV2's. Of several attacks
-    that know a squeezer, such as Algorithm 2, the best one counts.
+    succeeds on at least 90 %; and its mean L1 is at most 0.02 above basic ADV2's. Of attacks that
+    know a squeezer in several ways, such as by Algorithm 2, the best one counts.
     """
     attacks = evidence.named("adaptive:")
     for squeezer in dict.fromkeys(map(known, attacks)):
@@ -292,8 +292,8 @@ def _flows(evidence: Evidence, model: str) -> Iterator[Check]:
 )
 def _targets(evidence: Evidence, model: str) -> Iterator[Check]:
     """For patches and for maps of other classes, on more than half of the interpreters, the attack
-    succeeds on at least 90 % of the images, and the mean L1 of its maps to the target map is at most
-    half of that to the benign map.
+    succeeds on at least 90 % of the images, and the mean L1 of its maps to the target map is at
+    most half of that to the benign map.
     """
     for attack in ("patch", "class"):
         led: dict[str, Answer | None] = {}
@@ -367,10 +367,10 @@ def _aspects(evidence: Evidence, model: str) -> Iterator[Check]:
     f"the interpreters RTS and {DISTILLED} under PGD, ADV2 and noise",
 )
 def _distilled(evidence: Evidence, model: str) -> Iterator[Check]:
-    """ADV2 that knows RTS-A does not fool it: its mean L1 is at least half of PGD's, or its mean IoU
-    at most 0.5. On clean images RTS-A shows what RTS does: their mean L1 is at most 0.05. On images
-    that noise makes the classifier err on, its maps move at least 1.1 times as far as those of RTS;
-    of an image under several kinds of noise, the mean counts.
+    """ADV2 that knows RTS-A does not fool it: its mean L1 is at least half of PGD's, or its mean
+    IoU at most 0.5. On clean images RTS-A shows what RTS does: their mean L1 is at most 0.05. On
+    images that noise makes the classifier err on, its maps move at least 1.1 times as far as those
+    of RTS; of an image under several kinds of noise, the mean counts.
     """
     yield _either(
         _at_least("ADV2", "L1, share of PGD's", _share(evidence, model, DISTILLED), 0.5),

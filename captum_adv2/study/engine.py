@@ -77,8 +77,9 @@ def stored(folder: Path) -> Settings:
     file = folder / _SETTINGS
     if not file.exists():
         raise FileNotFoundError(f"expected a study in {folder}, got none; there is no {_SETTINGS}")
-    values = _read_settings(file)
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = _read_settings(file).items()
+    named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
+    return Settings(**named)
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
@@ -208,7 +209,7 @@ class Part:
     def keep_selection(self) -> None:
         """Write which images were chosen, unless the file has them."""
         file = _selection_file(self._root, self.subject)
-        if not file.exists() or storage.load(file, _SELECTION)["count"] != self.chosen.count:
+        if not file.exists() or storage.load(file, _SELECTION)["asked"] != self.chosen.asked:
             file.parent.mkdir(exist_ok=True)
             storage.save(self.chosen._asdict(), file, _SELECTION)
 
@@ -322,7 +323,7 @@ def _selection(
         return select(one, source, settings, noise={"RTS", DISTILLED} <= set(one.interpreters))
     chosen = Selection(*(record[name] for name in Selection._fields))
     chosen.expect_same(source)
-    if chosen.count >= settings.count:
+    if chosen.asked >= settings.count:
         return chosen
     wider = select(one, source, settings, noise=bool(chosen.levels))
     if not chosen.widened(wider):

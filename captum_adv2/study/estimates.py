@@ -123,7 +123,7 @@ class Evidence(ABC):
     """
 
     models: Sequence[str]
-    interpreters: Sequence[str]
+    interpreters: list[str]
     squeezers: Sequence[str]
     complete: bool = True
 
@@ -145,7 +145,8 @@ class Evidence(ABC):
         self, model: str, first: tuple[str, str], second: tuple[str, str], squeezer: str
     ) -> Estimate:
         """Return by how much the rates of detection of two attacks differ."""
-        return apart(*(self.detection(model, *place, squeezer) for place in (first, second)))
+        ours, theirs = (self.detection(model, *place, squeezer) for place in (first, second))
+        return apart(ours, theirs)
 
     @abstractmethod
     def having(self, attack: str) -> list[str]:

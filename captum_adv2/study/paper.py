@@ -26,7 +26,7 @@ class Paper(Evidence):
     """The paper's tables; its figures have no numbers."""
 
     models = ("ResNet", "DenseNet", "skin cancer")
-    interpreters = ("GRAD", "CAM", "MASK", "RTS")
+    interpreters = ["GRAD", "CAM", "MASK", "RTS"]
     squeezers = ("2 bits", "3 bits", "3x3", "11-3-4")
     complete = False
 

@@ -34,7 +34,7 @@ class Selection(NamedTuple):
     corrupt: Sequence[str]  # errors of images that could not be read, among those tried
     levels: Sequence[float]  # standard deviation of each of `NOISE`; empty where it is not studied
     tried: int  # number of images on which these were set
-    count: int  # of images that were asked for
+    asked: int  # number of images that were asked for
     weights: str  # see `Subject`
 
     def widened(self, wider: Selection) -> bool:

@@ -200,7 +200,7 @@ def _curve(results: Results, model: str, paper: str) -> Rows:
         found = results.trust(model, name)
         if found is not None:
             shares, ends = found.shares(), found.intervals()
-            near = {
+            near: dict[str, object] = {
                 f"fooled up to {eps}/255": Estimate(
                     shares[place], *ends[place], len(found.least), percent=True
                 )
