@@ -189,7 +189,9 @@ def _transfer(results: Results, model: str, paper: str) -> Rows:
         printed = [beside("L1", paper, attack, n, aimed) for n in names]
         if any(entry.size for entry in found.values()):
             yield {
-                **{"model": model, "source": source, **found},
+                "model": model,
+                "source": source,
+                **found,
                 "paper": ", ".join(printed) if {*printed} - {"–"} else "–",
             }
 
