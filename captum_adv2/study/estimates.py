@@ -97,7 +97,7 @@ def apart(first: Estimate, second: Estimate, correlation: float = 0.0) -> Estima
 
     >>> one, other = (Estimate.of([1.0] * k + [0.0] * (10 - k), percent=True) for k in (9, 4))
     >>> print(apart(one, other))
-    50 % [8.9, 73.3]
+    50 % [8.2, 74.6]
 
     Reference: Newcombe, Improved Confidence Intervals for the Difference between Binomial
     Proportions Based on Paired Data, Statistics in Medicine 1998, method 10.

@@ -38,7 +38,7 @@ def barred(
             ends = np.array([[e.mean - e.low for e in row], [e.high - e.mean for e in row]])
             ends[~np.isfinite(ends)] = 0  # of too few images there is no interval
             places = np.arange(len(names)) + (i - (series - 1) / 2) * width
-            axis.scatter(places, marks[model][key], 14, "black", "D", zorder=3, linewidths=0)
+            axis.scatter(places, marks[model][key], 14, "black", marker="D", zorder=3, linewidths=0)
             axis.bar(
                 places,
                 [entry.mean for entry in row],

@@ -208,7 +208,7 @@ def _curve(results: Results, model: str, paper: str) -> Rows:
                 )
                 for eps, place in (("1", 4), ("2", 6), ("4", 8), ("8", 10), ("16", 12))
             }
-            area = Estimate.of(found.heights())
+            area = Estimate.of(found.heights().numpy())
             yield {"model": model, "interpreter": name, "area above": area, **near}
 
 
