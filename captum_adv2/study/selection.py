@@ -124,11 +124,9 @@ def _last(source: Source, count: int, corrupt: list[str]) -> dict[int, str]:
     found: dict[int, str] = {}
     end = len(source)
     while len(found) < count and end:
-        start = max(0, end - _BATCH)
-        samples = _read(source, range(start, end), corrupt)
-        for number, sample in sorted(samples.items(), reverse=True):
-            if len(found) < count:
-                found[number] = storage.digest(sample)
+        start = max(0, end - min(_BATCH, count - len(found)))
+        for number, sample in _read(source, range(start, end), corrupt).items():
+            found[number] = storage.digest(sample)
         end = start
     return dict(sorted(found.items()))
 

@@ -60,7 +60,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 def records(folder: Path) -> bytes:
     """Return a study's records."""
     return b"".join(
-        (folder / "records" / f"{name}.csv").read_bytes() for name in ("maps", "scores")
+        (folder / "records" / f"{name}.csv").read_bytes() for name in ("maps", "scores", "boxes")
     )
 
 

@@ -36,6 +36,10 @@ class Brighten:
         return (images + self.eps).clamp(0, 1)
 
 
+def brighten(eps: float) -> Brighten:
+    return Brighten(eps)
+
+
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     Brighten.given.clear()
@@ -43,8 +47,8 @@ def _fresh() -> None:
 
 def test_the_least_level_after_rounding_to_8_bits() -> None:
     model = Brightness()
-    found = robustness(model, Echo(model), IMAGES, ONES, attack=Brighten)
-    # Bright are 128 levels of 255, which pixels round to: 127.2 + 0.3, 124.95 + 2.55, 114.75 + 12.75.
+    found = robustness(model, Echo(model), IMAGES, ONES, attack=brighten)
+    # Bright is from 128 of 255 on, rounded: 127.2 + 0.3, 124.95 + 2.55, 114.75 + 12.75.
     expected = [LEVELS[1], LEVELS[7], LEVELS[12], math.inf]
     assert found.least.tolist() == pytest.approx(expected)
     assert [round(255 * level, 2) for level in LEVELS[::2]] == [0.25, 0.5, 1, 2, 4, 8, 16]
@@ -53,15 +57,15 @@ def test_the_least_level_after_rounding_to_8_bits() -> None:
 
 def test_a_map_that_changes_is_not_fooled() -> None:
     model = Brightness()
-    found = robustness(model, Echo(model, share=1.0), IMAGES, ONES, attack=Brighten)
+    found = robustness(model, Echo(model, share=1.0), IMAGES, ONES, attack=brighten)
     assert found.least.isinf().all()  # a bright image's map is above one half, a dark one's is not
-    assert robustness(model, Echo(model, 1.0), IMAGES, ONES, iou=0.0, attack=Brighten).area == 1
+    assert robustness(model, Echo(model, 1.0), IMAGES, ONES, iou=0.0, attack=brighten).area == 1
 
 
 def test_other_levels() -> None:
     model = Brightness()
     levels = [0.01, 0.02, 0.5]
-    found = robustness(model, Echo(model), IMAGES, ONES, levels=levels, attack=Brighten)
+    found = robustness(model, Echo(model), IMAGES, ONES, levels=levels, attack=brighten)
     assert found.least.tolist() == [0.01, 0.02, 0.5, 0.5]
     with pytest.raises(ValueError, match="expected at least two levels, rising"):
         robustness(model, Echo(model), IMAGES, ONES, levels=[0.2, 0.1])

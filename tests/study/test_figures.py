@@ -128,7 +128,10 @@ def test_class_confidence_and_l1_stand_below_the_pictures(whole) -> None:
 def test_the_papers_numbers_are_marked(whole) -> None:
     (axis,) = whole["figure-05-l1"].figures[0].axes
     dots = [each for each in axis.collections if isinstance(each, PathCollection)]
-    assert [[*each.get_offsets()[:, 1]] for each in dots] == [[0.10, 0.22, 0.22], [0.04, 0.05, 0.01]]
+    assert [[*each.get_offsets()[:, 1]] for each in dots] == [
+        [0.10, 0.22, 0.22],
+        [0.04, 0.05, 0.01],
+    ]
 
 
 def test_curves_of_trust(whole) -> None:

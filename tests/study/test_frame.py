@@ -32,7 +32,9 @@ def test_a_contrast_is_bootstrapped_on_the_images_of_all_its_cells() -> None:
     found = results(fails)
     ours, theirs = (found.values("L1", "resnet", attack, "CAM") for attack in ("ADV2", "PGD"))
     both = pd.concat([ours, theirs], axis=1).dropna().to_numpy()
-    ratio = found.contrast(lambda a, b: a / b, "resnet", ("L1", "ADV2", "CAM"), ("L1", "PGD", "CAM"))
+    ratio = found.contrast(
+        lambda a, b: a / b, "resnet", ("L1", "ADV2", "CAM"), ("L1", "PGD", "CAM")
+    )
     assert ratio == contrasted(lambda a, b: a / b, both)
     assert ratio.size == COUNT - 1
     assert ratio.mean == pytest.approx(both[:, 0].mean() / both[:, 1].mean())
@@ -44,7 +46,9 @@ def test_a_contrast_is_bootstrapped_on_the_images_of_all_its_cells() -> None:
 
 def test_differences_of_rates_are_newcombes() -> None:
     # Newcombe 1998, Statistics in Medicine 17, 873: 56 of 70 less 48 of 80.
-    one, other = (Estimate.of([1.0] * k + [0.0] * (n - k), percent=True) for k, n in ((56, 70), (48, 80)))
+    one, other = (
+        Estimate.of([1.0] * k + [0.0] * (n - k), percent=True) for k, n in ((56, 70), (48, 80))
+    )
     assert [round(x, 4) for x in apart(one, other)[:3]] == [0.2, 0.0524, 0.3339]
     # Correlated rates differ with more certainty.
     assert apart(one, other, 0.5).low > apart(one, other).low
@@ -144,4 +148,7 @@ def test_trust_is_of_the_least_eps() -> None:
     found = results().trust("resnet", "GRAD")
     assert found is not None
     assert found.shares()[::2] == [0, 0, 0.25, 0.5, 0.75, 1, 1]
-    assert results(lambda row: None if row["attack"] == "curve" else row).trust("resnet", "CAM") is None
+    assert (
+        results(lambda row: None if row["attack"] == "curve" else row).trust("resnet", "CAM")
+        is None
+    )
