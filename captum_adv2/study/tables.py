@@ -228,8 +228,8 @@ def _distilled(results: Results, model: str, paper: str) -> Rows:
                 "images": f"{len(rts)}, {len(other)}",
             }
     if drift.size:
-        row = {"model": model, "attack": "none", f"L1 on {DISTILLED}": drift}
-        yield row | {"images": str(drift.size)}
+        row: dict[str, object] = {"model": model, "attack": "none", "images": str(drift.size)}
+        yield row | {f"L1 on {DISTILLED}": drift}
 
 
 _BASIC = ("PGD", "ADV2")
