@@ -26,6 +26,7 @@ DPI = 160
 """Dots per inch of a figure's file: twice what a page shows, for fine screens."""
 
 _RTS = ("RTS", DISTILLED)
+_LESIONS = 8  # the figure of skin lesions
 _EMPTY = 0.05  # largest value of a map that shows nothing
 
 Row: TypeAlias = Mapping[str, "Shown"]  # by interpreter
@@ -160,9 +161,10 @@ class Bars:
                 panels[model] = found
         if panels and {*names} <= {*results.every}:
             stem = f"figure-{self.number:02d}-{measure.lower()}"
+            paper = {model: counterpart(model, skin=self.number == _LESIONS) for model in panels}
             printed = {
                 model: {
-                    key: [PAPER.estimate(title, counterpart(model), a, n).mean for n in names]
+                    key: [PAPER.estimate(title, paper[model], a, n).mean for n in names]
                     for key, (title, a) in series.items()
                 }
                 for model in panels
@@ -304,8 +306,8 @@ PHOTOGRAPHS = (
 )
 SKIN = (
     Grid(7, _MAPS, _RED, _basic),
-    Bars(8, "L1 to the benign map", _L1),
-    Bars(8, "IoU with the benign map", _IOU),
+    Bars(_LESIONS, "L1 to the benign map", _L1),
+    Bars(_LESIONS, "IoU with the benign map", _IOU),
 )
 SPECS = (
     trust,
