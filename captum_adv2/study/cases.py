@@ -259,11 +259,11 @@ def measure(case: Case, plan: Plan, chunk: Chunk, benign: Mapping[str, Tensor]) 
         distances = _distances(maps, own, aim, plan.settings.threshold)
         missed = _unknown(chunk) if benign else _missed(maps, chunk, plan.settings.threshold)
         found["measures"][name] = prediction | distances | {"missed": missed}
-    if not benign:
+    if not benign and any(map(len, chunk.boxes)):
         found["boxes"] = {name: tried(maps, chunk) for name, maps in found["maps"].items()}
-        if {"RTS", DISTILLED} <= found["maps"].keys():
-            drift = metrics.l1(*(found["maps"][name] for name in (DISTILLED, "RTS")))
-            found["measures"][DISTILLED]["drift"] = drift
+    if not benign and {"RTS", DISTILLED} <= found["maps"].keys():
+        drift = metrics.l1(*(found["maps"][name] for name in (DISTILLED, "RTS")))
+        found["measures"][DISTILLED]["drift"] = drift
     return {name: _cpu(value) for name, value in found.items()}
 
 

@@ -107,7 +107,8 @@ def gather(parts: Iterable[Part], settings: Settings) -> Gathered:
             place = (model, task.seed, task.images, names, labels, target)
             images = dict(zip(IMAGE, (*place, case.attack, case.aimed), strict=True))
             for name, measures in found.get("measures", {}).items():
-                maps.append(images | {"interpreter": name} | _numbers(measures))
+                unknown = dict.fromkeys(MEASURED, np.nan) | {"interpreter": name}
+                maps.append(images | unknown | _numbers(measures))
             for name, score in zip(SQUEEZERS, found["scores"].unbind(dim=1), strict=False):
                 scores.append(images | {"squeezer": name} | _numbers({"score": score}))
             if task.seed == settings.seeds[0]:

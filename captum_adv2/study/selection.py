@@ -39,10 +39,10 @@ class Selection(NamedTuple):
 
     def widened(self, wider: Selection) -> bool:
         """Return whether another selection begins with this one, and holds out the same images."""
-        own, held = len(self.numbers), len(self.held_out)
+        own, new = len(self.numbers), len(wider.numbers)
         return (
             [*wider.numbers[:own]] == [*self.numbers]
-            and [*wider.digests[:own], *wider.digests[-held:]] == [*self.digests]
+            and [*wider.digests[:own], *wider.digests[new:]] == [*self.digests]
             and [*wider.levels] == [*self.levels]
             and wider.weights == self.weights
         )

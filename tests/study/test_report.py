@@ -154,12 +154,6 @@ def test_verdicts_in_words(tmp_path: Path) -> None:
 def test_first_comes_an_overview_of_all_classifiers_and_of_the_paper(reader: Reader) -> None:
     text = re.sub(r"\s+", " ", reader.text)
     assert "Unfinished: 7 parts of the study are not there yet." in text
-    start, end = text.index("At a glance") if "At a glance" in text else 0, text.index("Rule: ")
-    glance = text[start:end]
-    for words in (
-        "observation resnet densenet paper's tables",
-        "paper, ResNet",
-        "0.04, 0.10 (40 %)",
-    ):
-        assert words in glance
-    assert "paper, DenseNet" in glance
+    first = text[: text.index("Rule: ")]
+    for words in ("paper's tables", "too few digits", "paper, DenseNet", "0.04, 0.10 (40 %)"):
+        assert words in first
