@@ -237,9 +237,11 @@ def build(results: Results, pictures: Sequence[Pictures], settings: Settings) ->
     specs = (*(SKIN if on_skin(settings) else PHOTOGRAPHS), *SPECS)
     found = []
     for spec in specs:
-        strength = brief(settings, spec.flow) if isinstance(spec, Grid | Bars) else ""
+        strength = brief(settings, isinstance(spec, Grid | Bars) and spec.flow)
+        if spec is trust:
+            strength = f"{settings.steps} gradient evaluations at each eps."
         for drawing in spec(results, galleries):
-            found.append(drawing._replace(caption=f"{drawing.caption} {strength}".strip()))
+            found.append(drawing._replace(caption=f"{drawing.caption} {strength}"))
     return found
 
 

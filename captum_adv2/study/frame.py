@@ -209,9 +209,9 @@ class Results(Evidence):
         self.squeezers = [*scores.squeezer.unique()]
         self._attacks = [*maps.attack.unique()]
         # Clean images are the same for every seed.
+        first = maps.seed.iloc[0] if len(maps) else 0
         maps, scores = (
-            rows[(rows.attack != "benign") | (rows.seed == maps.seed.iloc[0])]
-            for rows in (maps, scores)
+            rows[(rows.attack != "benign") | (rows.seed == first)] for rows in (maps, scores)
         )
         held_out = scores.target == -1
         self.thresholds = {

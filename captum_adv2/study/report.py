@@ -65,6 +65,7 @@ def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
         _template().render(
             verdicts=[(each, criteria(each, skin)) for each in verdicts],
             glance=glance(verdicts),
+            models=results.models,
             shares=shares(results, skin),
             rules=pd.DataFrame(paper_rows()),
             sections=_grouped([*built, *drawings]),

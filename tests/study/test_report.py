@@ -157,3 +157,9 @@ def test_first_comes_an_overview_of_all_classifiers_and_of_the_paper(reader: Rea
     first = text[: text.index("Rule: ")]
     for words in ("paper's tables", "too few digits", "paper, DenseNet", "0.04, 0.10 (40 %)"):
         assert words in first
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_page_of_next_to_nothing(whole: bool, tmp_path: Path) -> None:
+    held = (lambda row: row if row.get("target") == -1 else None) if whole else (lambda row: None)
+    Reader(write(tmp_path, held))
