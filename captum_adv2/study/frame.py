@@ -107,8 +107,7 @@ def gather(parts: Iterable[Part], settings: Settings) -> Gathered:
             place = (model, task.seed, task.images, names, labels, target)
             images = dict(zip(IMAGE, (*place, case.attack, case.aimed), strict=True))
             for name, measures in found.get("measures", {}).items():
-                unknown = dict.fromkeys(MEASURED, np.nan) | {"interpreter": name}
-                maps.append(images | unknown | _numbers(measures))
+                maps.append(images | {"interpreter": name} | _numbers(measures))
             for name, score in zip(SQUEEZERS, found["scores"].unbind(dim=1), strict=False):
                 scores.append(images | {"squeezer": name} | _numbers({"score": score}))
             if task.seed == settings.seeds[0]:
@@ -118,7 +117,8 @@ def gather(parts: Iterable[Part], settings: Settings) -> Gathered:
                     boxes.append(own | {"interpreter": name} | _numbers(missed))
             if task.number == 0 and task.seed == settings.seeds[0] and "images" in found:
                 pictures.append(_shown(part, case, found, settings.shown))
-    return Gathered(_rows(maps, MAP), _rows(scores, SCORE), _rows(boxes, BOX), pictures)
+    rows = _rows(maps, MAP).astype(dict.fromkeys(MEASURED, float))
+    return Gathered(rows, _rows(scores, SCORE), _rows(boxes, BOX), pictures)
 
 
 def _shown(part: Part, case: Case, found: Mapping[str, Any], count: int) -> Pictures:
