@@ -17,7 +17,7 @@ from captum_adv2.study.engine import Part, World, loaded, prepared, stored, work
 from captum_adv2.study.results import Found
 from captum_adv2.study.settings import PROFILES, Settings, options
 
-__all__ = ["PROFILES", "Settings", "page", "run"]
+__all__ = ["PROFILES", "Settings", "run"]
 
 
 @checked
