@@ -347,7 +347,10 @@ def _aspects(evidence: Evidence, model: str) -> Iterator[Check]:
     PGD's, the largest among them is at least twice the smallest, by intervals at 95 % for all of
     them together.
     """
-    yield from (check for check in _transfer(evidence, model) if check.decides)
+    seventh = [check for check in _transfer(evidence, model) if check.decides]
+    yield from seventh
+    if evidence.complete and not any(check.answer for check in seventh):
+        return  # not measured
     names = evidence.having("ADV2")
     level = 1 - 0.05 / max(1, len(names))
     every = [(_share(evidence, model, name, level=level), name) for name in names]

@@ -283,6 +283,8 @@ def test_pairs_count_where_the_attack_works_and_twins_once() -> None:
     assert rows["RTS"].answer == "does not hold"
     assert not rows["RTS"].decides
     assert str(rows["all"].found) == "4 of 4"
+    none = verdicts(changed({"l1": 0.2}, attack="ADV2"))
+    assert none[7].answer is none[8].answer is None
 
     def twin(row):
         return {key: "GradCAM" if value == "RTS" else value for key, value in row.items()}
