@@ -12,6 +12,7 @@ over the successes, with a 95 % bootstrap interval of L1. PGD runs beside it wit
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ from captum_adv2.attacks import MapDistance, presets
 from captum_adv2.attacks.terms import Schedule, at
 from captum_adv2.evaluation.metrics import interval
 from captum_adv2.interpreters import CAM, GradCAM, Gradient, Interpreter
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import INTERPRETERS, embedded_case
 
 EPS = 8 / 255
 
@@ -134,15 +138,15 @@ def _grad(networks: dict[str, int], options: Options) -> None:
 
 
 def curve(options: Options) -> None:
-    """Map distance over the number of steps."""
-    case = options.case("resnet20", 100)
-    builders: dict[str, Callable[[nn.Module], Interpreter]] = {
-        "CAM": CAM,
-        "Grad-CAM": GradCAM,
-        "GRAD": Gradient,
-    }
-    for steps in sorted({options.scaled(steps) for steps in (8, 16, 32, 60, 100, 300)}):
-        against_pgd("ResNet-20", case, builders, steps, options)
+    """Map distance over the number of steps; RTS and MASK on the embedded residual network."""
+    counts = sorted({options.scaled(steps) for steps in (8, 16, 32, 60, 100, 300)})
+    for title, case, names in (
+        ("ResNet-20", options.case("resnet20", 50), ("CAM", "GradCAM", "GRAD")),
+        ("embedded ResNet", embedded_case(options.images or 16), ("RTS", "MASK")),
+    ):
+        for steps in counts:
+            builders = {name: INTERPRETERS[name] for name in names}
+            against_pgd(title, case, builders, steps, options)
 
 
 def official(options: Options) -> None:
