@@ -31,7 +31,7 @@ setup(
     packages=find_packages(include=["captum_adv2", "captum_adv2.*"]),
     package_data={
         "captum_adv2": ["py.typed"],
-        "captum_adv2.study": ["page.html"],
+        "captum_adv2.study": ["page.html", "paper.csv"],
         "captum_adv2.study.embedded": ["*.pt"],
     },
     zip_safe=False,

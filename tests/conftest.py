@@ -300,11 +300,12 @@ def _studies_on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
     """Figures stay empty, where their number and not their content is tested; that is faster."""
-    from captum_adv2.study import figures
+    from captum_adv2.study import figures, plots
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_stacked", "_barred", "_curves"):
-            patch.setattr(figures, name, lambda *parts: Figure((1, 1)))
+        patch.setattr(figures, "_drawn", lambda *parts: Figure((1, 1)))
+        for name in ("barred", "trusted", "curves"):
+            patch.setattr(plots, name, lambda *parts: Figure((1, 1)))
         yield
 
 

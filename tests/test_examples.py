@@ -88,6 +88,12 @@ SCRIPTS = [
     ),
     ("benchmark/captum_catalogue.py", (), ("| `Saliency` | ", "| `LRP` | it reads"), ()),
     ("benchmark/rts.py", (), ("localisation error", "F an iteration", "skipped"), ()),
+    (
+        "benchmark/ablations.py",
+        ("smoothing", "labels", "encoder"),
+        ("h(z), tau 1e-4", "less the first's", "Loss on the encoder"),
+        (),
+    ),
     pytest.param(
         "benchmark/mask.py",
         ("embedded", "paper", "variants", "quality", "settings"),

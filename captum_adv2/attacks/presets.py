@@ -71,6 +71,15 @@ PAPER_STADV = _table(
 )
 """Settings of the paper for the spatial attack (Table 12), by its names of the interpreters."""
 
+PAPER_DENSENET = PAPER | {"RTS": PAPER["RTS"] | {"interpretation": _sum(0.008, 56)}}
+"""As ``PAPER``, for DenseNet."""
+
+PAPER_STADV_DENSENET = PAPER_STADV | {
+    "RTS": PAPER_STADV["RTS"] | {"interpretation": _sum(0.0612, 56)},
+    "MASK": PAPER_STADV["MASK"] | {"flow_weight": 0.005},
+}
+"""As ``PAPER_STADV``, for DenseNet."""
+
 OFFICIAL = _table(
     _PGD,
     GRAD=_row(

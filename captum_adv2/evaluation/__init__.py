@@ -3,5 +3,8 @@
 
 from captum_adv2.evaluation import localization, metrics, transfer, visualize
 from captum_adv2.evaluation.evaluate import Report, evaluate
+from captum_adv2.evaluation.robustness import robustness
 
-__all__ = ["Report", "evaluate", "localization", "metrics", "transfer", "visualize"]
+__all__ = [
+    "Report", "evaluate", "localization", "metrics", "robustness", "transfer", "visualize",
+]  # fmt: skip

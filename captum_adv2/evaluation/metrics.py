@@ -9,6 +9,7 @@ it binarises maps for IoU; here a pixel belongs to the object where its value ex
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from captum_adv2 import spec
 from captum_adv2.attacks.loop import classified
 from captum_adv2.interpreters.gradient import probability
-from captum_adv2.spec import Classes, Count, Logits, Maps, Unit, checked
+from captum_adv2.spec import Classes, Count, Index, Logits, Maps, Unit, checked
 
 
 class Distances(NamedTuple):
@@ -116,3 +117,25 @@ def interval(
     means = np.random.default_rng(0).choice(sample, (draws, len(sample))).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@checked
+def wilson(successes: Index, count: Index, level: Unit = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a rate, which does not shrink to a point where all succeed.
+
+    >>> [round(end, 3) for end in wilson(6, 6)], wilson(0, 0)
+    ([0.61, 1.0], (nan, nan))
+
+    Reference: Wilson, Probable Inference, JASA 1927.
+    """
+    if successes > count:
+        raise ValueError(f"expected at most {count} successes, the count, got {successes}")
+    if not count:
+        return math.nan, math.nan
+    if level == 1:
+        return 0.0, 1.0
+    z, rate = NormalDist().inv_cdf((1 + level) / 2), successes / count
+    middle = rate + z**2 / (2 * count)
+    half = z * math.sqrt(rate * (1 - rate) / count + (z / (2 * count)) ** 2)
+    low, high = ((middle + side * half) / (1 + z**2 / count) for side in (-1, 1))
+    return min(low, rate) if successes else 0.0, max(high, rate) if successes < count else 1.0

@@ -55,6 +55,8 @@ def grid(
     rows: Mapping[str, Shown],
     captions: Mapping[str, Sequence[str]] | None = None,
     size: Positive = 1.3,
+    notes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    bar: bool = False,
 ) -> Figure:
     """Draw Figure 4: for every kind of input a row of images, each before its overlays.
 
@@ -64,6 +66,8 @@ def grid(
             drawn.
         captions: Name of the input to a caption under each of its images, such as the class.
         size: Width of a picture, in inches.
+        notes: Name of the input to, by the interpreter's name, a caption under each of its maps.
+        bar: Add a bar of the heat's colours.
 
     >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
     >>> len(grid({"benign": shown, "ADV2": shown}).axes)
@@ -78,17 +82,30 @@ def grid(
     blocks = max(sizes.values())
     if min(sizes.values()) != blocks:
         raise ValueError(f"expected as many pictures in every row, got {sizes}")
-    figure = Figure(figsize=(size * blocks, size * len(rows) * 1.15), layout="constrained")
+    tall = 1.12 if captions or notes else 1.15
+    figure = Figure(figsize=(size * blocks + 0.6 * bar, size * tall * len(rows)))
+    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     axes = figure.subplots(len(rows), blocks, squeeze=False)
     for line, (name, block) in zip(axes, pictures.items(), strict=True):
-        texts = iter((captions or {}).get(name, ()))
+        below = {title: iter(texts) for title, texts in (notes or {}).get(name, {}).items()}
+        below["image"] = iter((captions or {}).get(name, ()))
         for axis, (title, picture) in zip(line, block, strict=True):
             axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.set_title(title if name == next(iter(rows)) else "", fontsize=8)
-            axis.set_xlabel(next(texts, "") if title == "image" else "", fontsize=7)
+            axis.set_xlabel(next(below.get(title, iter(())), ""), fontsize=7, labelpad=1)
         line[0].set_ylabel(name, fontsize=9)
+    if bar:
+        _bar(figure, axes)
     return figure
+
+
+def _bar(figure: Figure, axes: Any) -> None:
+    """Draw the colours of heat beside the pictures."""
+    from matplotlib import cm, colors
+
+    heat = cm.ScalarMappable(colors.Normalize(0, 1), "jet")
+    figure.colorbar(heat, ax=axes, fraction=0.02, pad=0.01, shrink=0.6, label="importance")
 
 
 def _pictures(shown: Shown) -> list[tuple[str, Tensor]]:

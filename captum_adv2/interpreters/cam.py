@@ -5,7 +5,8 @@ A network that ends in global average pooling and a linear layer scores a class 
 :math:`z_c = \sum_k w_{k,c} \, \mathrm{mean}_{ij} \, a_k[i, j]` (Eq. 6); CAM leaves out the mean:
 :math:`m_c[i, j] = \sum_k w_{k,c} \, a_k[i, j]` (Eq. 7). Grad-CAM takes the weights from the
 gradient of the logit, :math:`w_{k,c} = \mathrm{mean}_{ij} \, \partial z_c / \partial a_k[i, j]`
-(Eq. 14), so that any head will do, and keeps the positive part (Eq. 15).
+(Eq. 14; or of the probability, as printed there), so that any head will do, and keeps the positive
+part (Eq. 15).
 
 Features, map and logits come from one forward pass. The features are the last that have places, by
 the pass itself (`features`): the input of the last pooling, however it is written, or where several
@@ -16,7 +17,7 @@ and the later ones read them. ``layer`` overrides this.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters import base
 from captum_adv2.interpreters.features import Graph, Pass
+from captum_adv2.interpreters.gradient import log_odds
 from captum_adv2.interpreters.tap import (
     Tap,
     eagerly,
@@ -245,6 +247,8 @@ class GradCAM(_FeatureMap):
     Args:
         model: Classifier returning logits.
         layer: Module, or its dotted name, whose output the features are; default: found.
+        score: What is differentiated: the logit, or the probability, as Eq. 14 has it. The gradient
+            of the log-odds stands for the latter's: the same map, at any confidence.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3))
     >>> GradCAM(net)(torch.rand(2, 1, 8, 8), torch.tensor([0, 1])).shape
@@ -253,12 +257,23 @@ class GradCAM(_FeatureMap):
     Reference: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks, ICCV 2017.
     """
 
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: nn.Module | str | None = None,
+        score: Literal["logit", "probability"] = "logit",
+    ) -> None:
+        super().__init__(model, layer)
+        self._score = score
+
     def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
         with base.differentiable_input(images) as (x, graph):
             found, logits = self._features(x)
-            score = logits.gather(1, target[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, found.raw, create_graph=graph)
+            own = self._score == "logit"
+            scores = logits.gather(1, target[:, None]) if own else log_odds(logits, target)
+            (gradient,) = torch.autograd.grad(scores.sum(), found.raw, create_graph=graph)
             weights = found.maps(gradient).mean(dim=(2, 3))  # Eq. 14, (B, K)
             maps = base.min_max(_weighted(found.maps(), weights).relu())
             explanation = base.Explanation(maps, logits)

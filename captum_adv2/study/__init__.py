@@ -6,15 +6,16 @@ To run one, ``pip install "captum_adv2[study]"``.
 
 from __future__ import annotations
 
+import shlex
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
 from captum_adv2 import storage
 from captum_adv2.spec import checked
-from captum_adv2.study.engine import World, prepared, work
+from captum_adv2.study.engine import Part, World, loaded, prepared, stored, work
 from captum_adv2.study.results import Found
-from captum_adv2.study.settings import PROFILES, Settings
+from captum_adv2.study.settings import PROFILES, Settings, options
 
 __all__ = ["PROFILES", "Settings", "run"]
 
@@ -31,7 +32,8 @@ def run(
     """Run a study; write records, tables, figures and a page that shows them.
 
     Under PyTorch's launcher ``torchrun`` the processes share the images. A study that was stopped
-    at any point is continued by ``resume``, with any number of processes.
+    at any point is continued by ``resume``, with any number of processes, and widened: with a
+    larger ``count``, more ``seeds``, or the ``curve``.
 
     Args:
         settings: What to do.
@@ -44,21 +46,45 @@ def run(
     Returns:
         The results, in the first process; ``None`` in the others.
     """
-    if find_spec("pandas") is None or find_spec("jinja2") is None:
-        raise ImportError('expected pandas and jinja2; pip install "captum_adv2[study]"')
-    from captum_adv2.study import frame, report  # here: they need the extra
-
+    _expect_extra()
     folder = Path(folder)
     with World.joined() as world, nullcontext() if world.rank else storage.locked(folder):
         parts = prepared(settings, folder, world, resume)
         work(parts, world, verbose)
         if world.rank:
             return None
-        found = Found(
-            *frame.gather(parts, settings),
-            {part.subject.name: part.chosen for part in parts},
-            [file for part in parts for file in part.redone],
-            [reason for part in parts for reason in part.subject.left_out],
-        )
-        report.write(folder, found, settings, command)
+        return _written(folder, parts, settings, command)
+
+
+@checked
+def page(folder: str | Path) -> Found:
+    """Write the page of what a study has so far, also while it runs; return that.
+
+    Args:
+        folder: Folder of the results.
+    """
+    _expect_extra()
+    folder = Path(folder)
+    settings = stored(folder)
+    given = ["python", "-m", "captum_adv2", "study", *options(settings), "--out", str(folder)]
+    command = shlex.join(given)
+    return _written(folder, loaded(settings, folder, World()), settings, command)
+
+
+def _expect_extra() -> None:
+    if find_spec("pandas") is None or find_spec("jinja2") is None:
+        raise ImportError('expected pandas and jinja2; pip install "captum_adv2[study]"')
+
+
+def _written(folder: Path, parts: list[Part], settings: Settings, command: str) -> Found:
+    from captum_adv2.study import frame, report  # here: they need the extra
+
+    found = Found(
+        *frame.gather(parts, settings),
+        {part.subject.name: part.chosen for part in parts},
+        [file for part in parts for file in part.redone],
+        [reason for part in parts for reason in part.subject.left_out],
+        sum(part.absent() for part in parts),
+    )
+    report.write(folder, found, settings, command)
     return found

@@ -16,11 +16,19 @@ import torch
 from torch import Tensor
 from torchattacks import PGD
 
-from captum_adv2.attacks import ADV2, MapDistance, RandomClass, RandomPatch, Squeezing, StADV2
+from captum_adv2.attacks import (
+    ADV2,
+    BitDepthADV2,
+    MapDistance,
+    RandomClass,
+    RandomPatch,
+    Squeezing,
+    StADV2,
+)
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.attacks.targets import TargetMap
 from captum_adv2.defenses import BitDepth, FeatureSqueezing, MedianSmoothing, NonLocalMeans
-from captum_adv2.evaluation import localization, metrics
+from captum_adv2.evaluation import localization, metrics, robustness
 from captum_adv2.study.data import Source
 from captum_adv2.study.settings import Settings
 from captum_adv2.study.subjects import Subject
@@ -39,8 +47,20 @@ NOISE = tuple((kind, share) for kind in ("normal", "uniform") for share in (0.03
 DISTILLED = "RTS-A"
 """The interpreter trained against ADV2; it is compared with RTS, not studied for itself."""
 
+CURVE = "curve"
+"""The case that finds the least eps; see `captum_adv2.evaluation.robustness`."""
+
 _EVASION = 5.0  # weight of the term against a squeezer
 _FAR = 15.0  # of a far target map, which at the default, 150, would outweigh the prediction
+
+
+def known(attack: str) -> str:
+    """Return the squeezer that an adaptive attack knows.
+
+    >>> known("adaptive:2 bits"), known("adaptive:2 bits, Algorithm 2")
+    ('2 bits', '2 bits')
+    """
+    return attack.partition(":")[2].partition(",")[0]
 
 
 class Chunk(NamedTuple):
@@ -128,6 +148,8 @@ class Plan(NamedTuple):
             yield from self._pixels(every)
         if "stadv" in self.settings.frameworks:
             yield from self._flows()
+        for name in every if self.settings.curve else ():
+            yield Case(CURVE, name, (name,), lambda chunk: chunk.images)
         for (kind, share), level in self.levels.items():
             both = tuple(name for name in every if name in ("RTS", DISTILLED))
             craft = partial(noisy, kind=kind, level=level)
@@ -148,9 +170,19 @@ class Plan(NamedTuple):
                 yield Case(attack, name, (name,), craft, aim=aim)
         if settings.detectors:
             for name in (name for name in self.main if name in settings.adaptive):
-                for known, squeezer in SQUEEZERS.items():
-                    terms = (Squeezing(model, (squeezer,), weight=_EVASION),)
-                    yield Case(f"adaptive:{known}", name, (name,), self._adv2(name, terms=terms))
+                yield from self._adaptive(name)
+
+    def _adaptive(self, name: str) -> Iterator[Case]:
+        """Yield attacks that know a squeezer: by its gradient, or for bit depths by Algorithm 2."""
+        settings, model = self.settings, self.subject.model
+        for title, squeezer in SQUEEZERS.items():
+            terms = (Squeezing(model, (squeezer,), weight=_EVASION),)
+            yield Case(f"adaptive:{title}", name, (name,), self._adv2(name, terms=terms))
+            if isinstance(squeezer, BitDepth):
+                second = self._attack(name)
+                both = BitDepthADV2(second, squeezer.bits, steps=settings.steps, weight=_EVASION)
+                attack = f"adaptive:{title}, Algorithm 2"
+                yield Case(attack, name, (name,), partial(_towards, both))
 
     def _flows(self) -> Iterator[Case]:
         settings, model = self.settings, self.subject.model
@@ -170,9 +202,12 @@ class Plan(NamedTuple):
         return {name: aim for name, aim in aims.items() if name in self.settings.targets}
 
     def _adv2(self, name: str, **options: Any) -> Callable[[Chunk], Tensor]:
+        return partial(_towards, self._attack(name, **options))
+
+    def _attack(self, name: str, **options: Any) -> ADV2:
         """Return an attack on an interpreter."""
         settings = self.settings
-        attack = ADV2(
+        return ADV2(
             self.subject.model,
             self.subject.interpreters[name],
             eps=settings.eps,
@@ -180,7 +215,6 @@ class Plan(NamedTuple):
             stop=settings.stop or None,
             **options,
         )
-        return partial(_towards, attack)
 
 
 def _towards(attack: Any, chunk: Chunk) -> Tensor:
@@ -201,8 +235,10 @@ def measure(case: Case, plan: Plan, chunk: Chunk, benign: Mapping[str, Tensor]) 
     Returns:
         On the CPU: ``images`` uint8; ``target``, the classes explained; ``measures`` by interpreter
         and name; ``maps`` and, where there is one, ``aim`` by interpreter; ``scores`` of each
-        squeezer.
+        squeezer; ``boxes`` by interpreter, of clean images.
     """
+    if case.attack == CURVE:
+        return _cpu(_least(case, plan, chunk))  # type: ignore[no-any-return]
     images = quantize(case.craft(chunk)).clamp(0, 1)
     with torch.no_grad():
         logits = plan.subject.model(images)
@@ -223,7 +259,37 @@ def measure(case: Case, plan: Plan, chunk: Chunk, benign: Mapping[str, Tensor]) 
         distances = _distances(maps, own, aim, plan.settings.threshold)
         missed = _unknown(chunk) if benign else _missed(maps, chunk, plan.settings.threshold)
         found["measures"][name] = prediction | distances | {"missed": missed}
+    if not benign and any(map(len, chunk.boxes)):
+        found["boxes"] = {name: tried(maps, chunk) for name, maps in found["maps"].items()}
+    if not benign and {"RTS", DISTILLED} <= found["maps"].keys():
+        drift = metrics.l1(*(found["maps"][name] for name in (DISTILLED, "RTS")))
+        found["measures"][DISTILLED]["drift"] = drift
     return {name: _cpu(value) for name, value in found.items()}
+
+
+def _least(case: Case, plan: Plan, chunk: Chunk) -> dict[str, Any]:
+    """Return, in place of measures, the least eps that fools an interpreter."""
+    subject = plan.subject
+    found = robustness(
+        subject.model,
+        subject.interpreters[case.aimed],
+        chunk.images,
+        chunk.target,
+        chunk.labels,
+        steps=plan.settings.steps,
+    )
+    nothing = {"maps": {}, "aim": {}, "scores": chunk.images.new_zeros(len(chunk.images), 0)}
+    measures = {case.aimed: {"least": found.least}}
+    return nothing | {"target": chunk.target, "measures": measures}
+
+
+def held_out(plan: Plan, chunk: Chunk, tune: bool) -> dict[str, Any]:
+    """Return the scores of held-out images, and what each threshold makes of their boxes."""
+    boxes: dict[str, Tensor] = {}
+    if tune and any(map(len, chunk.boxes)):
+        for name, interpreter in plan.subject.interpreters.items():
+            boxes[name] = tried(interpreter(chunk.images, chunk.labels), chunk)
+    return _cpu({"scores": scores(plan, chunk.images), "boxes": boxes})  # type: ignore[no-any-return]
 
 
 def _distances(maps: Tensor, own: Tensor, aim: Tensor, threshold: float) -> dict[str, Tensor]:
@@ -232,9 +298,15 @@ def _distances(maps: Tensor, own: Tensor, aim: Tensor, threshold: float) -> dict
         "l1": metrics.l1(maps, own),
         "l2": metrics.l2(maps, own),
         "iou": metrics.iou(maps, own, threshold),
+        "iou_mean": metrics.iou(_salient(maps), _salient(own)),
         "target_l1": metrics.l1(maps, aim),
         "target_iou": metrics.iou(maps, aim, threshold),
     }
+
+
+def _salient(maps: Tensor) -> Tensor:
+    """Return 1 for the pixels above their map's mean, 0 for others."""
+    return (maps > maps.mean(dim=(1, 2, 3), keepdim=True)).float()
 
 
 def scores(plan: Plan, images: Tensor) -> Tensor:
@@ -251,6 +323,17 @@ def _missed(maps: Tensor, chunk: Chunk, threshold: float) -> Tensor:
     if known:
         found = localization.boxes(maps[known], (height, width), threshold).cpu()
         missed[known] = localization.wrong(found, [chunk.boxes[i] for i in known]).float()
+    return missed
+
+
+def tried(maps: Tensor, chunk: Chunk) -> Tensor:
+    """Return the same for all of `localization.THRESHOLDS`, ``(B, K)``."""
+    height, width = chunk.images.shape[-2:]
+    missed = _unknown(chunk)[:, None].repeat(1, len(localization.THRESHOLDS))
+    known = [i for i, boxes in enumerate(chunk.boxes) if len(boxes)]
+    if known:
+        truth = [chunk.boxes[i] for i in known]
+        missed[known] = localization.errors(maps[known].cpu(), (height, width), truth).float()
     return missed
 
 

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from captum_adv2.study import run
+from captum_adv2.study import page, run
 from captum_adv2.study.settings import PROFILES, Settings
 
 _DESCRIPTION = """\
@@ -26,6 +26,8 @@ examples:
   torchvision's ResNet-50 on your pictures:
     python -m captum_adv2 study --models resnet50 --images FOLDER --classes wnids.txt \\
         --interpreters GRAD CAM MASK GradCAM --out study-resnet50
+  a larger study from a smaller one, and how far explanations can be trusted:
+    python -m captum_adv2 study ... --count 40 --curve --resume
   two processes, going on where a study stopped; one thread each on a machine's CPU:
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m captum_adv2 study ... --resume
 """
@@ -46,19 +48,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _declare(study)
+    commands.add_parser("rules", help="the rule of each observation, applied to the paper's tables")
     args = vars(parser.parse_args(given))
+    if args["command"] == "rules":
+        from captum_adv2.study.verdicts import rules  # here: it needs the extra
+
+        print(rules())
+        return 0
     chosen = {
         field.name: tuple(value) if isinstance(value, list) else value
         for field in fields(Settings)
         if (value := args[field.name]) is not None
     }
+    command = shlex.join(["python", "-m", "captum_adv2", *given])
     try:
+        if args["page"]:
+            page(args["out"])
+            return 0
         run(
             Settings(**(PROFILES[args["profile"]] | chosen)),
             args["out"],
             resume=args["resume"],
             verbose=not args["quiet"],
-            command=shlex.join(["python", "-m", "captum_adv2", *given]),
+            command=command,
         )
     except (ValueError, TypeError, OSError, ImportError) as error:
         study.exit(2, f"{study.prog}: {error}\n")
@@ -69,6 +81,11 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field of `Settings`."""
     parser.add_argument("--out", type=Path, required=True, help="folder for all that it makes")
     parser.add_argument("--resume", action="store_true", help="go on with the study in the folder")
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="write the page of what the study in the folder has so far; nothing else",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     parser.add_argument(
         "--profile",
@@ -78,11 +95,17 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     )
     for field in fields(Settings):
         default: Any = field.default
+        option = f"--{field.name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(
+                option, action="store_const", const=True, help=field.metadata["help"]
+            )
+            continue
         several = isinstance(default, tuple)
         kind = type(default[0]) if several else type(default)
         shown = " ".join(map(str, default)) if several else default
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
+            option,
             type=_number if kind is float else kind,
             metavar={str: "TEXT", int: "N", float: "X"}[kind],
             help=f"{field.metadata['help']} (default: {shown or 'none'})".replace("%", "%%"),

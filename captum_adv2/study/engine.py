@@ -31,8 +31,8 @@ from captum_adv2.study.cases import (
     Case,
     Chunk,
     Plan,
+    held_out,
     measure,
-    scores,
 )
 from captum_adv2.study.data import Source, open_source
 from captum_adv2.study.selection import Selection, select
@@ -51,12 +51,7 @@ def prepared(settings: Settings, folder: Path, world: World, resume: bool) -> li
     """
     if world.rank == 0:
         _expect_ours(folder, settings, resume)
-    source = open_source(settings)
-    parts = []
-    for spec in settings.models:
-        one, redone = subject(spec, settings, source, world.device), list[str]()
-        chosen = None if world.rank else _selection(one, source, settings, folder, redone)
-        parts.append(Part(one, world.share(chosen), source, settings, folder, redone))
+    parts = loaded(settings, folder, world)
     if world.rank == 0:
         storage.clean(folder)
         with storage.whole(folder / _SETTINGS) as file:
@@ -64,6 +59,34 @@ def prepared(settings: Settings, folder: Path, world: World, resume: bool) -> li
         for part in parts:
             part.keep_selection()
     return parts
+
+
+def loaded(settings: Settings, folder: Path, world: World) -> list[Part]:
+    """Load the classifiers; choose the images, or read which ones were chosen."""
+    source = open_source(settings)
+    parts = []
+    for spec in settings.models:
+        one, redone = subject(spec, settings, source, world.device), list[str]()
+        chosen = None if world.rank else _selection(one, source, settings, folder, redone)
+        parts.append(Part(one, world.share(chosen), source, settings, folder, redone))
+    return parts
+
+
+def stored(folder: Path) -> Settings:
+    """Return the settings of the study in a folder."""
+    file = folder / _SETTINGS
+    if not file.exists():
+        raise FileNotFoundError(f"expected a study in {folder}, got none; there is no {_SETTINGS}")
+    values = _read_settings(file).items()
+    named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
+    return Settings(**named)
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"expected the settings of a study in {file}, got {error}") from error
 
 
 def _expect_ours(folder: Path, settings: Settings, resume: bool) -> None:
@@ -80,14 +103,23 @@ def _expect_ours(folder: Path, settings: Settings, resume: bool) -> None:
 
 
 def _expect_same(file: Path, now: dict[str, Any]) -> None:
-    try:
-        before = dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"expected the settings of a study in {file}, got {error}") from error
-    other = [name for name in now if before.get(name) != now[name]]
+    before = _read_settings(file)
+    other = [
+        name
+        for name in now
+        if before.get(name) != now[name]
+        and not (name in Settings.GROW and _grown(before.get(name), now[name]))
+    ]
     if other:
         listed = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in other)
         raise ValueError(f"expected the settings in {file}, got others: {listed}")
+
+
+def _grown(before: Any, now: Any) -> bool:
+    """Return whether a setting became more: a larger number, or a list that goes on."""
+    if isinstance(now, list):
+        return isinstance(before, list) and now[: len(before)] == before
+    return before is None or bool(now >= before)
 
 
 class World(NamedTuple):
@@ -175,18 +207,18 @@ class Part:
             )
 
     def keep_selection(self) -> None:
-        """Write which images were chosen, unless the file is there."""
+        """Write which images were chosen, unless the file has them."""
         file = _selection_file(self._root, self.subject)
-        if not file.exists():
+        if not file.exists() or storage.load(file, _SELECTION)["asked"] != self.chosen.asked:
             file.parent.mkdir(exist_ok=True)
             storage.save(self.chosen._asdict(), file, _SELECTION)
 
     def tasks(self) -> Iterator[Task]:
         """Yield all the work."""
         settings, chosen = self._settings, self.chosen
-        if settings.detectors:
-            for number, part in enumerate(_chunks(chosen.held_out, settings.chunk)):
-                yield Task(settings.seeds[0], number, part, held_out=True)
+        held = chosen.held_out if settings.detectors else chosen.held_out[: settings.tuned]
+        for number, part in enumerate(_chunks(held, settings.chunk)):
+            yield Task(settings.seeds[0], number, part, held_out=True)
         for seed in settings.seeds:
             for number, part in enumerate(_chunks(chosen.numbers, settings.chunk)):
                 yield Task(seed, number, part, held_out=False)
@@ -215,7 +247,8 @@ class Part:
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 if task.held_out:
-                    found: dict[str, Any] = {"scores": scores(plan, chunk.images).cpu()}
+                    tune = task.number * self._settings.chunk < self._settings.tuned
+                    found: dict[str, Any] = held_out(plan, chunk, tune)
                 else:
                     found = measure(case, plan, chunk, benign)
                 if benign:  # whose maps are needed whole, other ones for pictures
@@ -227,10 +260,22 @@ class Part:
             bar.update()
 
     def shards(self) -> Iterator[tuple[Task, Case, dict[str, Any]]]:
-        """Yield all the results, see `measure`."""
+        """Yield the results that are there, see `measure`."""
         for task in self.tasks():
             for case in self.cases(task):
-                yield task, case, storage.load(self._file(task, case), _SHARD)
+                file = self._file(task, case)
+                if file.exists():
+                    yield task, case, storage.load(file, _SHARD)
+
+    def absent(self) -> int:
+        """Return the number of results that are not there yet."""
+        files = (self._file(task, case) for task in self.tasks() for case in self.cases(task))
+        return sum(not file.exists() for file in files)
+
+    def class_name(self, number: int) -> str:
+        """Return a class's name, or its number."""
+        names = self._source.classes
+        return names[number] if names else f"class {number}"
 
     def known(self, number: int) -> tuple[str, int]:
         """Return an image's name and class; neither is kept of held-out ones."""
@@ -243,8 +288,10 @@ class Part:
     def _file(self, task: Task, case: Case) -> Path:
         kind = "held-out" if task.held_out else f"seed-{task.seed}"
         name = re.sub(r"[^\w.]+", "-", f"{case.attack} {case.aimed}").strip("-")
-        chunk = self._root / "shards" / self.subject.name / kind / f"{task.number:05d}"
-        return chunk / f"{name}.pt"
+        # A chunk that is not full has another folder than the full one of a wider study.
+        short = len(task.images) < self._settings.chunk
+        chunk = f"{task.number:05d}" + f"-of-{len(task.images)}" * short
+        return self._root / "shards" / self.subject.name / kind / chunk / f"{name}.pt"
 
     def _chunk(self, images: Sequence[int], seed: int) -> Chunk:
         return Chunk.of(self._source, images, self.subject.classes, seed, self._device)
@@ -276,7 +323,12 @@ def _selection(
         return select(one, source, settings, noise={"RTS", DISTILLED} <= set(one.interpreters))
     chosen = Selection(*(record[name] for name in Selection._fields))
     chosen.expect_same(source)
-    return chosen
+    if chosen.asked >= settings.count:
+        return chosen
+    wider = select(one, source, settings, noise=bool(chosen.levels))
+    if not chosen.widened(wider):
+        raise ValueError(f"expected {file} to be of the same images and networks; begin anew")
+    return wider
 
 
 def _selection_file(folder: Path, one: Subject) -> Path:

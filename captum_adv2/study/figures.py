@@ -1,48 +1,62 @@
 # SPDX-License-Identifier: MIT
 """The paper's figures, from the rows and pictures of a study.
 
-Numbers come as bars with their 95 % intervals, in colours that colour-blind people tell apart, and
-hatches for print. Figures are not registered with pyplot.
+Figures are not registered with pyplot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_adv2.defenses.detection import roc
 from captum_adv2.evaluation import visualize
+from captum_adv2.study import plots
 from captum_adv2.study.cases import DISTILLED
 from captum_adv2.study.frame import Results, knows
+from captum_adv2.study.paper import PAPER, counterpart
 from captum_adv2.study.results import Pictures
 from captum_adv2.study.settings import Settings
-from captum_adv2.study.tables import on_skin
+from captum_adv2.study.tables import brief, on_skin
 
-DPI = 80
-"""Dots per inch that the sizes are made for."""
+DPI = 160
+"""Dots per inch of a figure's file: twice what a page shows, for fine screens."""
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
-_HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
-_LINES = ("-", "--", "-.", ":")
 _RTS = ("RTS", DISTILLED)
+_LESIONS = 8  # the figure of skin lesions
+_EMPTY = 0.05  # largest value of a map that shows nothing
 
-Row: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]  # by interpreter, images and maps
+Row: TypeAlias = Mapping[str, "Shown"]  # by interpreter
+
+
+class Shown(NamedTuple):
+    """Images, an interpreter's maps of them, and texts that stand below each."""
+
+    images: Tensor
+    maps: Tensor
+    titles: Sequence[str] = ()  # of images
+    notes: Sequence[str] = ()  # of maps
 
 
 class Drawing(NamedTuple):
-    """A figure and its text."""
+    """A figure, of one part or of several beside each other, and its text."""
 
-    stem: str  # name for its file
+    stem: str  # name for its files
     number: str  # the paper's, such as "Figure 5"
     title: str
     caption: str
-    figure: Figure  # to be saved with `DPI`
+    figures: Sequence[Figure]  # to be saved with `DPI`
+    texts: Sequence[str]  # what each of them shows, for those who cannot see it
+    model: str = ""  # whose pictures they are
+
+    def files(self) -> list[str]:
+        """Return the names of the files."""
+        if len(self.figures) == 1:
+            return [f"{self.stem}.png"]
+        return [f"{self.stem}-{number}.png" for number in range(1, len(self.figures) + 1)]
 
 
 class Gallery:
@@ -61,7 +75,11 @@ class Gallery:
             known = name if aimed is None else aimed
             picture = self._found.get((attack, known if knows(attack) else ""))
             if picture is not None and name in picture.maps:
-                found[name] = (picture.images, picture.maps[name])
+                notes = [f"L1 {value:.3f}" for value in picture.l1.get(name, ())]
+                if attack == "benign":
+                    peaks = picture.maps[name].flatten(1).amax(dim=1)
+                    notes = ["" if peak > _EMPTY else "empty map" for peak in peaks]
+                found[name] = Shown(picture.images, picture.maps[name], picture.titles, notes)
         return found
 
     def after(self, *attacks: str, only: Collection[str] = ()) -> dict[str, Row]:
@@ -74,7 +92,7 @@ class Gallery:
         """Return rows of clean images, of the maps that an attack aims at, and of its maps."""
         benign, reached = self.row("benign", self._names), self.row(attack, self._names)
         aims = {name: self._found[attack, name].aim for name in reached}
-        target = {n: (benign[n][0], aim) for n, aim in aims.items() if aim is not None}
+        target = {n: Shown(benign[n].images, aim) for n, aim in aims.items() if aim is not None}
         return {"benign": benign, "target": target, "ADV2": reached}
 
     def transferred(self) -> dict[str, Row]:
@@ -95,16 +113,24 @@ class Grid:
     caption: str
     rows: Callable[[Gallery], Mapping[str, Row]]
     images: int = 3  # at most
+    flow: bool = False  # whether attacks move pixels
 
     def __call__(self, results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
-        """Yield a figure for each model with at least two rows."""
+        """Yield a figure for each model with at least two rows, a part of it for each image."""
         for gallery in galleries:
             block = _common(self.rows(gallery))
             if len(block) > 1:
-                stem = f"figure-{self.number:02d}-{gallery.model}"
-                title = f"{self.title}, {gallery.model}"
-                figure = _stacked(block, self.images)
-                yield Drawing(stem, f"Figure {self.number}", title, self.caption, figure)
+                counts = (len(each.images) for row in block.values() for each in row.values())
+                parts = [_cut(block, number) for number in range(min(self.images, *counts))]
+                yield Drawing(
+                    f"figure-{self.number:02d}-{gallery.model}",
+                    f"Figure {self.number}",
+                    f"{self.title}, {gallery.model}",
+                    self.caption,
+                    [_drawn(part) for part in parts],
+                    [_told(part) for part in parts],
+                    gallery.model,
+                )
 
 
 @dataclass(frozen=True)
@@ -115,6 +141,7 @@ class Bars:
     title: str
     series: Mapping[str, tuple[str, str]]  # by name, attack (see `Results.named`) and measure
     names: Sequence[str] = ()  # interpreters; default: all but `DISTILLED`
+    flow: bool = False  # whether attacks move pixels
 
     def __call__(self, results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
         """Yield the figure, if there are values for it."""
@@ -134,9 +161,51 @@ class Bars:
                 panels[model] = found
         if panels and {*names} <= {*results.every}:
             stem = f"figure-{self.number:02d}-{measure.lower()}"
-            caption = "Means over successful attacks, with 95 % bootstrap intervals."
-            figure = _barred(panels, names, measure)
-            yield Drawing(stem, f"Figure {self.number}", self.title, caption, figure)
+            paper = {model: counterpart(model, skin=self.number == _LESIONS) for model in panels}
+            printed = {
+                model: {
+                    key: [PAPER.estimate(title, paper[model], a, n).mean for n in names]
+                    for key, (title, a) in series.items()
+                }
+                for model in panels
+            }
+            caption = (
+                "Means over successful attacks, with 95 % bootstrap intervals. Diamonds are the "
+                "paper's numbers, where it prints them."
+            )
+            figure = plots.barred(panels, names, measure, printed)
+            text = "; ".join(
+                f"{model}, {key}: {', '.join(f'{n} {e}' for n, e in zip(names, row, strict=True))}"
+                for model, found in panels.items()
+                for key, row in found.items()
+            )
+            number = f"Figure {self.number}"
+            yield Drawing(stem, number, self.title, caption, [figure], [f"{self.title}. {text}"])
+
+
+def trust(results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
+    """Yield the curves of trust, if they were found."""
+    panels = {
+        model: {name: found for name in results.every if (found := results.trust(model, name))}
+        for model in results.models
+    }
+    panels = {model: curves for model, curves in panels.items() if curves}
+    if panels:
+        texts = [
+            f"{model}, {name}: area above {found.area:.3f}"
+            for model, curves in panels.items()
+            for name, found in curves.items()
+        ]
+        yield Drawing(
+            "curve",
+            "Curve",
+            "How far explanations can be trusted",
+            "Share of images whose class and map ADV2 fools together with changes of at most eps: "
+            "the lower the curve, and the larger the area above it, the harder. Shaded: 95 % "
+            "intervals of Wilson's.",
+            [plots.trusted(panels)],
+            ["; ".join(texts)],
+        )
 
 
 def detection(results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawing]:
@@ -156,7 +225,8 @@ def detection(results: Results, galleries: Sequence[Gallery]) -> Iterator[Drawin
             "Feature squeezing tells attacked images from clean ones",
             "Share of clean and of successfully attacked images whose joint score exceeds a "
             "threshold, over all thresholds. A diagonal is a guess, the upper left corner perfect.",
-            _curves(panels),
+            [plots.curves(panels)],
+            ["ROC curves of the joint score; the areas under them stand in the figure's legend"],
         )
 
 
@@ -165,7 +235,14 @@ def build(results: Results, pictures: Sequence[Pictures], settings: Settings) ->
     models = dict.fromkeys(picture.model for picture in pictures if len(picture.images))
     galleries = [Gallery(model, pictures, results) for model in models]
     specs = (*(SKIN if on_skin(settings) else PHOTOGRAPHS), *SPECS)
-    return [drawing for spec in specs for drawing in spec(results, galleries)]
+    found = []
+    for spec in specs:
+        strength = brief(settings, isinstance(spec, Grid | Bars) and spec.flow)
+        if spec is trust:
+            strength = f"{settings.steps} gradient evaluations at each eps."
+        for drawing in spec(results, galleries):
+            found.append(drawing._replace(caption=f"{drawing.caption} {strength}"))
+    return found
 
 
 def _common(rows: Mapping[str, Row]) -> dict[str, Row]:
@@ -175,75 +252,43 @@ def _common(rows: Mapping[str, Row]) -> dict[str, Row]:
     return {name: {n: row[n] for n in shared} for name, row in full.items()} if shared else {}
 
 
-def _stacked(rows: Mapping[str, Row], most: int) -> Figure:
-    """Draw the rows image by image, one below the other: narrow enough for any screen."""
-    count = min(most, *(len(images) for row in rows.values() for images, _ in row.values()))
-    return visualize.grid(
-        {
-            (f"{name}\nimage {i + 1}" if count > 1 else name): {
-                key: (images[i : i + 1], maps[i : i + 1]) for key, (images, maps) in row.items()
-            }
-            for i in range(count)
-            for name, row in rows.items()
+def _cut(rows: Mapping[str, Row], number: int) -> dict[str, Row]:
+    """Return one image of the rows."""
+    one = slice(number, number + 1)
+    return {
+        title: {
+            name: Shown(each.images[one], each.maps[one], each.titles[one], each.notes[one])
+            for name, each in row.items()
         }
-    )
+        for title, row in rows.items()
+    }
 
 
-def _barred(
-    panels: Mapping[str, Mapping[str, list[Any]]], names: Sequence[str], label: str
-) -> Figure:
-    """Draw a group of bars an interpreter, a bar a series; a panel a model."""
-    series = len(next(iter(panels.values())))
-    each = max(2.5, 0.5 + 0.28 * len(names) * (1 + series))
-    figure = Figure(figsize=(min(each * len(panels), 11) + 0.5, 3), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    width = 0.8 / series
-    for axis, (model, found) in zip(axes, panels.items(), strict=True):
-        for i, (key, row) in enumerate(found.items()):
-            ends = [[e.mean - e.low for e in row], [e.high - e.mean for e in row]]
-            axis.bar(
-                np.arange(len(names)) + (i - (series - 1) / 2) * width,
-                [entry.mean for entry in row],
-                width,
-                yerr=np.abs(ends),  # an end may pass the mean by rounding
-                label=key,
-                color=_COLOURS[i % len(_COLOURS)],
-                hatch=_HATCHES[i % len(_HATCHES)],
-                edgecolor="white",
-                error_kw={"capsize": 2, "linewidth": 1},
-            )
-        axis.set_xticks(range(len(names)), names)
-        axis.set_title(model, fontsize=10)
-    axes[0].set_ylim(bottom=0)  # shared, and fixed from now on: after all bars
-    axes[0].set_ylabel(label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
+def _drawn(rows: Mapping[str, Row]) -> Figure:
+    """Draw an image: a row an attack, a column an interpreter."""
+    titles = {title: next(iter(row.values())).titles for title, row in rows.items()}
+    notes = {title: {n: each.notes for n, each in row.items()} for title, row in rows.items()}
+    pairs = {title: {n: each[:2] for n, each in row.items()} for title, row in rows.items()}
+    return visualize.grid(pairs, titles, notes=notes, bar=True)
 
 
-def _curves(panels: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> Figure:
-    """Draw ROC curves of benign and attacked scores, a panel a model."""
-    figure = Figure(figsize=(3.6 * len(panels), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (model, curves) in zip(axes, panels.items(), strict=True):
-        for i, (name, pair) in enumerate(curves.items()):
-            curve = roc(*(torch.tensor(scores.to_numpy()) for scores in pair))
-            axis.plot(
-                curve.fpr,
-                curve.tpr,
-                color=_COLOURS[i % len(_COLOURS)],
-                linestyle=_LINES[i % len(_LINES)],
-                label=f"{name}, area {curve.auc:.3f}",
-            )
-        axis.set(xlabel="benign images flagged", ylabel="attacked images flagged")
-        axis.set_title(model, fontsize=10)
-        axis.legend(fontsize=8, loc="lower right")
-    return figure
+def _told(rows: Mapping[str, Row]) -> str:
+    """Return what stands below the pictures, as a text."""
+    lines = []
+    for title, row in rows.items():
+        classes = " ".join(next(iter(row.values())).titles)
+        notes = ", ".join(f"{name} {' '.join(each.notes)}".strip() for name, each in row.items())
+        lines.append(f"{title} ({classes}): {notes}" if classes else f"{title}: {notes}")
+    return "; ".join(lines)
 
 
 _KNOWS = "ADV2 knows the interpreter of its column."
 _AIM = "The line named target shows, on the clean image, the map that ADV2 aims at."
 _MAPS = "Maps of clean and attacked images"
-_RED = f"{_KNOWS} Red is important. The picture in ADV2's line is for the first interpreter."
+_RED = (
+    f"{_KNOWS} Below an image stand the class that is explained and its probability, below a map "
+    "its L1 to the benign map. The picture in ADV2's line is for the first interpreter."
+)
 _L1, _IOU = ({a: (a, title) for a in ("PGD", "ADV2")} for title in ("L1", "IoU"))
 _FLOW_L1, _FLOW_IOU = ({a: (a, title) for a in ("stAdv", "StADV2")} for title in ("L1", "IoU"))
 _TARGET_L1, _TARGET_IOU = (
@@ -263,16 +308,17 @@ PHOTOGRAPHS = (
 )
 SKIN = (
     Grid(7, _MAPS, _RED, _basic),
-    Bars(8, "L1 to the benign map", _L1),
-    Bars(8, "IoU with the benign map", _IOU),
+    Bars(_LESIONS, "L1 to the benign map", _L1),
+    Bars(_LESIONS, "IoU with the benign map", _IOU),
 )
 SPECS = (
+    trust,
     detection,
     Grid(9, "Maps of clean images and of such whose pixels were moved",
          "StADV2, ADV2 on stAdv, knows the interpreter of its column.",
-         lambda gallery: gallery.after("benign", "stAdv", "StADV2")),
-    Bars(10, "stAdv and ADV2 on it: L1 to benign maps", _FLOW_L1),
-    Bars(10, "stAdv and ADV2 on it: IoU with benign maps", _FLOW_IOU),
+         lambda gallery: gallery.after("benign", "stAdv", "StADV2"), flow=True),
+    Bars(10, "stAdv and ADV2 on it: L1 to benign maps", _FLOW_L1, flow=True),
+    Bars(10, "stAdv and ADV2 on it: IoU with benign maps", _FLOW_IOU, flow=True),
     Grid(11, "ADV2 towards patches", _AIM, lambda gallery: gallery.towards("patch")),
     Grid(12, "ADV2 towards maps of other classes", _AIM, lambda gallery: gallery.towards("class")),
     Bars(13, "ADV2 towards maps of other classes: L1", _TARGET_L1),

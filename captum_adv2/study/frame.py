@@ -14,16 +14,20 @@ name            the source's name for it, for example its file
 label, target   its class, which the classifier gets right; the attacker's class
 attack          what was done to it: benign (nothing), PGD, ADV2 (towards its own map), stAdv,
                 StADV2, patch and class (ADV2 towards other maps), adaptive:SQUEEZER (ADV2 that
-                knows a squeezer), noise:KIND:SHARE (share of images on which the classifier errs)
+                knows a squeezer; its name may go on: ", Algorithm 2"), curve (ADV2 by bisection of
+                eps), noise:KIND:SHARE (share of images on which the classifier errs)
 aimed           interpreter that the attack knew of; empty for none
 interpreter     (map) interpreter that explains it
 success         (map) 1 where it is classified as the target class, 0 where not
 confidence      (map) probability of the target class
 l1, l2, iou     (map) to the map of the clean image for its own class
+iou_mean        (map) iou of the pixels above their map's mean
 target_l1,      (map) to the map that the attack aimed at; to the clean image's own map for attacks
 target_iou      that aimed at none
 missed          (map) 1 where the map's box misses the object's, 0 where it does not; NaN where the
                 object's box is not known, and for attacked images
+drift           (map) of RTS-A on clean images, L1 to the map of RTS; NaN elsewhere
+least           (map) after curve, the least eps at which the attack succeeds; NaN elsewhere
 squeezer        (score) name of the squeezer
 score           (score) L1 distance of the predictions before and after it, in [0, 2]
 =============== ==================================================================================
@@ -31,21 +35,35 @@ score           (score) L1 distance of the predictions before and after it, in [
 Map distances are means over successful attacks, rates over all images, and detection rates over
 successful attacks too, since an attack that failed leaves nothing to detect. Values come by image,
 so that the effects of two attacks on one image can be subtracted. Several seeds are pooled; models
-are kept apart. Intervals are percentile bootstraps at 95 %.
+are kept apart. `estimates` says how intervals are computed.
+
+A third kind of rows, *box* rows, is of clean images whose objects have boxes: a column for each
+threshold of `localization.THRESHOLDS`, 1 where the map's box misses the object's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from captum_adv2.defenses.detection import threshold_at
-from captum_adv2.evaluation.metrics import interval
-from captum_adv2.study.cases import DISTILLED, SQUEEZERS
+from captum_adv2.evaluation import localization
+from captum_adv2.evaluation.robustness import Robustness
+from captum_adv2.study.cases import CURVE, DISTILLED, SQUEEZERS, Case
+from captum_adv2.study.estimates import (
+    JOINT,
+    Cell,
+    Estimate,
+    Evidence,
+    Function,
+    apart,
+    contrasted,
+)
 from captum_adv2.study.results import Pictures
 from captum_adv2.study.settings import Settings
 
@@ -54,12 +72,14 @@ if TYPE_CHECKING:
 
 PLACE = ["model", "attack", "aimed"]
 IMAGE = ["model", "seed", "image", "name", "label", "target", "attack", "aimed"]
-MEASURED = ["success", "confidence", "l1", "l2", "iou", "target_l1", "target_iou", "missed"]
+MEASURED = [
+    *("success", "confidence", "l1", "l2", "iou", "iou_mean"),
+    *("target_l1", "target_iou", "missed", "drift", "least"),
+]
 MAP = [*IMAGE, "interpreter", *MEASURED]
+CUTS = [f"{kind} {amount:g}" for kind, amount in localization.THRESHOLDS]
+BOX = ["model", "image", "held_out", "interpreter", *CUTS]
 SCORE = [*IMAGE, "squeezer", "score"]  # target -1: held-out images, which set the thresholds
-
-JOINT = "joint"
-"""All squeezers together: the largest score, with a threshold of its own."""
 
 FALSE_POSITIVES = 0.05
 """Share of held-out benign images that a threshold flags at most."""
@@ -67,37 +87,57 @@ FALSE_POSITIVES = 0.05
 Values: TypeAlias = "pd.Series[float]"  # by seed and image
 
 
-def gather(
-    parts: Iterable[Part], settings: Settings
-) -> tuple[pd.DataFrame, pd.DataFrame, list[Pictures]]:
-    """Return the map rows, score rows and pictures of all shards."""
-    maps, scores, pictures = [], [], []
+class Gathered(NamedTuple):
+    """The rows and pictures of a study."""
+
+    maps: pd.DataFrame
+    scores: pd.DataFrame
+    boxes: pd.DataFrame
+    pictures: list[Pictures]
+
+
+def gather(parts: Iterable[Part], settings: Settings) -> Gathered:
+    """Return the rows and pictures of all shards that are there."""
+    maps, scores, boxes, pictures = [], [], [], []
     for part in parts:
         model = part.subject.name
         for task, case, found in part.shards():
             names, labels = zip(*map(part.known, task.images), strict=True)
             target = found.get("target", torch.full((len(names),), -1)).numpy()
-            columns = (
-                model,
-                task.seed,
-                task.images,
-                names,
-                labels,
-                target,
-                case.attack,
-                case.aimed,
-            )
-            images = dict(zip(IMAGE, columns, strict=True))
+            place = (model, task.seed, task.images, names, labels, target)
+            images = dict(zip(IMAGE, (*place, case.attack, case.aimed), strict=True))
             for name, measures in found.get("measures", {}).items():
                 maps.append(images | {"interpreter": name} | _numbers(measures))
             for name, score in zip(SQUEEZERS, found["scores"].unbind(dim=1), strict=False):
                 scores.append(images | {"squeezer": name} | _numbers({"score": score}))
-            if task.number == 0 and task.seed == settings.seeds[0] and not task.held_out:
-                shown, aims = found["images"][: settings.shown].float() / 255, found["aim"]
-                few = {name: each[: settings.shown] for name, each in found["maps"].items()}
-                aim = aims[case.aimed][: settings.shown] if aims else None
-                pictures.append(Pictures(model, case.attack, case.aimed, shown, few, aim))
-    return _rows(maps, MAP), _rows(scores, SCORE), pictures
+            if task.seed == settings.seeds[0]:
+                own = {"model": model, "image": task.images, "held_out": float(task.held_out)}
+                for name, tried in found.get("boxes", {}).items():
+                    missed = dict(zip(CUTS, tried.unbind(dim=1), strict=True))
+                    boxes.append(own | {"interpreter": name} | _numbers(missed))
+            if task.number == 0 and task.seed == settings.seeds[0] and "images" in found:
+                pictures.append(_shown(part, case, found, settings.shown))
+    rows = _rows(maps, MAP).astype(dict.fromkeys(MEASURED, float))
+    return Gathered(rows, _rows(scores, SCORE), _rows(boxes, BOX), pictures)
+
+
+def _shown(part: Part, case: Case, found: Mapping[str, Any], count: int) -> Pictures:
+    """Return the first images of a case, with their maps and what stands below them."""
+    measures, aims = found["measures"], found["aim"]
+    sure = next(iter(measures.values()))["confidence"][:count].tolist()
+    return Pictures(
+        part.subject.name,
+        case.attack,
+        case.aimed,
+        found["images"][:count].float() / 255,
+        {name: maps[:count] for name, maps in found["maps"].items()},
+        aims[case.aimed][:count] if aims else None,
+        [
+            f"{part.class_name(c)} {p:.2f}"
+            for c, p in zip(found["target"][:count].tolist(), sure, strict=True)
+        ],
+        {name: each["l1"][:count].tolist() for name, each in measures.items()},
+    )
 
 
 def _numbers(columns: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -107,35 +147,6 @@ def _numbers(columns: Mapping[str, Tensor]) -> dict[str, Any]:
 def _rows(blocks: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:
     frames = [pd.DataFrame(block, columns=names) for block in blocks]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
-
-
-class Estimate(NamedTuple):
-    """A mean, its 95 % interval, and the number of values; NaN where there are none."""
-
-    mean: float
-    low: float
-    high: float
-    size: int
-    percent: bool = False  # whether it is printed as a percentage
-
-    @classmethod
-    def of(cls, values: Values, percent: bool = False) -> Self:
-        """Return the mean of some values and its interval."""
-        low, high = interval(values.to_numpy(dtype=float, copy=True))
-        return cls(float(values.mean()), low, high, len(values), percent)
-
-    def __str__(self) -> str:
-        """Return it for people.
-
-        >>> print(Estimate(0.5, 0.25, 0.75, 9), Estimate(0.5, 0.25, 0.75, 9, percent=True))
-        0.500 [0.250, 0.750] 50 % [25, 75]
-        """
-        if not self.size:
-            return "–"
-        if self.percent:
-            mean, low, high = (f"{round(100 * value, 1):g}" for value in self[:3])
-            return f"{mean} % [{low}, {high}]"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 class Measure(NamedTuple):
@@ -152,9 +163,11 @@ MEASURES: Mapping[str, Measure] = {
     "L1": Measure("l1"),
     "L2": Measure("l2"),
     "IoU": Measure("iou"),
+    "IoU at the mean": Measure("iou_mean"),
     "L1 to target": Measure("target_l1"),
     "IoU to target": Measure("target_iou"),
     "localisation error": Measure("missed", successes=False, percent=True),
+    "drift": Measure("drift", successes=False),
 }
 """Measures by title."""
 
@@ -169,12 +182,13 @@ def difference(first: Values, second: Values) -> Values:
     return (first - second).dropna()
 
 
-class Results:
+class Results(Evidence):
     """A study's values by model, attack and interpreter, as series by seed and image.
 
     Args:
         maps: Map rows.
         scores: Score rows.
+        boxes: Box rows.
 
     Attributes:
         models: Names of the classifiers, in the order of the rows.
@@ -184,16 +198,20 @@ class Results:
         thresholds: By model, of each squeezer and of all (`JOINT`); none without held-out images.
     """
 
-    def __init__(self, maps: pd.DataFrame, scores: pd.DataFrame) -> None:
+    def __init__(
+        self, maps: pd.DataFrame, scores: pd.DataFrame, boxes: pd.DataFrame | None = None
+    ) -> None:
+        boxes = pd.DataFrame(columns=BOX) if boxes is None else boxes
+        self._boxes = dict(iter(boxes.dropna().groupby(["model", "interpreter"])))
         self.models = [*maps.model.unique()]
         self.every = [*maps.interpreter.unique()]
         self.interpreters = [name for name in self.every if name != DISTILLED]
         self.squeezers = [*scores.squeezer.unique()]
         self._attacks = [*maps.attack.unique()]
         # Clean images are the same for every seed.
+        first = maps.seed.iloc[0] if len(maps) else 0
         maps, scores = (
-            rows[(rows.attack != "benign") | (rows.seed == maps.seed.iloc[0])]
-            for rows in (maps, scores)
+            rows[(rows.attack != "benign") | (rows.seed == first)] for rows in (maps, scores)
         )
         held_out = scores.target == -1
         self.thresholds = {
@@ -233,15 +251,28 @@ class Results:
             aimed = interpreter if knows(attack) else ""
         return self._maps.get((model, attack, aimed, interpreter), self._none)
 
-    def values(self, title: str, *place: str) -> Values:
-        """Return the values of a measure that count; see `MEASURES` and `rows`."""
-        rows, measure = self.rows(*place), MEASURES[title]
+    def values(self, title: str, model: str, attack: str, *place: str) -> Values:
+        """Return the values of a measure that count; see `MEASURES` and `rows`.
+
+        After ``noise``, the mean over all kinds of noise that make the classifier err on an image.
+        """
+        if attack == "noise":
+            kinds = [self.values(title, model, each, *place) for each in self.named("noise:")]
+            return pd.concat([self._none.l1, *kinds]).groupby(level=["seed", "image"]).mean()
+        rows, measure = self.rows(model, attack, *place), MEASURES[title]
         counting = rows[rows.success > 0.5] if measure.successes else rows
         return counting[measure.column].dropna()
 
-    def estimate(self, title: str, *place: str) -> Estimate:
+    def estimate(self, title: str, model: str, *place: str) -> Estimate:
         """Return a measure's mean and interval; see `values`."""
-        return Estimate.of(self.values(title, *place), MEASURES[title].percent)
+        return Estimate.of(self.values(title, model, *place), MEASURES[title].percent)
+
+    def contrast(
+        self, function: Function, model: str, *cells: Cell, level: float = 0.95
+    ) -> Estimate:
+        """See `Evidence`."""
+        columns = [self.values(title, model, *place) for title, *place in cells]
+        return contrasted(function, pd.concat(columns, axis=1).dropna().to_numpy(), level)
 
     def scores(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Values:
         """Return the scores of successful attacks, or of clean images."""
@@ -257,6 +288,35 @@ class Results:
     def detection(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Estimate:
         """Return the share of images that are flagged."""
         return Estimate.of(self.flagged(model, attack, aimed, squeezer), percent=True)
+
+    def excess(
+        self, model: str, first: tuple[str, str], second: tuple[str, str], squeezer: str
+    ) -> Estimate:
+        """See `Evidence`; images that both attacks changed are paired."""
+        flags = [self.flagged(model, *place, squeezer) for place in (first, second)]
+        both = pd.concat(flags, axis=1).dropna().to_numpy()
+        varied = len(both) and (both.std(axis=0) > 0).all()
+        correlation = float(np.corrcoef(both.T)[0, 1]) if varied else 0.0
+        ours, theirs = (Estimate.of(values, percent=True) for values in flags)
+        return apart(ours, theirs, correlation)
+
+    def localisation(self, model: str, interpreter: str) -> tuple[str, Estimate, int]:
+        """Return the threshold with the fewest wrong boxes on held-out images, and its error.
+
+        The error is of the images that are studied; the number of held-out images comes last. Of
+        equals, the first of `localization.THRESHOLDS` counts; without any it is empty.
+        """
+        rows = self._boxes.get((model, interpreter), pd.DataFrame(columns=BOX))
+        held, own = (rows[rows.held_out == kind][CUTS].astype(float) for kind in (1.0, 0.0))
+        if held.empty:
+            return "", Estimate.of([], percent=True), 0
+        best = str(held.mean().idxmin())
+        return best, Estimate.of(own[best], percent=True), len(held)
+
+    def trust(self, model: str, interpreter: str) -> Robustness | None:
+        """Return the least eps of images, if that was found."""
+        least = self.rows(model, CURVE, interpreter).least.dropna()
+        return Robustness(torch.tensor(least.to_numpy(dtype=float))) if len(least) else None
 
     def having(self, attack: str) -> list[str]:
         """Return the interpreters (but `DISTILLED`) with rows of their own after an attack."""

@@ -2,69 +2,102 @@
 """A study as files to look at: records, tables, figures, and a page that shows them.
 
 The page is one file of HTML beside its figures. It needs no server and loads nothing from
-elsewhere; it reads on a phone, in the dark, on paper, and aloud.
+elsewhere; it reads on a phone, in the dark, on paper, and aloud. Its few lines of script sort
+tables; without them all is there.
 """
 
 from __future__ import annotations
 
 import platform
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, Template
+from torchvision.transforms.functional import to_pil_image
 
 from captum_adv2 import storage
 from captum_adv2.study import figures, tables
 from captum_adv2.study.claims import judge
 from captum_adv2.study.figures import DPI
 from captum_adv2.study.frame import Results
-from captum_adv2.study.results import Found
+from captum_adv2.study.results import Found, Pictures
 from captum_adv2.study.settings import Settings
+from captum_adv2.study.verdicts import criteria, glance, paper_rows, shares, word
 
 _PACKAGES = ("captum_adv2", "torch", "torchvision", "captum", "torchattacks", "kornia", "numpy")
 
 _ORDER = (
-    *("Table 2", "Table 3", "Figure 4", "Figure 5", "Figure 6", "Table 4", "Table 5", "Figure 7"),
-    *("Figure 8", "Figure 9", "Figure 10", "Table 6", "Figure 11", "Table 7", "Table 8"),
-    *("Figure 12", "Figure 13", "Figure 14", "Table 9", "Figure 15", "Figure 16"),
-    *("Figures 15 and 16", "Table 10", "Table 13", "Table 14"),
+    *("Curve", "Table 2", "Table 3", "Figure 4", "Figure 5", "Figure 6", "Table 13", "Table 10"),
+    *("Table 4", "Table 5", "Figure 7", "Figure 8", "Table 14", "Figure 9", "Figure 10", "Table 6"),
+    *("Figure 11", "Table 7", "Table 8", "Figure 12", "Figure 13", "Table 9", "Figure 14"),
+    *("Figure 15", "Figure 16", "Figures 15 and 16"),
 )
 
 
 def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
-    """Write ``index.html``, and files in ``records``, ``tables`` and ``figures``, each whole."""
-    results = Results(found.maps, found.scores)
+    """Write ``index.html`` and the files that it shows or links to, each whole."""
+    results = Results(found.maps, found.scores, found.boxes)
     built, missing = tables.build(results, settings)
     drawings = figures.build(results, found.pictures, settings)
-    for kind in ("records", "tables", "figures"):
+    for kind in ("records", "tables", "figures", "pictures"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    for name, rows in (("maps", found.maps), ("scores", found.scores)):
-        shown = rows.assign(name=rows.name.map(_inert))
+    for name, rows in (("maps", found.maps), ("scores", found.scores), ("boxes", found.boxes)):
+        shown = rows.assign(name=rows.name.map(_inert)) if "name" in rows else rows
         _text(folder / "records" / f"{name}.csv", shown.to_csv(index=False, na_rep="nan"))
     for table in built:
         file = folder / "tables" / slug(table.number)
         _text(file.with_suffix(".md"), table.markdown())
         _text(file.with_suffix(".csv"), table.cells.to_csv(index=False))
     for drawing in drawings:
-        with storage.whole(folder / "figures" / f"{drawing.stem}.png") as part:
-            drawing.figure.savefig(part, format="png", dpi=DPI)
+        for name, figure in zip(drawing.files(), drawing.figures, strict=True):
+            with storage.whole(folder / "figures" / name) as part:
+                figure.savefig(part, format="png", dpi=DPI)
+    verdicts, skin = judge(results), tables.on_skin(settings)
     _text(
         folder / "index.html",
         _template().render(
-            verdicts=judge(results),
-            sections=sorted([*built, *drawings], key=lambda each: _ORDER.index(each.number)),
+            verdicts=[(each, criteria(each, skin)) for each in verdicts],
+            glance=glance(verdicts),
+            models=results.models,
+            shares=shares(results, skin),
+            rules=pd.DataFrame(paper_rows()),
+            sections=_grouped([*built, *drawings]),
+            pictures=_pictures(folder, found.pictures),
             settings=asdict(settings),
             command=command,
             versions=_versions(),
             found=found,
             corrupt=list(dict.fromkeys(e for s in found.selections.values() for e in s.corrupt)),
             missing=[*found.left_out, *missing],
-            dpi=DPI,
+            brief=tables.brief(settings),
         ),
     )
+
+
+def _grouped(parts: Sequence[Any]) -> dict[str, list[Any]]:
+    """Return tables and figures in the paper's order, those of a number together."""
+    every = sorted(parts, key=lambda each: _ORDER.index(each.number))
+    return {number: list(group) for number, group in groupby(every, key=lambda each: each.number)}
+
+
+def _pictures(folder: Path, pictures: Sequence[Pictures]) -> dict[str, dict[str, list[str]]]:
+    """Write images as pictures; return their files by model and by what was done to them."""
+    links: dict[str, dict[str, list[str]]] = {}
+    for each in pictures:
+        title = f"{each.attack} on {each.aimed}" if each.aimed else each.attack
+        for number, image in enumerate((each.images * 255).round().byte(), 1):
+            name = f"{each.model}-{re.sub(r'[^A-Za-z0-9.]+', '-', title)}-{number}.png"
+            with storage.whole(folder / "pictures" / name) as part:
+                to_pil_image(image).save(part, format="png")
+            links.setdefault(each.model, {}).setdefault(title, []).append(f"pictures/{name}")
+    return links
 
 
 def _text(path: Path, text: str) -> None:
@@ -98,7 +131,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"slug": slug, "plain": _plain}
+    environment.filters |= {"slug": slug, "plain": _plain, "word": word}
     return environment.get_template("page.html")
 
 

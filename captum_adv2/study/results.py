@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -23,6 +24,8 @@ class Pictures(NamedTuple):
     images: Tensor  # (k, C, H, W) in [0, 1]
     maps: Mapping[str, Tensor]  # by interpreter, (k, 1, h, w)
     aim: Tensor | None = None  # the maps aimed at, (k, 1, h, w), if not the benign ones
+    titles: Sequence[str] = ()  # of the images: the class explained, and its probability
+    l1: Mapping[str, Sequence[float]] = MappingProxyType({})  # to the benign map, by interpreter
 
 
 class Found(NamedTuple):
@@ -30,7 +33,9 @@ class Found(NamedTuple):
 
     maps: pd.DataFrame  # map rows
     scores: pd.DataFrame  # score rows
+    boxes: pd.DataFrame  # box rows
     pictures: Sequence[Pictures]  # the first images of every model after every attack
     selections: Mapping[str, Selection]  # by model
     redone: Sequence[str]  # shards that could not be read, and were computed again
     left_out: Sequence[str]  # interpreters that a model does not have, and why
+    missing: int = 0  # shards that are not there yet

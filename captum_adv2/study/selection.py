@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Which images a classifier is studied on: the first of a source that it gets right (§4)."""
+"""Which images a classifier is studied on: the first of a source that it gets right (§4).
+
+The choice of a larger study begins with that of a smaller one, so that a study can be widened.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from captum_adv2.study.settings import Settings
 from captum_adv2.study.subjects import Subject
 
 _BATCH = 50  # images a forward pass
-_TRIED = 200  # images on which the level of the noise is set
+_TRIED = 200  # images that the classifier gets right, on which the level of the noise is set
 
 
 class Selection(NamedTuple):
@@ -30,7 +33,19 @@ class Selection(NamedTuple):
     misclassified: int  # number of images that it gets wrong, among those tried
     corrupt: Sequence[str]  # errors of images that could not be read, among those tried
     levels: Sequence[float]  # standard deviation of each of `NOISE`; empty where it is not studied
+    tried: int  # number of images on which these were set
+    asked: int  # number of images that were asked for
     weights: str  # see `Subject`
+
+    def widened(self, wider: Selection) -> bool:
+        """Return whether another selection begins with this one, and holds out the same images."""
+        own, new = len(self.numbers), len(wider.numbers)
+        return (
+            [*wider.numbers[:own]] == [*self.numbers]
+            and [*wider.digests[:own], *wider.digests[new:]] == [*self.digests]
+            and [*wider.levels] == [*self.levels]
+            and wider.weights == self.weights
+        )
 
     def expect_same(self, source: Source) -> None:
         """Raise unless a source still has the images."""
@@ -59,7 +74,10 @@ def _read(source: Source, numbers: range, corrupt: list[str]) -> dict[int, Sampl
 
 
 def select(one: Subject, source: Source, settings: Settings, noise: bool) -> Selection:
-    """Choose the first images that a classifier gets right.
+    """Choose the first images that a classifier gets right, and hold out the last of the source.
+
+    So what is held out does not depend on the number of images that are studied. At most half of
+    the source is held out.
 
     Args:
         one: The classifier.
@@ -67,33 +85,50 @@ def select(one: Subject, source: Source, settings: Settings, noise: bool) -> Sel
         settings: The study's: how many, and how many more to hold out.
         noise: Also find the levels of noise that make the classifier err.
     """
-    own: dict[int, tuple[str, int, str]] = {}  # name, label and digest
-    held_out: dict[int, str] = {}  # digest
     corrupt: list[str] = []
+    held_out = _last(source, min(settings.held_out, len(source) // 2), corrupt)
+    end = min(held_out, default=len(source))
+    wanted = max(settings.count, _TRIED if noise else 0)
+    found: dict[int, tuple[str, int, str]] = {}  # name, label and digest
     wrong = 0
-    for start in range(0, len(source), _BATCH):
-        batch = range(start, min(start + _BATCH, len(source)))
-        samples = _read(source, batch, corrupt)
+    for start in range(0, end, _BATCH):
+        early = len(found) < settings.count  # later ones serve the noise alone
+        batch = range(start, min(start + _BATCH, end))
+        samples = _read(source, batch, corrupt if early else [])
         right = _right(one, list(samples.values()))
         for (number, sample), good in zip(samples.items(), right, strict=True):
-            if len(own) < settings.count and good:
-                own[number] = sample.name, sample.label, storage.digest(sample)
-            elif len(own) < settings.count:
+            if good and len(found) < wanted:
+                found[number] = sample.name, sample.label, storage.digest(sample)
+            elif len(found) < settings.count:
                 wrong += 1
-            elif len(held_out) < settings.held_out:
-                held_out[number] = storage.digest(sample)
-        if len(own) == settings.count and len(held_out) == settings.held_out:
+        if len(found) == wanted:
             break
-    if not own:
+    if not found:
         raise ValueError(
             f"expected images that the classifier gets right, got none of {wrong}; do the labels "
             "follow the classifier's order? --classes names it"
         )
-    names, labels, digests = map(list, zip(*own.values(), strict=True))
+    numbers = [*found][: settings.count]
+    names, labels, digests = map(list, zip(*(found[number] for number in numbers), strict=True))
     digests += held_out.values()
-    levels = _levels(one, source, [*own]) if noise else []
-    numbers = [*own], names, labels, [*held_out]
-    return Selection(*numbers, digests, wrong, corrupt, levels, one.weights)
+    tried = [*found][:_TRIED]
+    levels = _levels(one, source, tried) if noise else []
+    return Selection(
+        numbers, names, labels, [*held_out], digests, wrong, corrupt, levels,
+        len(tried) if noise else 0, settings.count, one.weights,
+    )  # fmt: skip
+
+
+def _last(source: Source, count: int, corrupt: list[str]) -> dict[int, str]:
+    """Return the last images of a source that can be read, by number, with their digests."""
+    found: dict[int, str] = {}
+    end = len(source)
+    while len(found) < count and end:
+        start = max(0, end - min(_BATCH, count - len(found)))
+        for number, sample in _read(source, range(start, end), corrupt).items():
+            found[number] = storage.digest(sample)
+        end = start
+    return dict(sorted(found.items()))
 
 
 @torch.no_grad()
@@ -116,7 +151,7 @@ def _right(one: Subject, samples: list[Sample]) -> list[bool]:
 def _levels(one: Subject, source: Source, numbers: Sequence[int]) -> list[float]:
     """Return the least level of each of `NOISE` with which the classifier errs often enough."""
     device = next(one.model.parameters()).device
-    chunk = Chunk.of(source, numbers[:_TRIED], one.classes, 0, device)
+    chunk = Chunk.of(source, numbers, one.classes, 0, device)
 
     def errors(kind: str, level: float) -> float:
         parts = torch.split(noisy(chunk, kind, level), _BATCH)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeVar
 
 from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 
@@ -49,8 +49,9 @@ class Settings:
     boxes: str = _option("", "folder of XML files with the objects' boxes, as ImageNet has them")
     interpreters: tuple[str, ...] = _option(
         ("GRAD", "CAM", "MASK", "RTS", "GradCAM", "RTS-A"),
-        "of GRAD, CAM, MASK, RTS, GradCAM, IG, SmoothGrad, and RTS-A, which is RTS trained against "
-        "ADV2; or a function of a model, package.module:function",
+        "of GRAD, CAM, MASK, RTS, GradCAM, GradCAM-P (of probabilities), IG, SmoothGrad, Ensemble "
+        "(of GRAD and GradCAM), and RTS-A, which is RTS trained against ADV2; or a function of a "
+        "model, package.module:function",
     )
     adaptive: tuple[str, ...] = _option(
         ("RTS", "MASK"),
@@ -74,6 +75,12 @@ class Settings:
     )
     count: Count = _option(100, "images a classifier, of those that it gets right")
     held_out: Index = _option(100, "further images, which set the detectors' thresholds")
+    tuned: Index = _option(
+        100, "of these, those that set each interpreter's threshold for boxes (Table 2)"
+    )
+    curve: bool = _option(
+        False, "also find, by bisection, each image's least eps that fools class and map"
+    )
     eps: Unit = _option(8 / 255, "largest change of a pixel, in [0, 1]")
     bound: Positive = _option(2.0, "largest displacement of a pixel by stAdv along an axis, pixels")
     steps: Count = _option(100, "gradient evaluations of attacks on pixels")
@@ -87,6 +94,9 @@ class Settings:
     )
     shown: Index = _option(3, "images in pictures")
 
+    GROW: ClassVar = ("count", "seeds", "curve")
+    """What a study may have more of when it is continued."""
+
     def __post_init__(self) -> None:
         """Expect at least one model, interpreter and seed, and none of them twice."""
         for name in ("models", "interpreters", "seeds"):
@@ -96,6 +106,21 @@ class Settings:
                 raise ValueError(f"expected at least one of {name}, got none")
             if len(set(short)) < len(short):  # files and rows go by them
                 raise ValueError(f"expected different {name}, got {', '.join(map(str, values))}")
+
+
+def options(settings: Settings) -> list[str]:
+    """Return the options of the command line that make settings.
+
+    >>> options(Settings(models=("resnet50",), count=20, curve=True))
+    ['--models', 'resnet50', '--count', '20', '--curve']
+    """
+    found: list[str] = []
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if value != each.default:
+            several = value if isinstance(value, tuple) else () if value is True else (value,)
+            found += [f"--{each.name.replace('_', '-')}", *map(str, several)]
+    return found
 
 
 def label(spec: str) -> str:
@@ -111,6 +136,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "count": 12,
         "held_out": 100,
+        "tuned": 20,
         "steps": 50,
         "flow_steps": 100,
         "chunk": 6,

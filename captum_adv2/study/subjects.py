@@ -16,6 +16,7 @@ from captum_adv2.interpreters import (
     CAM,
     MASK,
     RTS,
+    Ensemble,
     GradCAM,
     Gradient,
     IntegratedGradients,
@@ -48,8 +49,10 @@ INTERPRETERS: Mapping[str, Callable[[nn.Module, Settings, int], Interpreter]] = 
     "CAM": lambda model, settings, side: CAM(model),
     "MASK": lambda model, settings, side: MASK.small(model) if side < _SMALL else MASK(model),
     "GradCAM": lambda model, settings, side: GradCAM(model),
+    "GradCAM-P": lambda model, settings, side: GradCAM(model, score="probability"),
     "IG": lambda model, settings, side: IntegratedGradients(model),
     "SmoothGrad": lambda model, settings, side: SmoothGrad(model),
+    "Ensemble": lambda model, settings, side: Ensemble([Gradient(model), GradCAM(model)]),
 }
 """Interpreters of any classifier and images of some side; RTS needs a masking model besides."""
 

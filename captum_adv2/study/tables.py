@@ -7,15 +7,17 @@ some of them: they may be many, and screens are narrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
 import pandas as pd
 
-from captum_adv2.study.cases import DISTILLED
-from captum_adv2.study.frame import JOINT, Estimate, Results, difference
+from captum_adv2.study.cases import DISTILLED, known
+from captum_adv2.study.estimates import JOINT, Estimate
+from captum_adv2.study.frame import Results, difference
+from captum_adv2.study.paper import beside, counterpart
 from captum_adv2.study.settings import Settings
 
 Rows: TypeAlias = Iterator[dict[str, object]]  # by the titles of the columns
@@ -48,7 +50,7 @@ class Spec(NamedTuple):
     number: str
     title: str
     needs: str  # what has to be measured
-    rows: Callable[[Results, str], Rows]  # of a classifier
+    rows: Callable[[Results, str, str], Rows]  # of a classifier, and its counterpart in the paper
     labels: int = 3
     rule: str = ""  # how it is measured, besides the protocol
     flow: bool = False  # whether attacks move pixels
@@ -60,9 +62,15 @@ def build(results: Results, settings: Settings) -> tuple[list[Table], list[str]]
     for spec in SPECS:
         if spec.number == ("Table 13" if on_skin(settings) else "Table 14"):
             continue
-        rows = [row for model in results.models for row in spec.rows(results, model)]
+        rows = [
+            row
+            for model in results.models
+            for row in spec.rows(results, model, counterpart(model, on_skin(settings)))
+        ]
         if rows:
-            cells = pd.DataFrame(rows).map(str)
+            cells = pd.DataFrame(rows).fillna("–").map(str)
+            if "paper" in cells and cells.paper.eq("–").all():
+                cells = cells.drop(columns="paper")
             note = spec.rule + protocol(settings, spec.flow)
             tables.append(Table(spec.number, spec.title, cells, note, spec.labels))
         else:
@@ -73,6 +81,15 @@ def build(results: Results, settings: Settings) -> tuple[list[Table], list[str]]
 def on_skin(settings: Settings) -> bool:
     """Return whether a study is of skin lesions, which have tables and figures of their own."""
     return settings.images.startswith("isic:")
+
+
+def brief(settings: Settings, flow: bool = False) -> str:
+    """Return the strength of attacks and the number of images, for a caption."""
+    if flow:
+        strength = f"at most {settings.bound:g} pixels, {settings.flow_steps} gradient evaluations"
+    else:
+        strength = f"ε = {settings.eps * 255:g}/255, {settings.steps} gradient evaluations"
+    return f"{strength}, up to {settings.count} images a classifier."
 
 
 def protocol(settings: Settings, flow: bool) -> str:
@@ -90,7 +107,8 @@ def protocol(settings: Settings, flow: bool) -> str:
         f"{settings.threshold:g}. Up to {settings.count} images a classifier"
         f"{f', {seeds} seeds pooled' if seeds > 1 else ''}. Success rates (ASR) and the confidence "
         "in the target class (MC) are over all images, distances of maps over successful attacks; "
-        "[a, b] is a 95 % bootstrap interval of the mean, – is no image."
+        "[a, b] is a 95 % interval: Wilson's of a rate, a bootstrap of a mean; – is no image. The "
+        "column of the paper has its numbers, in the order of the columns before it."
     )
 
 
@@ -102,7 +120,7 @@ class Long:
     titles: tuple[str, ...]  # of `MEASURES`
     names: Callable[[Results], list[str]] = lambda results: results.interpreters
 
-    def __call__(self, results: Results, model: str) -> Rows:
+    def __call__(self, results: Results, model: str, paper: str) -> Rows:
         """Yield the rows of a classifier."""
         attacks = [attack for name in self.attacks for attack in results.named(name)]
         for name, attack in product(self.names(results), attacks):
@@ -112,6 +130,7 @@ class Long:
                 yield {
                     **{"model": model, "interpreter": name, "attack": attack},
                     **{title: results.estimate(title, *place) for title in self.titles},
+                    "paper": _printed(self.titles, paper, attack, name),
                     "successes": f"{won} of {count}",
                 }
 
@@ -122,47 +141,80 @@ def _adaptive(results: Results) -> list[str]:
     return [name for name in results.interpreters if name in found]
 
 
-def _localisation(results: Results, model: str) -> Rows:
+def _printed(titles: Iterable[str], paper: str, *place: str) -> str:
+    """Return the paper's numbers, or one dash for none."""
+    found = [beside(title, paper, *place) for title in titles]
+    return ", ".join(found) if {*found} - {"–"} else "–"
+
+
+def _localisation(results: Results, model: str, paper: str) -> Rows:
     for name in results.every:
         error = results.estimate("localisation error", model, "benign", name)
         if error.size:
-            labels = {"model": model, "interpreter": name}
-            yield {**labels, "wrong boxes": error, "images with boxes": error.size}
+            cut, tuned, held = results.localisation(model, name)
+            yield {
+                **{"model": model, "interpreter": name, "wrong boxes": error},
+                **{"tuned threshold": cut or "–", "wrong boxes, tuned": tuned},
+                "paper": beside("localisation error", paper, "benign", name),
+                "images": f"{error.size}, tuned on {held} others",
+            }
 
 
-def _detection(results: Results, model: str) -> Rows:
-    """Yield rates of detection by each squeezer, and by all together."""
-    aimed = results.having("ADV2")
-    if not aimed and not results.having("PGD"):
-        return
+def _detection(results: Results, model: str, paper: str) -> Rows:
+    """Yield rates of detection by each squeezer and by all together, a row an attack."""
+    basic = [("benign", ""), ("PGD", ""), *(("ADV2", name) for name in results.having("ADV2"))]
     for squeezer, threshold in results.thresholds.get(model, {}).items():
-        known = f"adaptive:{squeezer}"
-        yield {
-            "model": model,
-            "squeezer": squeezer,
-            "threshold": f"{threshold:.3f}",
-            "benign": results.detection(model, "benign", "", squeezer),
-            "PGD": results.detection(model, "PGD", "", squeezer),
-            **{f"ADV2 on {n}": results.detection(model, "ADV2", n, squeezer) for n in aimed},
-            **{
-                f"{title} {name}": results.detection(model, known, name, judge)
-                for name in _adaptive(results)
-                for title, judge in (("adaptive on", squeezer), ("joint, adaptive on", JOINT))
-            },
-        }
+        adaptive = [
+            (attack, name)
+            for attack in results.named("adaptive:")
+            if known(attack) == squeezer
+            for name in results.having(attack)
+        ]
+        for attack, aimed in [*basic, *adaptive] if len(basic) > 2 or results.having("PGD") else ():
+            found, joint = (results.detection(model, attack, aimed, j) for j in (squeezer, JOINT))
+            yield {
+                **{"model": model, "squeezer": squeezer},
+                "attack": f"{attack} on {aimed}" if aimed else attack,
+                **{"detected by it": found, "by all jointly": joint},
+                "paper": beside(f"detected by {squeezer}", paper, attack, aimed, aimed),
+                "threshold": f"{threshold:.3f}",
+            }
 
 
-def _transfer(results: Results, model: str) -> Rows:
+def _transfer(results: Results, model: str, paper: str) -> Rows:
     names = results.having("ADV2")
     sources = {**{name: ("ADV2", name) for name in names}, "PGD": ("PGD", "")}
     for source, (attack, aimed) in sources.items() if len(names) > 1 else ():
         found = {f"on {n}": results.estimate("L1", model, attack, n, aimed) for n in names}
+        printed = [beside("L1", paper, attack, n, aimed) for n in names]
         if any(entry.size for entry in found.values()):
-            yield {"model": model, "source": source, **found}
+            yield {
+                "model": model,
+                "source": source,
+                **found,
+                "paper": ", ".join(printed) if {*printed} - {"–"} else "–",
+            }
 
 
-def _distilled(results: Results, model: str) -> Rows:
+def _curve(results: Results, model: str, paper: str) -> Rows:
+    """Yield the area above the curve of trust, and points of it."""
+    for name in results.every:
+        found = results.trust(model, name)
+        if found is not None:
+            shares, ends = found.shares(), found.intervals()
+            near: dict[str, object] = {
+                f"fooled up to {eps}/255": Estimate(
+                    shares[place], *ends[place], len(found.least), percent=True
+                )
+                for eps, place in (("1", 4), ("2", 6), ("4", 8), ("8", 10), ("16", 12))
+            }
+            area = Estimate.of(found.heights().numpy())
+            yield {"model": model, "interpreter": name, "area above": area, **near}
+
+
+def _distilled(results: Results, model: str, paper: str) -> Rows:
     """Yield how far maps of RTS and of the interpreter trained against ADV2 move."""
+    drift = results.estimate("drift", model, "benign", DISTILLED)
     for attack in ("PGD", "ADV2", *results.named("noise:")):
         rts, other = (results.values("L1", model, attack, name) for name in ("RTS", DISTILLED))
         if len(rts) and len(other):
@@ -172,27 +224,40 @@ def _distilled(results: Results, model: str) -> Rows:
                 "L1 on RTS": Estimate.of(rts),
                 f"L1 on {DISTILLED}": Estimate.of(other),
                 "difference": Estimate.of(difference(other, rts)),
+                f"IoU on {DISTILLED}": results.estimate("IoU", model, attack, DISTILLED),
                 "images": f"{len(rts)}, {len(other)}",
             }
+    if drift.size:
+        row: dict[str, object] = {"model": model, "attack": "none", "images": str(drift.size)}
+        yield row | {f"L1 on {DISTILLED}": drift}
 
 
 _BASIC = ("PGD", "ADV2")
 _LOCALISATION = (
     "A map of a clean image, for its own class, is resized to the image; the box around the "
     "largest component of pixels above the threshold is wrong if its intersection over union with "
-    "every true box is below one half. Images without a known box are left out. "
+    "every true box is below one half. The tuned threshold, a value, a multiple of the map's mean "
+    "or a share of its energy, has the fewest wrong boxes on other images (Fong & Vedaldi, 2017). "
+    "Images without a known box are left out. "
 )
 _DETECTION = (
     "Share of images whose score exceeds the threshold, the lowest that flags at most 5 % of the "
     "held-out benign images. The joint score is the largest of the squeezers', and has a threshold "
-    "of its own. An adaptive attack knows the squeezer of its row, which judges it; beside it the "
-    "joint score does. Rates are over successful attacks. "
+    "of its own. An adaptive attack knows the squeezer of its row, by its gradient or, for bit "
+    "depths, by Algorithm 2. Rates are over successful attacks. "
 )
 _NOISE = (
     "ADV2 knows the interpreter of its column; noise is named by its kind and the share of images "
     "on which it makes the classifier err. Maps after noise explain the class that the classifier "
-    "then predicts, and only its errors count. The difference is over images on which both attacks "
-    "succeed. "
+    "then predicts, and only its errors count. The level of the noise is set on up to 200 images "
+    "that the classifier gets right. The difference is over images on which both attacks succeed. "
+    "The row of no attack is the L1 of the two interpreters' maps of clean images. "
+)
+_TRUST = (
+    "For each image, the least of 13 values of eps from 0.25/255 to 16/255 at which ADV2, rounded "
+    "to 8 bits, reaches its class and a map with more than half of its salient pixels in common "
+    "with the benign one, found by bisection. The area above the curve, over the logarithm of eps, "
+    "is 0 where all images are fooled by the least eps, and 1 where none is by the largest. "
 )
 
 SPECS = (
@@ -202,7 +267,7 @@ SPECS = (
          Long(_BASIC, ("ASR", "MC"))),
     Spec("Table 4", "Detection by squeezing",
          "attacks on pixels, squeezers, and held-out images that set their thresholds",
-         _detection, 2, _DETECTION),
+         _detection, 3, _DETECTION),
     Spec("Table 5", "Maps and success of PGD, basic and adaptive ADV2", "adaptive attacks",
          Long((*_BASIC, "adaptive:"), ("L1", "IoU", "ASR", "MC"), _adaptive)),
     Spec("Table 6", "Success of ADV2 towards patches", "ADV2 towards patches",
@@ -221,6 +286,7 @@ SPECS = (
          "PGD or ADV2 towards benign maps", Long(_BASIC, ("L1", "L2"))),
     Spec("Table 14", "Distances of benign and adversarial maps of skin lesions",
          "PGD or ADV2 towards benign maps", Long(_BASIC, ("L1", "L2"))),
+    Spec("Curve", "How far explanations can be trusted", "--curve", _curve, 2, _TRUST),
     Spec("Figure 10", "stAdv, and ADV2 on it", "the framework stadv",
          Long(("stAdv", "StADV2"), ("ASR", "MC", "L1", "IoU")), flow=True),
     Spec("Figures 15 and 16", f"How far maps move on RTS and on {DISTILLED}",

@@ -5,7 +5,8 @@
 
 ``kill`` kills all processes of a study (SIGKILL) at ten random moments, each time in a new folder,
 resumes it with one process or two, and compares the records, byte by byte, with those of a run that
-was not killed. ``processes`` compares the images a second of two processes with those of one, one
+was not killed. Half of the studies, by chance, begin with fewer images, and are widened as they are
+resumed. ``processes`` compares the images a second of two processes with those of one, one
 thread each, in pairs of runs. ``quick`` times ``--profile quick``.
 """
 
@@ -60,7 +61,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 def records(folder: Path) -> bytes:
     """Return a study's records."""
     return b"".join(
-        (folder / "records" / f"{name}.csv").read_bytes() for name in ("maps", "scores")
+        (folder / "records" / f"{name}.csv").read_bytes() for name in ("maps", "scores", "boxes")
     )
 
 
@@ -73,7 +74,8 @@ def kill(folder: Path, args: argparse.Namespace) -> None:
     for number in range(args.times):
         out = folder / f"killed-{number}"
         processes, others, enough = draw.choice((1, 2)), draw.choice((1, 2)), draw.randrange(files)
-        process = start(out, processes, *SMALL)
+        count = draw.choice(("3", "8"))
+        process = start(out, processes, *SMALL, "--count", count)
         while process.poll() is None and len(list(out.rglob("*.pt"))) < enough:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.3))
@@ -84,8 +86,8 @@ def kill(folder: Path, args: argparse.Namespace) -> None:
         equal = records(out) == whole
         same += equal
         print(
-            f"killed {processes} process(es) with {done:2d} of {files} files, resumed with "
-            f"{others}: records {'identical' if equal else 'DIFFERENT'}",
+            f"killed {processes} process(es) on {count} images with {done:2d} of {files} files, "
+            f"resumed with {others} on 8: records {'identical' if equal else 'DIFFERENT'}",
             flush=True,
         )
     print(f"{same} of {args.times} identical to the run that was not killed")

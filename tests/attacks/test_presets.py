@@ -30,6 +30,9 @@ ROWS = {
     ("PAPER_STADV", "CAM"): (400, 600, 0.653, 7, "final"),
     ("PAPER_STADV", "RTS"): (400, 600, 0.0408, 56, "final"),
     ("PAPER_STADV", "MASK"): (400, 1000, 500.0, 28, "final"),
+    ("PAPER_DENSENET", "RTS"): (400, 1200, 0.008, 56, "final"),
+    ("PAPER_STADV_DENSENET", "RTS"): (400, 600, 0.0612, 56, "final"),
+    ("PAPER_STADV_DENSENET", "MASK"): (400, 1000, 500.0, 28, "final"),
     ("OFFICIAL", "GRAD"): (300, 300 + 301 + 201 + 101 + 101, 0.004, 56, "best"),
     ("OFFICIAL", "CAM"): (400, 400 + 1200, 7.5 / 49, None, "final"),  # of a mean, on 49 pixels
     ("OFFICIAL", "RTS"): (300, 300 + 1000, 7.5 / 49, None, "final"),
@@ -40,7 +43,7 @@ ROWS = {
 @pytest.mark.parametrize(("table", "name"), ROWS)
 def test_presets_are_the_published_settings(model, table, name):
     warmup, steps, weight, side, keep = ROWS[table, name]
-    kind = StADV2 if table == "PAPER_STADV" else ADV2
+    kind = StADV2 if "STADV" in table else ADV2
     attack = kind.from_preset(model, BUILD[name], getattr(presets, table)[name])
     assert type(attack) is kind
     assert (attack.warmup, attack.steps, attack.keep) == (warmup, steps, keep)
@@ -55,7 +58,8 @@ def test_presets_are_the_published_settings(model, table, name):
         assert (attack.eps, attack.alpha) == (0.031, 1.0 / 255)  # §B1
         assert name == "MASK" or attack.step == SignDescent(momentum=0.0, final=1.0)  # Eq. 4
     else:
-        assert attack.flow_weight == (0.004 if name == "MASK" else 0.0005)
+        tau = 0.005 if "DENSENET" in table else 0.004
+        assert attack.flow_weight == (tau if name == "MASK" else 0.0005)
         assert (attack.alpha, attack.step) == (0.01, AdamDescent((0.9, 0.999), final=1.0))  # §B2
     if name == "MASK":  # Algorithm 1 begins at g(x), the code where MASK begins
         assert attack.surrogate == Unrolled(4, 50, table != "OFFICIAL", shrink=0.5, count=100)

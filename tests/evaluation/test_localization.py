@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_adv2.evaluation.localization import boxes, wrong
+from captum_adv2.evaluation.localization import THRESHOLDS, boxes, errors, wrong
 from captum_adv2.study.embedded.shapes import make_shapes
 
 Box = tuple[int, int, int, int]
@@ -179,3 +179,41 @@ def test_a_box_may_meet_any_true_one_of_its_image(images: list[tuple[Box, list[B
 def test_images_without_a_true_box_are_refused(counts: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wrong(torch.zeros(2, 4), [torch.ones(count, 4) for count in counts])
+
+
+# Kinds of thresholds
+
+LEVELS = torch.tensor([[[[0.0, 0.1, 0.2, 0.3, 0.4]]]])  # of mean 0.2 and sum 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "amount", "first"),
+    [
+        ("value", 0.25, 3),
+        ("mean", 0.75, 2),
+        ("mean", 1.0, 3),
+        ("mean", 2.0, None),
+        ("energy", 0.39, 4),
+        ("energy", 0.5, 3),
+        ("energy", 0.9, 2),
+        ("energy", 1.0, 1),
+    ],
+)
+def test_kinds_of_thresholds(kind: str, amount: float, first: int | None) -> None:
+    expected = [0, 0, 0, 0] if first is None else [first, 0, 5, 1]
+    assert box_of(LEVELS.double(), threshold=amount, kind=kind) == expected
+
+
+@pytest.mark.parametrize("kind", ["mean", "energy"])
+def test_mean_and_energy_do_not_depend_on_scale(kind: str) -> None:
+    maps = torch.rand(1, 1, 9, 9, dtype=torch.float64)
+    assert box_of(maps, threshold=0.7, kind=kind) == box_of(maps / 4, threshold=0.7, kind=kind)
+    assert box_of(torch.zeros(1, 1, 3, 3), threshold=0.5, kind=kind) == [0, 0, 0, 0]
+
+
+def test_errors_are_those_of_each_threshold() -> None:
+    maps, truth = torch.rand(3, 1, 8, 8), torch.tensor([[0, 0, 8, 8], [2, 2, 5, 5], [1, 0, 4, 8]])
+    found = errors(maps, (8, 8), truth)
+    assert found.shape == (3, len(THRESHOLDS))
+    for column, (kind, amount) in zip(found.T, THRESHOLDS, strict=True):
+        assert column.equal(wrong(boxes(maps, (8, 8), amount, kind), truth))

@@ -10,10 +10,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import Tensor
 
 from captum_adv2 import SoundnessWarning
-from captum_adv2.evaluation.metrics import confidence, distances, interval, iou, l1, l2, success
+from captum_adv2.evaluation.metrics import (
+    confidence,
+    distances,
+    interval,
+    iou,
+    l1,
+    l2,
+    success,
+    wilson,
+)
 
 seeds = st.integers(0, 2**31)
 sizes = st.tuples(st.integers(1, 4), st.just(1), st.integers(1, 6), st.integers(1, 6))
@@ -159,3 +169,20 @@ class TestInterval:
         assert interval(values) == interval(values.detach().numpy())
         with pytest.raises(ValueError, match=r"expected values of shape \(n,\), got \(2, 2\)"):
             interval(torch.zeros(2, 2))
+
+
+class TestWilson:
+    @given(st.integers(0, 60), st.integers(0, 60), st.floats(0.5, 0.999))
+    def test_it_is_scipys(self, won: int, lost: int, level: float) -> None:
+        low, high = wilson(won, won + lost, level)
+        if not won + lost:
+            assert np.isnan([low, high]).all()
+            return
+        expected = binomtest(won, won + lost).proportion_ci(level, method="wilson")
+        np.testing.assert_allclose((low, high), expected, atol=1e-12)
+        assert 0 <= low <= won / (won + lost) <= high <= 1
+
+    def test_extremes(self) -> None:
+        assert wilson(1, 2, 1.0) == (0, 1)
+        with pytest.raises(ValueError, match="expected at most 2 successes, the count, got 3"):
+            wilson(3, 2)

@@ -82,6 +82,21 @@ class TestByHand:
             lambda x: GradCAM(net).explain(x, target).maps, (x,), check_undefined_grad=False
         )
 
+    def test_gradcam_of_probabilities(self, model: nn.Module, data: Any) -> None:
+        net = copy.deepcopy(model).double()
+        images, target = data[0].double(), (data[1] + 1) % 4
+        features = features_of(net, images)
+        logits = net.fc(features.mean(dim=(2, 3)))
+        chances = logits.softmax(dim=1).gather(1, target[:, None])
+        (gradient,) = torch.autograd.grad(chances.sum(), features)
+        weights = gradient.mean(dim=(2, 3), keepdim=True)  # Eq. 14
+        expected = min_max((weights * features).sum(dim=1, keepdim=True).relu()).detach()
+        found = GradCAM(net, score="probability")(images, target)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        assert not torch.allclose(found, GradCAM(net)(images, target), atol=1e-2)
+        with pytest.raises(ValueError, match="one of"):
+            GradCAM(net, score="odds")
+
     def test_a_map_without_a_positive_part_is_zero(self) -> None:
         net = pooled(head=0.0)
         net[4].weight.data.fill_(-1)

@@ -95,13 +95,15 @@ def test_selection() -> None:
     assert chosen.labels == [n % 2 for n in right[:20]]
     assert chosen.names == [f"grey-{n}" for n in right[:20]]
     last = right[19]
-    assert chosen.held_out == [n for n in range(last + 1, 60) if n % 10 != 3][:9]
+    assert chosen.held_out == [n for n in range(60) if n % 10 != 3][-9:]
     assert chosen.misclassified == sum(1 for n in range(last) if n % 10 != 3 and n % 7 == 0)
     assert len(chosen.digests) == len({*chosen.digests}) == 29
     assert chosen.weights == "ab12"
     chosen.expect_same(Grey())
-    assert chosen.corrupt[0] == "expected an image, got nothing for 3"
-    chunk = chunk_of(chosen.numbers)
+    assert "expected an image, got nothing for 3" in chosen.corrupt
+    tried = [number for number in right if number < chosen.held_out[0]]
+    assert chosen.tried == len(tried) > 20
+    chunk = chunk_of(tried)
     for (kind, share), level in zip(NOISE, chosen.levels, strict=True):
         least, less = (
             (Brightness()(noisy(chunk, kind, amount)).argmax(dim=1) != chunk.labels).float().mean()
@@ -119,7 +121,19 @@ def test_nothing_right_is_an_error() -> None:
             return 5
 
     with pytest.raises(ValueError, match="got none of 5"):
-        select(two_classes(Brightness(-10.0)), Clean(), Settings(), noise=False)
+        select(two_classes(Brightness(-10.0)), Clean(), Settings(held_out=0), noise=False)
+
+
+def test_a_larger_choice_begins_with_a_smaller_one() -> None:
+    def chosen(count: int):
+        settings = Settings(count=count, held_out=9)
+        return select(two_classes(Brightness()), Grey(), settings, noise=True)
+
+    small, large, other = chosen(4), chosen(20), chosen(4)._replace(weights="another")
+    assert small.widened(large)
+    assert not large.widened(small)
+    assert not other.widened(large)
+    assert small.levels == large.levels
 
 
 def test_logits_that_are_not_finite_are_never_right() -> None:
@@ -159,6 +173,7 @@ def test_settings_determine_the_cases() -> None:
         ({"frameworks": ("stadv",)}, {"benign", "stAdv", "StADV2"}),
         ({"targets": ("patch",)}, WHOLE - {"ADV2", "StADV2", "class"}),
         ({"detectors": ()}, WHOLE - {"adaptive"}),
+        ({"curve": True}, WHOLE | {"curve"}),
         ({"adaptive": ()}, WHOLE - {"adaptive"}),
     ):
         found = plan(replace(EVERY, **changes)).cases()

@@ -72,6 +72,22 @@ def test_wrong_options_end_without_a_traceback_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_rules_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules"]) == 0
+    text = capsys.readouterr().out
+    assert "3. Feature squeezing detects ADV2 about as often as PGD." in text
+    assert "On the paper's own tables: does not hold." in text
+
+
+def test_a_page_needs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", "--page", "--out", str(tmp_path)])
+    assert "expected a study in" in capsys.readouterr().err
+    out = str(tmp_path / "out")
+    assert main(["study", *TINY, "--out", out]) == 0
+    assert main(["study", "--page", "--out", out]) == 0
+
+
 def test_without_the_extra_the_networks_load_and_a_study_names_what_to_install(
     tmp_path: Path,
 ) -> None:

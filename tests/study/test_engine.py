@@ -22,7 +22,7 @@ from torch import Tensor
 
 from captum_adv2 import evaluate, storage
 from captum_adv2.interpreters import CAM
-from captum_adv2.study import Settings, engine, run
+from captum_adv2.study import Settings, engine, page, run
 from captum_adv2.study.data import Embedded, Sample
 from captum_adv2.study.embedded import load_resnet, make_shapes
 from captum_adv2.study.engine import World
@@ -40,6 +40,7 @@ SMALL = Settings(
     adaptive=(),
     count=5,
     held_out=8,
+    tuned=2,
     steps=2,
     flow_steps=2,
     chunk=2,
@@ -49,7 +50,8 @@ KEYS = ["image", "attack", "aimed", "interpreter"]
 
 
 def records(folder: Path) -> list[bytes]:
-    return [(folder / "records" / f"{name}.csv").read_bytes() for name in ("maps", "scores")]
+    names = ("maps", "scores", "boxes")
+    return [(folder / "records" / f"{name}.csv").read_bytes() for name in names]
 
 
 def quiet(settings: Settings, folder: Path, **how: Any) -> Found:
@@ -150,6 +152,49 @@ def test_a_flipped_bit_is_found_and_the_selection_is_made_again(whole: Path) -> 
     assert records(whole) == first
 
 
+def test_a_widened_study_ends_with_the_records_of_a_wide_one(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    narrow = replace(SMALL, count=3)
+    quiet(narrow, folder)
+    full = {file: file.stat().st_mtime_ns for file in folder.rglob("0000?/*.pt")}
+    assert full
+    quiet(SMALL, folder, resume=True)
+    assert records(folder) == records(whole)
+    assert {file: file.stat().st_mtime_ns for file in full} == full
+    with pytest.raises(ValueError, match="count was 5, is 3"):
+        run(narrow, folder, resume=True, verbose=False)
+
+
+def test_a_study_may_get_more_seeds_and_the_curve(tmp_path: Path) -> None:
+    tiny = replace(SMALL, interpreters=("CAM",), targets=(), detectors=(), tuned=0, count=2)
+    quiet(tiny, tmp_path / "x")
+    wider = quiet(replace(tiny, seeds=(0, 1), curve=True), tmp_path / "x", resume=True)
+    least = wider.maps[wider.maps.attack == "curve"].least
+    assert len(least) == 2 * 2
+    assert (least > 0).all()
+    with pytest.raises(ValueError, match="curve was True, is False"):
+        run(replace(tiny, seeds=(0, 1)), tmp_path / "x", resume=True, verbose=False)
+
+
+def test_a_page_of_what_is_there_so_far(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    with pytest.raises(FileNotFoundError, match="expected a study in"):
+        page(folder)
+    found = quiet(SMALL, folder)
+    assert found.missing == 0
+    gone = [*folder.rglob("ADV2-RTS.pt"), *folder.rglob("00002-of-1/PGD.pt")]
+    assert len(gone) == 4
+    for file in gone:
+        file.unlink()
+    part = page(folder)
+    assert part.missing == 4
+    assert not any(file.exists() for file in gone)
+    assert len(part.maps) == len(found.maps) - 5 * 2 - 1 * 2
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert "4 parts of the study are not there yet" in text
+    assert "--count 5 --held-out 8" in text  # the command that repeats it
+
+
 def test_chunks_do_not_matter(tmp_path: Path, found: Found) -> None:
     other = quiet(replace(SMALL, detectors=(), chunk=5), tmp_path / "b")
     one, two = (each.maps.sort_values(KEYS, ignore_index=True) for each in (found, other))
@@ -165,7 +210,7 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
         def share(self, value: Any) -> Any:
             return [(0, task) for task in parts[0].tasks()]
 
-    settings = replace(SMALL, targets=(), detectors=())
+    settings = replace(SMALL, targets=(), detectors=(), tuned=0)
     (tmp_path / "x").mkdir()
     parts = engine.prepared(settings, tmp_path / "x", World(), resume=False)
     engine.work(parts, Second(1, 2), verbose=False)
@@ -236,7 +281,7 @@ def test_images_that_cannot_be_read_are_skipped_and_named(tmp_path: Path) -> Non
     shapes = make_shapes(20, seed=3)
     shapes.images[4, 0, 0, 0] = 2
     torch.save({"images": shapes.images, "labels": shapes.labels}, tmp_path / "shapes.pt")
-    settings = replace(SMALL, images=str(tmp_path / "shapes.pt"), count=20, targets=())
+    settings = replace(SMALL, images=str(tmp_path / "shapes.pt"), count=20, held_out=0)
     selection = quiet(settings, tmp_path / "out").selections["resnet"]
     (reason,) = selection.corrupt
     assert "shapes.pt[4] in [0, 1], got values in" in reason

@@ -10,13 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 from synthetic import NAMES, SETTINGS, pictures, results, setting, without
 
 from captum_adv2.study.figures import DPI, PHOTOGRAPHS, SPECS, Drawing, Gallery, build
 
 GRIDS = [f"figure-{number:02d}-resnet" for number in (4, 9, 11, 12, 14, 15, 16)]
 STEMS = [
-    *(GRIDS[0], "figure-05-l1", "figure-06-iou", "detector-roc", GRIDS[1]),
+    *(GRIDS[0], "figure-05-l1", "figure-06-iou", "curve", "detector-roc", GRIDS[1]),
     *("figure-10-l1", "figure-10-iou", *GRIDS[2:4], "figure-13-l1", "figure-13-iou"),
     *(*GRIDS[4:6], "figure-15-l1", GRIDS[6], "figure-16-l1"),
 ]
@@ -42,15 +43,18 @@ def heights(axis) -> list[list[float]]:
 
 def labels(figure) -> list[str]:
     assert [axis.get_title() for axis in figure.axes[:4]] == ["image", *NAMES]
-    return [axis.get_ylabel() for axis in figure.axes[::4]]
+    return [axis.get_ylabel() for axis in figure.axes[:-1:4]]  # the last is a bar of colours
 
 
 def test_all_figures_are_small_and_registered_nowhere(whole) -> None:
     assert list(whole) == STEMS
     for drawing in whole.values():
-        file = io.BytesIO()
-        drawing.figure.savefig(file, format="png", dpi=DPI)
-        assert 1000 < len(file.getvalue()) < 300_000
+        assert len(drawing.files()) == len(drawing.figures) == len(drawing.texts)
+        for figure, text in zip(drawing.figures, drawing.texts, strict=True):
+            file = io.BytesIO()
+            figure.savefig(file, format="png", dpi=DPI)
+            assert 1000 < len(file.getvalue()) < 600_000
+            assert text
         assert drawing.title
         assert drawing.caption
     assert plt.get_fignums() == []
@@ -70,7 +74,7 @@ def test_all_figures_are_small_and_registered_nowhere(whole) -> None:
     ],
 )
 def test_bars_are_means_and_intervals(whole, stem: str, series) -> None:
-    (axis,) = whole[stem].figure.axes
+    (axis,) = whole[stem].figures[0].axes
     names = [text.get_text() for text in axis.get_xticklabels()]
     assert names == (["RTS", "RTS-A"] if "15" in stem else [*NAMES])
     rows = [
@@ -90,9 +94,10 @@ def test_a_panel_and_a_grid_for_each_model() -> None:
     galleries = [Gallery(model, pictures(models, count=2), found) for model in models]
     grids, (bars,) = ([*spec(found, galleries)] for spec in PHOTOGRAPHS[:2])
     assert [drawing.stem for drawing in grids] == ["figure-04-one", "figure-04-two"]
-    attacks = [f"{name}\nimage {i}" for i in (1, 2) for name in ("benign", "PGD", "ADV2")]
-    assert labels(grids[0].figure) == attacks
-    first, second = bars.figure.axes
+    assert grids[0].files() == ["figure-04-one-1.png", "figure-04-one-2.png"]
+    for figure in grids[0].figures:
+        assert labels(figure) == ["benign", "PGD", "ADV2"]
+    first, second = bars.figures[0].axes
     for axis in (first, second):  # no bar is cut off
         low, high = axis.get_ylim()
         assert low == 0
@@ -100,9 +105,9 @@ def test_a_panel_and_a_grid_for_each_model() -> None:
 
 
 def test_grids_show_the_attack_on_the_interpreter_of_a_row_or_column(whole) -> None:
-    figure = whole["figure-14-resnet"].figure
+    (figure,) = whole["figure-14-resnet"].figures
     assert labels(figure) == ["benign", *(f"ADV2 on {name}" for name in NAMES), "PGD"]
-    assert labels(whole["figure-11-resnet"].figure) == ["benign", "target", "ADV2"]
+    assert labels(whole["figure-11-resnet"].figures[0]) == ["benign", "target", "ADV2"]
     images = {(p.attack, p.aimed): p.images for p in pictures(count=1)}
     for row, name in enumerate(NAMES, 1):
         picture = torch.from_numpy(np.asarray(figure.axes[4 * row].images[0].get_array()))
@@ -110,8 +115,35 @@ def test_grids_show_the_attack_on_the_interpreter_of_a_row_or_column(whole) -> N
         assert torch.allclose(picture.float(), expected.float(), atol=1e-6)
 
 
+def test_class_confidence_and_l1_stand_below_the_pictures(whole) -> None:
+    (figure,) = whole["figure-04-resnet"].figures
+    below = [axis.get_xlabel() for axis in figure.axes[:12]]
+    assert below == ["cat 0.00", *[""] * 3, *["cat 0.00", *["L1 0.125"] * 3] * 2]
+    (text,) = whole["figure-04-resnet"].texts
+    assert "ADV2 (cat 0.00): GRAD L1 0.125, CAM L1 0.125, RTS L1 0.125" in text
+    assert "8/255, 100 gradient evaluations, up to 40 images" in whole["figure-04-resnet"].caption
+    assert "200 gradient evaluations" in whole["figure-10-l1"].caption
+
+
+def test_the_papers_numbers_are_marked(whole) -> None:
+    (axis,) = whole["figure-05-l1"].figures[0].axes
+    dots = [each for each in axis.collections if isinstance(each, PathCollection)]
+    assert [[*each.get_offsets()[:, 1]] for each in dots] == [
+        [0.10, 0.22, 0.22],
+        [0.04, 0.05, 0.01],
+    ]
+
+
+def test_curves_of_trust(whole) -> None:
+    (axis,) = whole["curve"].figures[0].axes
+    names = [line.get_label().partition(",")[0] for line in axis.lines]
+    assert names == [*NAMES, "RTS-A"]
+    for line, name in zip(axis.lines, names, strict=True):
+        assert list(line.get_ydata()) == results().trust("resnet", name).shares()
+
+
 def test_roc(whole) -> None:
-    (axis,) = whole["detector-roc"].figure.axes
+    (axis,) = whole["detector-roc"].figures[0].axes
     names = ["PGD", *(f"ADV2 on {name}" for name in NAMES)]
     assert [line.get_label() for line in axis.lines] == [f"{name}, area 1.000" for name in names]
 
@@ -124,7 +156,8 @@ def test_roc(whole) -> None:
         ([without(attack="class")], ["figure-12-resnet", "figure-13-l1", "figure-13-iou"]),
         ([without(attack="StADV2")], ["figure-10-l1", "figure-10-iou"]),
         ([without(interpreter="RTS-A")], ["figure-15-l1", "figure-16-l1"]),
-        ([setting({"success": 0.0})], [s for s in STEMS if s not in GRIDS]),
+        ([setting({"success": 0.0})], [s for s in STEMS if s not in (*GRIDS, "curve")]),
+        ([without(attack="curve")], ["curve"]),
     ],
 )
 def test_missing_rows_leave_figures_out(changes, gone: list[str]) -> None:

@@ -22,10 +22,13 @@ COMMAND = "python -m study --images 'a & b' <folder>"
 
 
 def write(folder: Path, *changes, shown=()) -> Path:
-    chosen = Selection([1], ["a"], [0], [], ["ab12"], 7, [EVIL], [], "cd34")
+    chosen = Selection([1], ["a"], [0], [], ["ab12"], 7, [EVIL], [], 0, 1, "cd34")
     rows = study(*changes, models=("resnet", "densenet"))
     left_out = ["RTS on x needs a masking model"]
-    found = Found(*rows, shown, {"resnet": chosen}, ["shard-1.pt"], left_out)
+    chosen_of = {"resnet": chosen, "densenet": chosen}
+    found = Found(*rows, shown, chosen_of, ["shard-1.pt"], left_out, missing=7)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.json").write_text("{}")
     report.write(folder, found, SETTINGS, COMMAND)
     return folder / "index.html"
 
@@ -74,11 +77,13 @@ def test_files(written: Path) -> None:
     assert {"index.html", "records/maps.csv", "records/scores.csv"} <= names
     assert {"tables/table-03.md", "tables/table-03.csv", "tables/figures-15-and-16.md"} <= names
     assert {"figures/figure-04-resnet.png", "figures/figure-05-l1.png"} <= names
+    assert {"records/boxes.csv", "pictures/resnet-ADV2-on-CAM-1.png"} <= names
     assert not any("part" in name for name in names)
 
 
 def test_records_are_written_as_they_are(written: Path) -> None:
-    for name, rows in zip(("maps", "scores"), study(models=("resnet", "densenet")), strict=True):
+    models = ("resnet", "densenet")
+    for name, rows in zip(("maps", "scores", "boxes"), study(models=models), strict=True):
         file = written.parent / "records" / f"{name}.csv"
         found = pd.read_csv(file, keep_default_na=False, na_values=["nan"])
         pd.testing.assert_frame_equal(found, rows, check_dtype=False)
@@ -91,11 +96,11 @@ def test_every_link_and_picture_is_there_and_nothing_comes_from_elsewhere(
     assert len(ids) == len(set(ids))
     for attrs in reader.all("a"):
         kind, _, name = str(attrs["href"]).partition("#")
-        assert name in ids if not kind else (written.parent / kind).is_file()
+        assert name in ids if not kind else (written.parent / kind).is_file(), kind
     for attrs in reader.all("img"):
         assert (written.parent / str(attrs["src"])).is_file()
         assert attrs["alt"]
-    assert not reader.all("script")
+    assert reader.all("script") == [{}]  # its own
     assert not reader.all("link")
     assert "http" not in written.read_text(encoding="utf-8")
 
@@ -108,7 +113,7 @@ def test_valid_and_accessible(written: Path, reader: Reader) -> None:
     assert any(attrs.get("name") == "viewport" for attrs in reader.all("meta"))
     assert all(attrs["scope"] in ("col", "row") for attrs in reader.all("th"))
     assert len(reader.all("caption")) == len(reader.all("table")) > 5
-    assert len(reader.all("figcaption")) == len(reader.all("img")) > 10
+    assert len(reader.all("img")) >= len(reader.all("figcaption")) > 10
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
     levels = [int(tag[1]) for tag, _ in reader.found if re.fullmatch("h[1-6]", tag)]
@@ -118,14 +123,9 @@ def test_valid_and_accessible(written: Path, reader: Reader) -> None:
 
 def test_verdicts_come_first_then_the_papers_order(reader: Reader) -> None:
     sections = [attrs["id"] for attrs in reader.all("section")]
-    assert (sections[0], sections[-1]) == ("verdicts", "study")
-    order = [
-        "table-03-numbers",
-        "figure-04-resnet",
-        "figure-05-l1",
-        "table-04-numbers",
-        "detector-roc",
-    ]
+    assert sections[:2] == ["overview", "verdicts"]
+    assert sections[-3:] == ["rules", "pictures", "study"]
+    order = ["curve", "table-03", "figure-04", "figure-05", "table-13", "table-04", "figure-09"]
     assert [name for name in sections if name in order] == order
 
 
@@ -139,7 +139,7 @@ def test_facts_and_settings(reader: Reader) -> None:
     text = re.sub(r"\s+", " ", reader.text)
     for words in (
         *("resnet gets them wrong: 7.", "shard-1.pt", "RTS on x needs a masking model"),
-        *("Could not be read: 1.", "count20", "torch2", "Table 10: needs the interpreter GradCAM"),
+        *("Could not be read: 1.", "count40", "torch2", "Table 10: needs the interpreter GradCAM"),
     ):
         assert words in text
 
@@ -147,6 +147,19 @@ def test_facts_and_settings(reader: Reader) -> None:
 def test_verdicts_in_words(tmp_path: Path) -> None:
     changes = setting({"success": 0.0}, attack="ADV2"), without(attack="StADV2")
     text = write(tmp_path, *changes).read_text(encoding="utf-8")
-    for words in ("holds", "does not hold", "not measured"):
+    for words in ("holds", "does not hold", "not measured", "too few digits"):
         assert f">{words}</strong>" in text
-    assert "(violated)" in text
+
+
+def test_first_comes_an_overview_of_all_classifiers_and_of_the_paper(reader: Reader) -> None:
+    text = re.sub(r"\s+", " ", reader.text)
+    assert "Unfinished: 7 parts of the study are not there yet." in text
+    first = text[: text.index("Rule: ")]
+    for words in ("paper's tables", "too few digits", "paper, DenseNet", "0.04, 0.10 (40 %)"):
+        assert words in first
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_page_of_next_to_nothing(whole: bool, tmp_path: Path) -> None:
+    held = (lambda row: row if row.get("target") == -1 else None) if whole else (lambda row: None)
+    Reader(write(tmp_path, held))

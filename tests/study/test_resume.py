@@ -22,7 +22,7 @@ from captum_adv2.study.embedded import CLASSES, load_resnet, load_rts, make_shap
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-TINY = replace(SMALL, interpreters=("CAM",), targets=(), detectors=(), count=2, held_out=2)
+TINY = replace(SMALL, interpreters=("CAM",), targets=(), detectors=(), count=2, held_out=2, tuned=0)
 
 
 def pictures(root: Path, count: int = 30) -> Path:

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from synthetic import NAMES, NOISES, SETTINGS, SQUEEZERS, results, setting, without
 
-from captum_adv2.study.frame import JOINT, Estimate, difference
+from captum_adv2.study.estimates import JOINT, Estimate
+from captum_adv2.study.frame import difference
 from captum_adv2.study.tables import SPECS, Table, build
 
 
@@ -32,7 +33,7 @@ def line(table: Table, *labels: str) -> pd.Series:
 
 def test_all_tables_in_the_papers_order(whole) -> None:
     paper = [*(f"Table {n}" for n in (2, 3, 4, 5, 6, 7, 8, 9, 13)), "Figure 10"]
-    assert list(whole) == [*paper, "Figures 15 and 16"]
+    assert list(whole) == [*paper[:-1], "Curve", paper[-1], "Figures 15 and 16"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_long_tables(number: str, attacks: tuple[str, ...], titles: tuple[str, .
             row = line(table, "resnet", name, attack)
             for title in titles:
                 assert row[title] == str(found.estimate(title, "resnet", attack, name))
-            assert row["successes"] == "20 of 20"
+            assert row["successes"] == "40 of 40"
 
 
 def test_adaptive_attacks(whole) -> None:
@@ -66,23 +67,25 @@ def test_adaptive_attacks(whole) -> None:
 
 def test_detection(whole) -> None:
     found, table = results(), whole["Table 4"]
-    assert table.cells.squeezer.tolist() == [*SQUEEZERS, JOINT]
-    row = line(table, "resnet", "3x3")
-    assert row["threshold"] == f"{found.thresholds['resnet']['3x3']:.3f}"
-    for column, *place in (
-        ("benign", "benign", "", "3x3"),
-        ("PGD", "PGD", "", "3x3"),
-        ("ADV2 on CAM", "ADV2", "CAM", "3x3"),
-        ("adaptive on RTS", "adaptive:3x3", "RTS", "3x3"),
-        ("joint, adaptive on RTS", "adaptive:3x3", "RTS", JOINT),
+    assert list(dict.fromkeys(table.cells.squeezer)) == [*SQUEEZERS, JOINT]
+    for attack, *place in (
+        ("benign", "benign", ""),
+        ("PGD", "PGD", ""),
+        ("ADV2 on CAM", "ADV2", "CAM"),
+        ("adaptive:3x3 on RTS", "adaptive:3x3", "RTS"),
     ):
-        assert row[column] == str(found.detection("resnet", *place)), column
-    assert row["adaptive on RTS"] != row["joint, adaptive on RTS"] == "100 % [100, 100]"
+        row = line(table, "resnet", "3x3", attack)
+        assert row["threshold"] == f"{found.thresholds['resnet']['3x3']:.3f}"
+        assert row["detected by it"] == str(found.detection("resnet", *place, "3x3"))
+        assert row["by all jointly"] == str(found.detection("resnet", *place, JOINT))
+    assert row["paper"] == "3.4 %"
+    assert row["detected by it"] != row["by all jointly"] == "100 % [91.2, 100]"
 
 
 def test_transfer(whole) -> None:
     found, table = results(), whole["Table 9"]
-    assert list(table.cells) == ["model", "source", *(f"on {name}" for name in NAMES)]
+    assert list(table.cells) == ["model", "source", *(f"on {name}" for name in NAMES), "paper"]
+    assert line(table, "resnet", "PGD")["paper"] == "0.10, 0.22, 0.22"
     for name in NAMES:
         row = line(table, "resnet", "PGD")
         assert row[f"on {name}"] == str(found.estimate("L1", "resnet", "PGD", name))
@@ -95,13 +98,17 @@ def test_localisation_counts_clean_images_once_and_only_with_boxes() -> None:
     row = line(
         built(setting({"missed": np.nan}, image=0), seeds=(0, 1))["Table 2"], "resnet", "CAM"
     )
-    assert row["images with boxes"] == "19"
-    assert row["wrong boxes"].startswith("21.1 % [")  # 4 of 19
+    assert row["images"] == "39, tuned on 40 others"
+    assert row["wrong boxes"].startswith("23.1 % [")  # 9 of 39
+    assert row["tuned threshold"] == "mean 2"
+    assert row["wrong boxes, tuned"].startswith("12.5 % [")
+    assert row["paper"] == "43.8 %"
 
 
 def test_distilled(whole) -> None:
     found, table = results(), whole["Figures 15 and 16"]
-    assert table.cells.attack.tolist() == ["PGD", "ADV2", *NOISES]
+    assert table.cells.attack.tolist() == ["PGD", "ADV2", *NOISES, "none"]
+    assert line(table, "resnet", "none")["L1 on RTS-A"].startswith("0.020 [")
     rts, other = (found.values("L1", "resnet", "ADV2", name) for name in ("RTS", "RTS-A"))
     row = line(table, "resnet", "ADV2")
     assert row["L1 on RTS-A"] == str(Estimate.of(other))
@@ -126,6 +133,7 @@ def test_grad_cam() -> None:
         ([without(target=-1)], ["Table 4"]),
         ([lambda row: None if "squeezer" in row else row], ["Table 4"]),
         ([without(interpreter="RTS-A")], ["Figures 15 and 16"]),
+        ([without(attack="curve")], ["Curve"]),
     ],
 )
 def test_missing_rows_leave_a_table_out_and_the_reason_is_given(changes, gone: list[str]) -> None:
@@ -145,9 +153,9 @@ def test_skin_lesions_have_a_table_of_their_own() -> None:
 def test_no_success_and_nan() -> None:
     every = built(setting({"success": 0.0}))
     row = line(every["Table 3"], "resnet", "CAM", "ADV2")
-    assert (row["ASR"], row["successes"]) == ("0 % [0, 0]", "0 of 20")
+    assert (row["ASR"], row["successes"]) == ("0 % [0, 8.8]", "0 of 40")
     assert line(every["Table 13"], "resnet", "CAM", "ADV2")["L1"] == "–"
-    assert line(every["Table 4"], "resnet", JOINT)["PGD"] == "–"
+    assert line(every["Table 4"], "resnet", JOINT, "PGD")["detected by it"] == "–"
     every = built(setting({"l1": np.nan}, image=1), setting({"score": np.nan}, image=2))
     assert not any("nan" in cell for t in every.values() for cell in t.cells.to_numpy().flat)
 
