@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Two small networks for the embedded pictures, and masking models, with their trained weights.
+"""Three small networks for the embedded pictures, and masking models, with trained weights.
 
 The networks take pictures ``(B, 3, 64, 64)`` in [0, 1] and return logits ``(B, 10)``; the first
 module normalises. Their last feature maps are 8x8: the output of ``1.layer3`` in the residual
-network and of ``1.features`` in the densely connected one.
+network and of ``1.features`` in the densely connected one; the vision transformer has 8x8 patches.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import DenseNet
+from torchvision.models import DenseNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
+from torchvision.models.vision_transformer import ConvStemConfig
 from torchvision.transforms import v2
 
 from captum_adv2.interpreters import MaskingModel
@@ -69,6 +70,16 @@ def small_densenet() -> nn.Sequential:
     return nn.Sequential(_normalize(), net)
 
 
+def small_vit() -> nn.Sequential:
+    """Return a small vision transformer of torchvision's with random weights, for [0, 1].
+
+    Three convolutions embed 8x8 patches of 64x64 pictures; a class token and four blocks follow.
+    """
+    stem = [ConvStemConfig(width, 3, 2) for width in (16, 32, 64)]
+    net = VisionTransformer(64, 8, 4, 4, 64, 128, num_classes=_CLASSES, conv_stem_configs=stem)
+    return nn.Sequential(_normalize(), net)
+
+
 def _normalize() -> v2.Normalize:
     """Map [0, 1] to about [-1, 1]: the pictures use little of [0, 1], for their contrast is low."""
     return v2.Normalize([0.5] * 3, [0.12] * 3)
@@ -82,6 +93,11 @@ def load_resnet() -> nn.Sequential:
 def load_densenet() -> nn.Sequential:
     """Return the trained DenseNet, in evaluation mode."""
     return _load(small_densenet(), "densenet.pt")
+
+
+def load_vit() -> nn.Sequential:
+    """Return the trained vision transformer, in evaluation mode."""
+    return _load(small_vit(), "vit.pt")
 
 
 def _load(model: nn.Sequential, file: str) -> nn.Sequential:
