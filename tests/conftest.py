@@ -337,6 +337,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv.weight.data *= 3  # for attention that differs from token to token
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -411,13 +412,6 @@ def _trained() -> nn.Module:
 
 
 @functools.cache
-def _trained_vit() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return train(TinyViT())
-
-
-@functools.cache
 def torchvision_net(name: str) -> nn.Module:
     """Return a frozen network of torchvision with 10 classes and ordinary activations."""
     from torchvision import models
@@ -439,8 +433,10 @@ def trained() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def trained_vit() -> nn.Module:
-    return _trained_vit()
+def vit() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TinyViT().eval()
 
 
 @pytest.fixture(scope="session")

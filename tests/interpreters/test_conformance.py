@@ -63,7 +63,7 @@ def gradient(maps: Tensor, x: Tensor) -> Tensor:
 
 @pytest.fixture
 def model(row: Row, trained: nn.Module, request: pytest.FixtureRequest) -> nn.Module:
-    return request.getfixturevalue("trained_vit") if row.tokens else trained
+    return request.getfixturevalue("vit") if row.tokens else trained
 
 
 @pytest.fixture
