@@ -113,6 +113,7 @@ class Graph:
     def features(self) -> Found | None:
         """Return the last feature maps, or ``None`` where none are proven to be."""
         cuts, tokens = list(self._cuts()), None
+        total = sum(_is_product(node) for node in self._dependent)
         for number, (edge, above) in enumerate(cuts):
             made = self._made.get(edge)
             products = [node for node in above if _is_product(node)]
@@ -120,7 +121,8 @@ class Graph:
             if made is None or not self._has_places(made.tensor) or not products:
                 continue
             if made.tensor.ndim == 3:
-                tokens = tokens or self._as_tokens(made)
+                if len(products) < total:  # pixels are no tokens
+                    tokens = tokens or self._as_tokens(made)
                 if tokens is not None and self._averaged(tokens):
                     return tokens
                 continue
@@ -135,7 +137,6 @@ class Graph:
                 made = self._made.get(edge)
                 return made and Found(made.place, made.tensor, Layout(channels))
             if planar:  # named only where most of the network is before them
-                total = sum(_is_product(node) for node in self._dependent)
                 if 5 * len(mixing) >= total:
                     return tokens
                 self.mixed = made.tensor

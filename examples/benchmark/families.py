@@ -123,7 +123,7 @@ FAMILIES = [
     Kind("googlenet", torchvision("googlenet", **_GOOGLE), layer="inception5b", shape=_LARGE),
     Kind("convnext", convnext, layer="features", head="", shape=_SMALL),
     Kind("swin", swin, layer="norm", head="head", last=True, shape=_SMALL),
-    Kind("vit", vit, **NO_LAYER, shape=_SMALL),
+    Kind("vit", vit, layer="encoder.layers.encoder_layer_0", head="", first=1, shape=_SMALL),
     Kind("timm resnet18", timm("resnet18"), grad_checkpointed, layer="layer4", shape=_LARGE),
     Kind("timm resnetv2_50", timm("resnetv2_50"), layer="norm", head="head.fc", shape=_LARGE),
     Kind("timm resnet50_clip", timm("resnet50_clip"), **NO_LAYER, shape=_LARGE),
@@ -139,11 +139,20 @@ FAMILIES = [
         "timm convnext_atto", timm("convnext_atto", **_ATTO), layer="stages", head="", shape=_LARGE
     ),
     Kind("timm mobilenetv3", timm("mobilenetv3_small_050"), layer="blocks", head="", shape=_LARGE),
-    Kind("timm mixer", timm("mixer_s32_224", img_size=64), **NO_LAYER, shape=_LARGE),
+    Kind(
+        "timm mixer",
+        timm("mixer_s32_224", img_size=64),
+        layer="norm",
+        head="head",
+        first=0,
+        shape=_LARGE,
+    ),
     Kind(
         "timm vit_tiny",
         timm("vit_tiny_patch16_224", img_size=64, depth=2),
-        **NO_LAYER,
+        layer="blocks.0",
+        head="",
+        first=1,
         shape=_LARGE,
     ),
 ]
