@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Train the embedded networks and write their checkpoints.
 
-    python examples/train_embedded.py --out networks            # all three, about 40 minutes
+    python examples/train_embedded.py --out networks            # all three, about 25 minutes
     python examples/train_embedded.py --out networks --model resnet --epochs 5
     python examples/train_embedded.py --smoke                   # seconds, into a temporary folder
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from captum_adv2.study.embedded import (
     Shapes,
+    load_resnet,
     make_shapes,
     small_densenet,
     small_resnet,
@@ -38,10 +39,20 @@ class Plan(NamedTuple):
     rate: float = 5e-3
 
 
+def stemmed_vit() -> nn.Sequential:
+    """Return the vision transformer on the stages of the trained residual network, frozen."""
+    model, trained = small_vit(), load_resnet()[1]
+    parts = [trained.conv1, trained.bn1, trained.relu]
+    parts += [trained.layer1, trained.layer2, trained.layer3]
+    model[1].load_state_dict(nn.Sequential(*parts).state_dict())
+    model[1].requires_grad_(False)
+    return model
+
+
 PLANS = {
     "resnet": Plan(small_resnet),
     "densenet": Plan(small_densenet),
-    "vit": Plan(small_vit, rate=2e-3),
+    "vit": Plan(stemmed_vit, epochs=2, rate=2e-3),
 }
 TEST_SEED = 1_000_003  # far from the small seeds of training and of the examples
 BATCH = 64

@@ -98,7 +98,12 @@ def auc(attacks: Tensor, others: Tensor) -> float:
 
 
 def compared(
-    name: str, case: Case, interpreter: Interpreter, pgd: Tensor, cost: float, args: argparse.Namespace
+    name: str,
+    case: Case,
+    interpreter: Interpreter,
+    pgd: Tensor,
+    cost: float,
+    args: argparse.Namespace,
 ) -> Tensor:
     """Attack an interpreter, print a row of the table; return the adversarial pictures."""
     start = time.process_time()

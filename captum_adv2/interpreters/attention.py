@@ -9,11 +9,10 @@ connection, and scales rows to sum 1. Relevance weights each head by the gradien
 
 so that it depends on the class.
 
-The model stays as it is: a `TorchFunctionMode` sees each call of attention, whether it is
-`nn.MultiheadAttention`, `F.scaled_dot_product_attention` or a softmax written out, and computes
-fused ones in plain operations, of which the weights remain and which have second derivatives.
-The first pass at a size of images finds which tokens are patches (`tokens`), and which the head
-reads: those rows of the last block's weights on which the logits depend.
+The model stays as it is: a `TorchFunctionMode` sees each call of attention, however it is written,
+and computes fused ones in plain operations, which leave weights and have second derivatives. The
+first pass at a size of images finds which tokens are patches (`tokens`), and which the head reads:
+those rows of the last block's weights on which the logits depend.
 """
 
 from __future__ import annotations
@@ -34,10 +33,7 @@ from captum_adv2.interpreters.tap import eagerly, graph_enabled
 from captum_adv2.interpreters.tokens import Layout
 from captum_adv2.spec import Decay, checked
 
-_HOOKED = (
-    "expected a model without activation checkpointing, whose attention would run again, fused; "
-    "turn it off"
-)
+_HOOKED = "expected no activation checkpointing, which runs attention again; turn it off"
 _OTHER = "windowed, pooled or parallel attention has no such map; use GradCAM or Gradient"
 
 
@@ -86,15 +82,15 @@ class _Attention(TorchFunctionMode):
 
     def _of_heads(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Run `nn.MultiheadAttention`'s function along the path that returns weights."""
-        wanted = kwargs.get("need_weights", True), kwargs.get("average_attn_weights", True)
-        kwargs = kwargs | {"need_weights": True, "average_attn_weights": False}
-        output, weights = F.multi_head_attention_forward(*args, **kwargs)
+        run: Any = F.multi_head_attention_forward
+        output, weights = run(
+            *args, **kwargs | {"need_weights": True, "average_attn_weights": False}
+        )
         # They are a view, outside the graph to the output, of those that were computed.
-        computed = weights if weights._base is None else weights._base
-        self._keep(computed, weights)
-        if not wanted[0]:
+        self._keep(weights if weights._base is None else weights._base, weights)
+        if not kwargs.get("need_weights", True):
             return output, None
-        return output, weights.mean(dim=1) if wanted[1] else weights
+        return output, weights.mean(dim=1) if kwargs.get("average_attn_weights", True) else weights
 
     def _keep(self, computed: Tensor, weights: Tensor) -> Tensor:
         self.computed.append(computed)
@@ -150,7 +146,6 @@ class _AttentionMap(base.Interpreter):
     model: nn.Module
     _known: _Tokens | None = None
 
-
     def _seen(self, images: Tensor) -> tuple[_Attention, Tensor, _Tokens]:
         """Return the attention and the logits of a pass, and what is known of its tokens."""
         known = self._known
@@ -184,7 +179,9 @@ class _AttentionMap(base.Interpreter):
         read = slope.view_as(seen.weights[-1]).abs().amax(dim=(0, 1, 3)) > 0
         if not bool(read.any()):  # the logits of these images do not depend on them
             return _Tokens(images.shape[1:], shapes, layout, tuple(range(len(read))))
-        self._known = _Tokens(images.shape[1:], shapes, layout, tuple(read.nonzero()[:, 0].tolist()))
+        self._known = _Tokens(
+            images.shape[1:], shapes, layout, tuple(read.nonzero()[:, 0].tolist())
+        )
         return self._known
 
     @staticmethod
@@ -200,20 +197,16 @@ class _AttentionMap(base.Interpreter):
             if own != batch or keys != count or not square:
                 return None
         for before, after in zip(seen.computed, seen.computed[1:], strict=False):
-            (slope,) = torch.autograd.grad(
-                after.sum(), before, retain_graph=True, allow_unused=True
-            )
-            if slope is None:
+            kept: Any = {"retain_graph": True, "allow_unused": True}
+            if torch.autograd.grad(after.sum(), before, **kept)[0] is None:  # in parallel
                 return None
         return graph.grids.layout(count, channels=2) if graph.grids.sequence(count) else None
 
 
-def _joined(steps: Tensor) -> Tensor:
-    """Return a block's share with that of its residual connection, where it has one."""
-    queries, keys = steps.shape[-2:]
-    if queries != keys:
-        return steps
-    return steps + torch.eye(keys, dtype=steps.dtype, device=steps.device)
+def _joined(step: Tensor) -> Tensor:
+    """Add the residual connection to a block's share ``(B, M, N)``; a pooling has none."""
+    queries, keys = step.shape[-2:]
+    return step + torch.eye(keys).to(step) if queries == keys else step
 
 
 @final
@@ -223,9 +216,8 @@ class AttentionRollout(_AttentionMap):
     Convention:
         Min-max scaled per image, at the patches' resolution (14x14 for ViT-B/16 at 224).
 
-    The map is the same for every class: an attack changes the class and keeps the map. Works where
-    all tokens attend to all, in any block: torchvision's, timm's and Hugging Face's ViT, DeiT, BEiT,
-    EVA, DINOv2 and the like.
+    The map is the same for every class. Works where in each block all tokens attend to all: ViT,
+    DeiT, BEiT, EVA, DINOv2 and the like, of torchvision, timm and Hugging Face.
 
     Args:
         model: Classifier returning logits.
@@ -253,8 +245,9 @@ class AttentionRollout(_AttentionMap):
     def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
         seen, logits, known = self._seen(images)
-        fuse = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[self.head_fusion]
-        steps = [_joined(self._kept(fuse(weights, dim=1))) for weights in seen.weights]
+        fuse = {"mean": "mean", "max": "amax", "min": "amin"}[self.head_fusion]
+        joined = (getattr(weights, fuse)(dim=1) for weights in seen.weights)
+        steps = [_joined(self._kept(weights)) for weights in joined]
         tiny = torch.finfo(steps[0].dtype).tiny
         scaled = [step / step.sum(dim=-1, keepdim=True).clamp(min=tiny) for step in steps]
         return base.Explanation(known.maps(scaled), logits)

@@ -113,10 +113,8 @@ class _FeatureMap(base.Interpreter):
                 logits = self.logits(x)
             graph = Graph(run, x, logits)
             self._note(graph)
-            if self._layer is None:
-                output, raw, layout = self._last(graph, x)
-            else:
-                output, (raw, layout) = (0, 0), self._named(graph, x, tap)
+            found = self._last(graph, x) if self._layer is None else self._named(graph, x, tap)
+        output, raw, layout = found
         self._place = _Place(images.shape[1:], run.count, output, layout)
         if not keep:
             raw, logits = raw.detach(), logits.detach()
@@ -142,8 +140,8 @@ class _FeatureMap(base.Interpreter):
             hint = hint if name is None else f"pass layer={name!r} to use them all the same"
         raise self._no_maps(got, f"{hint}, or use Gradient, which needs no feature maps")
 
-    def _named(self, graph: Graph, images: Tensor, tap: Tap) -> tuple[Tensor, Layout | None]:
-        """Return the features that the named layer gives, and their layout, if it is known."""
+    def _named(self, graph: Graph, images: Tensor, tap: Tap) -> Found:
+        """Return the features that the named layer gives."""
         raw = tap.features
         if raw is None:
             raise self._no_maps("none", _LAYER)
@@ -161,7 +159,7 @@ class _FeatureMap(base.Interpreter):
         if maps[0, 0].numel() < 2:
             raise self._no_maps(f"one pixel, {tuple(raw.shape)}", "pass a layer before the pooling")
         warn_of_runs(f"the layer of {type(self).__name__}", tap.runs)
-        return raw, layout
+        return Found((0, 0), raw, layout)
 
     def _no_maps(self, got: str, hint: str) -> ValueError:
         wanted = f"feature maps (B, K, h, w) for {type(self).__name__}"

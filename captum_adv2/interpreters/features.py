@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from captum_adv2.interpreters.tokens import Grids, Layout, shape
+from captum_adv2.interpreters.tokens import EVIDENCE, Grids, Layout, shape
 
 _PRODUCTS = ("Conv", "mm", "Mm", "Mv", "Linear", "Attention")
 _PLANAR = ("Conv", "Pool", "Upsample")  # of four dimensions, the last two are height and width
@@ -81,7 +81,7 @@ class Found(NamedTuple):
 
     place: tuple[int, int]
     maps: Tensor
-    layout: Layout
+    layout: Layout | None  # None where the caller has one of its own
 
 
 class Graph:
@@ -148,16 +148,16 @@ class Graph:
         if maps.ndim == 3:
             return self.tokens(maps)
         channels = 1 if is_planar(maps) else self.pooled(maps) or by_proportions(maps, self._images)
-        return channels and Layout(channels)
+        return None if channels is None else Layout(channels)
 
     def tokens(self, tokens: Tensor) -> Layout | None:
         """Return how tokens lie on a grid, if the logits depend on each of its places."""
         slope = self._slope(tokens)
         if slope is None:
             return None
-        for sure in (True, False):
+        for evidence in EVIDENCE:  # the best that there is, so that channels are no places
             counts = ((channels, tokens.shape[3 - channels]) for channels in (2, 1))
-            found = [self.grids.layout(count, channels, sure) for channels, count in counts]
+            found = [self.grids.layout(count, channels, evidence) for channels, count in counts]
             layouts = [layout for layout in found if layout is not None]
             fitting = [each for each in layouts if bool(_largest(each(slope)).all())]
             if len(fitting) > 1:
@@ -172,18 +172,14 @@ class Graph:
 
     def _averaged(self, found: Found) -> bool:
         slope = self._slope(found.maps)
-        return slope is not None and _flat(found.layout(slope))
+        return slope is not None and found.layout is not None and _flat(found.layout(slope))
 
     def pooled(self, maps: Tensor) -> int | None:
         """Return which dimension is channels, if the logits average the other two of maps."""
         slope = self._slope(maps)
         if slope is None:
             return None
-        flat = [
-            channels
-            for channels, places in ((1, (2, 3)), (3, (1, 2)))
-            if _flat(slope, places)
-        ]
+        flat = [channels for channels, places in ((1, (2, 3)), (3, (1, 2))) if _flat(slope, places)]
         return flat[0] if len(flat) == 1 else None  # a gradient of zero says nothing
 
     def _slope(self, tensor: Tensor) -> Tensor | None:

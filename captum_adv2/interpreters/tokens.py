@@ -10,9 +10,14 @@ patch embedding's; where there is none, the grid of the images' proportions with
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from torch import Tensor
+
+Evidence: TypeAlias = Literal["joined", "convolution", "proportions"]
+"""That numbers are tokens on a grid: a concatenation; a convolution; the images' proportions."""
+
+EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
 
 
 class Layout(NamedTuple):
@@ -33,7 +38,8 @@ class Layout(NamedTuple):
         maps = tensor.movedim(self.channels, 1)
         if self.grid is None:
             return maps
-        return maps.narrow(2, self.first, self.grid[0] * self.grid[1]).unflatten(2, self.grid)
+        height, width = self.grid
+        return maps.narrow(2, self.first, height * width).reshape(*maps.shape[:2], height, width)
 
 
 class Grids:
@@ -48,22 +54,23 @@ class Grids:
         self._images = images
         self._nodes = list(nodes)
         shapes = [shape(node, 0) for node in self._nodes if "Conv" in node.name()]
-        self._planes = [tuple(each[2:]) for each in shapes if len(each) == 4]
+        self._planes = [(each[2], each[3]) for each in shapes if len(each) == 4]
 
     def sequence(self, count: int) -> bool:
         """Return whether the pass has ``count`` tokens: a tensor ``(B, count, K)``."""
         wanted = (self._images[0], count)
         return any(len(s) == 3 and s[:2] == wanted for s in (shape(n, 0) for n in self._nodes))
 
-    def layout(self, count: int, channels: int, sure: bool = False) -> Layout | None:
-        """Return how ``count`` tokens lie on a grid, if it is known.
-
-        With ``sure``, the images' proportions alone do not make a grid of ``count`` numbers.
-        """
+    def layout(
+        self, count: int, channels: int, evidence: Evidence = "proportions"
+    ) -> Layout | None:
+        """Return how ``count`` tokens lie on a grid, if it is known by such evidence or better."""
         joined = self._joined(count)
+        if joined is None and evidence == "joined":
+            return None
         first, places = joined or (0, count)
         grids = [grid for grid in self._planes if grid[0] * grid[1] == places > 1][:1]
-        if joined or not sure:
+        if joined or evidence == "proportions":
             grids = grids or self._proportional(places)
         return Layout(channels, first, grids[0]) if len(grids) == 1 else None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rollout and relevance: held against a computation by hand, and refused where they mean nothing."""
+"""Rollout and relevance: held against a computation by hand, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -316,7 +316,9 @@ class TestRefused:
 
     @both
     def test_checkpointing(self, kind: Any) -> None:
-        with pytest.raises(ValueError, match="without activation checkpointing, .*; turn it off"):
+        with pytest.raises(
+            ValueError, match="expected no activation checkpointing, .*; turn it off"
+        ):
             kind(Checkpointed(before=0))(images(), TARGET)
 
     def test_a_grid_that_is_not_known(self) -> None:
@@ -418,9 +420,7 @@ OTHERS: dict[str, Callable[[nn.Module], Any]] = {
         ca.Occlusion(net), sliding_window_shapes=(3, 4, 4), strides=(3, 4, 4)
     ),
     "FeatureAblation": lambda net: CaptumInterpreter(ca.FeatureAblation(net), feature_mask=3),
-    "KernelShap": lambda net: CaptumInterpreter(
-        ca.KernelShap(net), feature_mask=2, n_samples=9
-    ),
+    "KernelShap": lambda net: CaptumInterpreter(ca.KernelShap(net), feature_mask=2, n_samples=9),
 }
 HELD = ("finite", "differentiable", "gradient", "logits")
 

@@ -3,7 +3,7 @@
 
 The networks take pictures ``(B, 3, 64, 64)`` in [0, 1] and return logits ``(B, 10)``; the first
 module normalises. Their last feature maps are 8x8: the output of ``1.layer3`` in the residual
-network and of ``1.features`` in the densely connected one; the vision transformer has 8x8 patches.
+network and of ``1.features`` in the densely connected one; the vision transformer has 8x8 tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import DenseNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
-from torchvision.models.vision_transformer import ConvStemConfig
 from torchvision.transforms import v2
 
 from captum_adv2.interpreters import MaskingModel
@@ -73,11 +72,14 @@ def small_densenet() -> nn.Sequential:
 def small_vit() -> nn.Sequential:
     """Return a small vision transformer of torchvision's with random weights, for [0, 1].
 
-    Three convolutions embed 8x8 patches of 64x64 pictures; a class token and four blocks follow.
+    It is a hybrid: the stages of `SmallResNet` turn 64x64 pictures into 8x8 features, each of which
+    is a token; a class token and four blocks follow.
     """
-    stem = [ConvStemConfig(width, 3, 2) for width in (16, 32, 64)]
-    net = VisionTransformer(64, 8, 4, 4, 64, 128, num_classes=_CLASSES, conv_stem_configs=stem)
-    return nn.Sequential(_normalize(), net)
+    net = SmallResNet()
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.layer1, net.layer2, net.layer3)
+    vit = VisionTransformer(8, 1, 4, 4, 64, 128, num_classes=_CLASSES)
+    vit.conv_proj = nn.Conv2d(64, 64, 1)
+    return nn.Sequential(_normalize(), stem, vit)
 
 
 def _normalize() -> v2.Normalize:
