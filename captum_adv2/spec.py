@@ -49,6 +49,11 @@ class SoundnessWarning(UserWarning):
     """The call is legal, but its result may not mean what it seems to mean."""
 
 
+def doubt(message: str) -> None:
+    """Warn of a result, in the name of the function that called the caller."""
+    warnings.warn(message, SoundnessWarning, stacklevel=3)
+
+
 @dataclass(frozen=True)
 class Range:
     """Finite numbers from ``low`` to ``high``, themselves excluded where ``above`` or ``below``.
@@ -86,11 +91,10 @@ class Range:
         if not (low and high and abs(number) <= largest):
             raise ValueError(f"expected {name} {self}, got {shown(value, str)}")
         if number > self.usual:
-            message = (
+            doubt(
                 f"{name} is {value}, more than the whole range [0, {self.usual:g}] of images; "
                 "n of 255 levels are n / 255"
             )
-            warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,8 @@ def expect(value: Any, hint: Any, name: str) -> None:
         _expect_one_of(value, args, name)
     elif origin is Literal:
         if not (isinstance(value, str) and value in args):
-            raise ValueError(f"expected {name} to be one of {list(args)}, got {shown(value)}")
+            error = ValueError if isinstance(value, str) else TypeError
+            raise error(f"expected {name} to be one of {list(args)}, got {shown(value)}")
     elif origin in (tuple, Sequence):
         _expect_sequence(value, origin, args, name)
     elif origin is Mapping:
@@ -282,22 +287,20 @@ def warn_of_probabilities(logits: Tensor) -> None:
     tolerance = max(1e-4, torch.finfo(logits.dtype).eps)
     total = logits.detach().double().sum(dim=1)
     if bool((logits >= 0).all() & ((total - 1).abs() <= tolerance).all()):
-        message = (
+        doubt(
             "expected logits, got rows in [0, 1] that sum to 1: probabilities, whose softmax is "
             "never sure; leave the last softmax out, or take the logarithm"
         )
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 def warn_of_logits(logits: Tensor) -> None:
     """Warn if logits ``(B, classes)`` are not numbers, or look like probabilities."""
     broken = int((~(logits < torch.inf)).any(dim=1).sum())  # -infinity rules a class out
     if broken:
-        message = (
+        doubt(
             f"the model's logits are NaN or infinite for {broken} of {len(logits)} images, which "
             "have no class: a map of them or an attack on them means nothing"
         )
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
     warn_of_probabilities(logits)
 
 

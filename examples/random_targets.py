@@ -17,7 +17,7 @@ from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
-from captum_adv2.attacks import MapDistance, RandomClass, RandomPatch
+from captum_adv2.attacks import RandomClass, RandomPatch
 from captum_adv2.evaluation import metrics, visualize
 from captum_adv2.study.embedded import make_shapes
 
@@ -36,9 +36,7 @@ def row(names: tuple[str, str, str, str], report: Report, wanted: Tensor) -> Non
 
 def main() -> None:
     """Attack, print, draw."""
-    # A far target map at the default weight, 150, would outweigh the prediction.
-    weight = 15.0, "weight of the map's distance"
-    args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=100, weight=weight)
+    args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=100)
     pool = make_shapes(100, seed=5)
     aims = {"patch": RandomPatch(), "class": RandomClass(pool.images, pool.labels)}
     print(f"{args.steps} gradient evaluations, on MASK {3 * args.steps}; changes of at most 8/255")
@@ -58,9 +56,7 @@ def main() -> None:
             for aim, target_map in aims.items():
                 # Random target maps depend on the image alone: the attack aims at the same ones.
                 wanted = target_map(interpreter, images, labels, targets)
-                distance = MapDistance(args.weight, shape=0.5 if interpreter.scaled else 0.0)
-                aimed = {"target_map": target_map, "interpretation": distance}
-                both = attacked(ADV2(model, interpreter, **aimed, **given), case)
+                both = attacked(ADV2(model, interpreter, target_map=target_map, **given), case)
                 for title, adversarial in (("PGD", fooled[: len(images)]), ("ADV2", both)):
                     report = evaluate(model, interpreter, images, adversarial, targets)
                     row((subject.name, name, aim, title), report, wanted)

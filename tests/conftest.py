@@ -414,17 +414,13 @@ def _trained() -> nn.Module:
 @functools.cache
 def torchvision_net(name: str) -> nn.Module:
     """Return a frozen network of torchvision with 10 classes and ordinary activations."""
+    from kinds import settled
     from torchvision import models
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = getattr(models, name)(num_classes=10).eval()
-        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:  # statistics of a batch make up for weights that are not trained
-            norm.train().momentum = 1.0
-        with torch.no_grad():
-            net(torch.rand(4, 3, 96, 96))
-    return net.eval().requires_grad_(False)
+        net = getattr(models, name)(num_classes=10)
+        return settled(net, torch.rand(4, 3, 96, 96)).requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds import Around
 from models import FAMILIES, FEW, MARKS, ROWS, SPELLINGS, Kind, attacked, cell, explained
-from torch import Tensor, nn
+from torch import nn
 
 from captum_adv2 import ADV2, SoundnessWarning
 from captum_adv2.interpreters import CAM, RTS, CaptumInterpreter, GradCAM, Gradient, MaskingModel
@@ -89,12 +90,11 @@ def test_another_model_is_noticed(row) -> None:
 # What the sweep found, in words
 
 
-def net(last: nn.Module | None = None) -> nn.Module:
-    model, _ = KINDS["float32"].models()
-    return model if last is None else nn.Sequential(model, last).eval()
+def net() -> nn.Module:
+    return KINDS["float32"].case()[0]
 
 
-IMAGES, TARGET = KINDS["float32"].images(), torch.tensor([1, 0])
+IMAGES, TARGET = KINDS["float32"].case()[2], torch.tensor([1, 0])
 
 
 def test_a_script_takes_no_hooks() -> None:
@@ -107,19 +107,10 @@ def test_a_script_takes_no_hooks() -> None:
             call(IMAGES, TARGET)
 
 
-class Fixed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.view(IMAGES.shape))
-
-
 def test_a_fixed_batch_size_is_told() -> None:
     from captum.attr import DeepLift
 
-    model = Fixed().eval()
+    model = Around(net(), lambda net, x: net(x.view(IMAGES.shape)))
     message = r"takes any number of images, .* fails on 4 \(shape"
     with pytest.raises(ValueError, match=message):
         CaptumInterpreter(DeepLift(model))(IMAGES, TARGET)
@@ -139,31 +130,22 @@ def test_parametrised_weights_are_no_features() -> None:
 
 
 def test_numbers_that_are_none_are_told_by_a_map() -> None:
-    class Broken(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * torch.tensor([[torch.nan], [1.0]])
-
+    model = Around(net(), lambda net, x: net(x) * torch.tensor([[torch.nan], [1.0]]))
     with pytest.warns(SoundnessWarning, match="NaN or infinite for 1 of 2 images, .* a map of"):
-        Gradient(net(Broken()))(IMAGES, TARGET)
+        Gradient(model)(IMAGES, TARGET)
 
 
 def test_a_map_of_zeros_may_be_that_of_a_model_that_rounds() -> None:
-    class Rounds(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return (x * 255).round() / 255
-
+    rounding = Around(net(), lambda net, x: net((x * 255).round() / 255))
     with pytest.raises(ValueError, match="got a gradient of zero; run the model without"):
-        Gradient(nn.Sequential(Rounds(), net()).eval())(IMAGES, TARGET)
-    flat = net(nn.Linear(4, 4))
-    for weight in flat[1].parameters():
-        weight.data.zero_()
+        Gradient(rounding)(IMAGES, TARGET)
+    flat = Around(net(), lambda net, x: 0 * net(x))
     assert not Gradient(flat)(IMAGES, TARGET).any()  # it is constant, which is legal
 
 
 @pytest.mark.parametrize("kind", [CAM, GradCAM])
 def test_features_of_an_autograd_function(kind) -> None:
-    given, plain = KINDS["`autograd.Function` as ReLU"].models()
-    images = KINDS["plain"].images()
+    given, plain, images, _ = KINDS["`autograd.Function` as ReLU"].case()
     interpreter = kind(given)
     for _ in range(2):  # found, and read again
         torch.testing.assert_close(interpreter(images, TARGET), kind(plain)(images, TARGET))

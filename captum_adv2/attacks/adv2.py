@@ -47,7 +47,8 @@ class ADV2(DualAttack):
         target_map: Chooses the target maps; see `TargetMap`.
         prediction: Prediction loss; the default smooths labels by rho from 0.05 to 0.01.
         interpretation: Interpretation loss, with its weight; default: `MapDistance`, without its
-            ``shape`` part where maps are not min-max scaled.
+            ``shape`` part where maps are not min-max scaled, and with a ``gate`` of 30 where the
+            target map is not `Benign`.
         terms: Further terms of the loss, each a function from a `Candidate` to ``(B,)``; the choice
             of the best iterate counts them too.
         step: Step rule after the warm start.

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,9 +35,10 @@ from captum_adv2.interpreters.boundary import (
     outputs_checked,
 )
 from captum_adv2.interpreters.gradient import Gradient
-from captum_adv2.spec import Index, SoundnessWarning, Unit
+from captum_adv2.spec import Index, Unit, doubt
 
 _CROSS_ENTROPY = CrossEntropy(rho=0.0)
+_GATE = 30.0  # of far target maps; docs/benchmarks.md has what else was tried
 
 
 class Request(NamedTuple):
@@ -159,7 +159,7 @@ class DualAttack(CarefulAttack):
         """Run both phases: the warm start on the prediction, the rest on prediction and map."""
         interpreter, clean, own, labels, target = request
         surrogate = self.surrogate or interpreter.surrogate
-        distance = self._distance if interpreter.scaled else replace(self._distance, shape=0.0)
+        distance = self._map_distance(interpreter, target_maps)
         with failures_explained(self.model, self.get_logits, clean):
             size = _probe(surrogate, interpreter, clean, own)
         choose_maps = partial(self._target_maps, request, target_maps, size)
@@ -199,6 +199,13 @@ class DualAttack(CarefulAttack):
             _, final = descend(dual, variable, self.step, range(warmup, self.steps), report)
         return final if self.keep == "final" else dual.better(final, batch)
 
+    def _map_distance(self, interpreter: Interpreter, target_maps: Tensor | None) -> MapDistance:
+        """Return the default interpretation loss, for an interpreter and the map aimed at."""
+        far = target_maps is not None or not isinstance(self.target_map, Benign)
+        shape = self._distance.shape if interpreter.scaled else 0.0
+        # A far map would outweigh the prediction for as long as it is far.
+        return replace(self._distance, shape=shape, gate=_GATE if far else 0.0)
+
     def _target_maps(
         self, request: Request, passed: Tensor | None, size: torch.Size, target: Tensor
     ) -> Tensor:
@@ -214,8 +221,7 @@ class DualAttack(CarefulAttack):
             )
         flat = maps.detach().flatten(1)
         if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
-            message = "at least one target map is constant: its distance says little"
-            warnings.warn(message, SoundnessWarning, stacklevel=2)
+            doubt("at least one target map is constant: its distance says little")
         return maps.detach().to(clean)
 
     @contextmanager
@@ -285,8 +291,9 @@ def _probe(
     elif broken := int((~gradient.isfinite()).flatten(1).any(dim=1).sum()):
         message = (
             f"the gradient of {name}'s map is not finite for {broken} of {len(images)} images: the "
-            f"attack cannot follow it (it was computed in {gradient.dtype})"
+            f"attack cannot follow it (it was computed in {gradient.dtype}; pass another dtype, or "
+            "the surrogate Smoothed(Auto()), from captum_adv2.interpreters.base and relu)"
         )
     if message:
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
+        doubt(message)
     return maps.shape[-2:]

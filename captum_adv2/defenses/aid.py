@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from captum_adv2.attacks.adv2 import ADV2
 from captum_adv2.interpreters import training
 from captum_adv2.interpreters.rts import RTS, MaskingModel
-from captum_adv2.spec import Count, Index, NonNegative, Positive, checked
+from captum_adv2.spec import Change, Count, Index, NonNegative, Positive, checked
 
 
 @checked
@@ -76,8 +76,8 @@ def distill(
     loader: training.Loader,
     masking_model: MaskingModel,
     *,
-    eps: NonNegative = 8 / 255,
-    alpha: NonNegative = 2 / 255,
+    eps: Change = 8 / 255,
+    alpha: Change = 2 / 255,
     steps: Count = 10,
     weight: NonNegative = 20.0,
     anchor: NonNegative = 20.0,

@@ -32,7 +32,8 @@ from captum_adv2.attacks.adaptive import Squeezer
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.defenses.detection import Detector
 from captum_adv2.interpreters.base import eval_mode
-from captum_adv2.spec import Array, Bits, Count, Positive, Range, Real, checked, expect_logits
+from captum_adv2.interpreters.boundary import outputs_checked
+from captum_adv2.spec import Array, Bits, Count, Positive, Range, Real, checked
 
 # Squeezers do not look at values: a step of an adaptive attack would have to wait for the GPU.
 Pixels: TypeAlias = Annotated[Tensor, Array(4, hint="; scale images to [0, 1]")]
@@ -263,8 +264,8 @@ class FeatureSqueezing(Detector):
     def scores(self, images: Tensor) -> Tensor:
         """Return each squeezer's score of images ``(B, C, H, W)``, in [0, 2], ``(B, n)``."""
         views = [images, *(_squeezed(squeezer, images) for squeezer in self.squeezers)]
-        with eval_mode(self.model):
-            logits = expect_logits(self.model(torch.cat(views)), len(views) * len(images))
+        with eval_mode(self.model), outputs_checked(self.model, self.model, images):
+            logits = self.model(torch.cat(views))
         original, *squeezed = _wide(logits).softmax(dim=1).chunk(len(views))
         scores = [(p - original).abs().sum(dim=1) for p in squeezed]
         return torch.stack(scores, dim=1).clamp(max=2)

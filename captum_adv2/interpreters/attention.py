@@ -17,7 +17,6 @@ those rows of the last block's weights on which the logits depend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple, final
 
@@ -25,11 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 
 from captum_adv2.interpreters import base
 from captum_adv2.interpreters.features import Graph, Pass
-from captum_adv2.interpreters.tap import eagerly, graph_enabled
+from captum_adv2.interpreters.tap import Mode, eagerly, graph_enabled
 from captum_adv2.interpreters.tokens import Layout
 from captum_adv2.spec import Decay, checked
 
@@ -37,7 +35,7 @@ _HOOKED = "expected no activation checkpointing, which runs attention again; tur
 _OTHER = "windowed, pooled or parallel attention has no such map; use GradCAM or Gradient"
 
 
-class _Attention(TorchFunctionMode):
+class _Attention(Mode):
     """A context in which attention leaves its weights: as computed, and ``(B, heads, M, N)``."""
 
     def __init__(self) -> None:
@@ -60,14 +58,8 @@ class _Attention(TorchFunctionMode):
         if _HOOKED in str(error[1]):
             raise ValueError(_HOOKED) from error[1]
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """See `Mode`."""
         if func is F.scaled_dot_product_attention:
             weights, value = _explicit(*args, **kwargs)
             return self._keep(weights, weights) @ value

@@ -13,7 +13,6 @@ and may register hooks on it.
 from __future__ import annotations
 
 import copy
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters.boundary import differentiable_logits, outputs_checked
 from captum_adv2.interpreters.relu import Slope, smooth_relu
-from captum_adv2.spec import Classes, Images, SoundnessWarning, checked, expect_shape
+from captum_adv2.spec import Classes, Images, checked, doubt, expect_shape
 
 # Spreads below this count as 0: their derivative, about 1 / spread**2, would overflow float32.
 _FLAT = 1e-18
@@ -119,11 +118,10 @@ def warn_of_scripts(model: nn.Module | None) -> None:
     modules = () if model is None else model.modules()
     scripts = (module for module in modules if isinstance(module, torch.jit.ScriptModule))
     if any("relu" in str(script.inlined_graph) for script in scripts):
-        message = (
+        doubt(
             "ReLUs inside TorchScript cannot be smoothed, so an attack follows the map badly; pass "
             "the model as it was before torch.jit"
         )
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 def warn_of_linear(function: Callable[[Tensor], Tensor], point: Tensor) -> None:
@@ -139,12 +137,11 @@ def warn_of_linear(function: Callable[[Tensor], Tensor], point: Tensor) -> None:
             except RuntimeError:  # fused attention has no second derivative, and is curved
                 pass
     if not curved:
-        message = (
+        doubt(
             "the logits are piecewise linear in the image, and no ReLU was found to smooth: an "
             "attack cannot follow the map; write activations as nn.ReLU or F.relu, and pass the "
             "model as it was before torch.jit or nn.DataParallel"
         )
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
 
 
 class Interpreter(ABC):

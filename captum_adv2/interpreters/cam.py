@@ -17,7 +17,7 @@ ones read them. ``layer`` overrides this.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
@@ -86,16 +86,15 @@ class _FeatureMap(base.Interpreter):
         place = self._place
         if place is None or place.images != images.shape[1:]:
             return self._found(images)
-        with eagerly():
-            if self._layer is not None:
-                with tapped(self._layer, "output") as tap:
-                    logits = self.logits(images)
-                raw, same = tap.features, True
-            else:
-                with Pass(place.output) as run:
-                    logits = self.logits(images)
-                raw, same = run.kept, run.count == place.length
-        if raw is None or not same:  # another preprocessing, or mode
+        if self._layer is None:
+            with eagerly(), Pass(place.output) as run:
+                logits = self.logits(images)
+            raw = run.kept if run.count == place.length else None
+        else:
+            with tapped(self._layer, "output") as tap:
+                logits = self.logits(images)
+            raw = tap.features
+        if raw is None:  # another preprocessing, or mode
             return self._found(images)
         return self._read(raw, place.layout), logits
 
@@ -104,12 +103,8 @@ class _FeatureMap(base.Interpreter):
         keep = torch.is_grad_enabled()
         with graph_enabled():
             x = images if images.requires_grad else images.detach().clone().requires_grad_()
-            with ExitStack() as stack:
-                tap = Tap()
-                if self._layer is not None:
-                    tap = stack.enter_context(tapped(self._layer, "output"))
-                stack.enter_context(eagerly())
-                run = stack.enter_context(Pass())
+            watched = nullcontext(Tap()) if self._layer is None else tapped(self._layer, "output")
+            with watched as tap, eagerly(), Pass() as run:
                 logits = self.logits(x)
             graph = Graph(run, x, logits)
             self._note(graph)
@@ -233,7 +228,8 @@ class CAM(_FeatureMap):
         got = "none" if head is None else f"weights of shape {tuple(head.shape)}"
         raise ValueError(
             f"expected {type(self.model).__name__} to end in a linear layer or a 1x1 convolution "
-            f"for CAM, got {got}; use GradCAM, which needs no linear head"
+            f"for CAM, got {got}; use GradCAM, which needs no linear head, or pass a model that "
+            "returns the logits of one head"
         )
 
     def _verify(self, features: Tensor, logits: Tensor) -> None:

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.overrides import TorchFunctionMode
 
+from captum_adv2.interpreters.tap import Mode
 from captum_adv2.interpreters.tokens import EVIDENCE, Grids, Layout, shape
 
 _PRODUCTS = ("Conv", "mm", "Mm", "Mv", "Linear", "Attention")
@@ -38,7 +38,7 @@ class Made(NamedTuple):
     inputs: tuple[Any, ...]
 
 
-class Pass(TorchFunctionMode):
+class Pass(Mode):
     """A forward pass, whose operations are counted: one output is kept, or each with its edge."""
 
     def __init__(self, place: tuple[int, int] | None = None) -> None:
@@ -48,16 +48,11 @@ class Pass(TorchFunctionMode):
         self.kept: Tensor | None = None
         self.made: dict[Any, Made] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """See `Mode`."""
+        out = func(*args, **kwargs)
         self.count += 1
-        inputs = (*args, *(kwargs or {}).values())
+        inputs = (*args, *kwargs.values())
         # Inputs, at negative numbers, may come from a function that this mode does not see.
         values = [*inputs, *(out if isinstance(out, tuple | list) else (out,))]
         if self.place is None:

@@ -42,12 +42,22 @@ class Blur:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return blurred images ``(B, C, H, W)``."""
-        from kornia.filters import gaussian_blur2d  # here: the import takes long
+        from kornia.filters import filter2d_separable, get_gaussian_kernel1d  # slow to import
 
         sides = images.shape[-2:]
         sigma = max(sides) / 32 if self.sigma is None else self.sigma
         reach = min(round(3 * sigma), min(sides) - 1)  # reflection cannot reach further
-        return gaussian_blur2d(images, 2 * reach + 1, (sigma, sigma), border_type="reflect")
+        line = get_gaussian_kernel1d(2 * reach + 1, sigma, dtype=images.dtype, device=images.device)
+        rows, columns = (_reflected(side, reach, images.device) for side in sides)
+        # Not padded by PyTorch, whose derivative of it has no deterministic form on CUDA.
+        padded = images[..., rows[:, None], columns]
+        return filter2d_separable(padded, line, line, padding="valid")
+
+
+def _reflected(side: int, reach: int, device: torch.device) -> Tensor:
+    """Return indices ``(side + 2 * reach,)`` that continue 0 to side - 1 by reflection."""
+    index = torch.arange(-reach, side + reach, device=device).abs()
+    return side - 1 - (side - 1 - index).abs()
 
 
 @checked

@@ -24,7 +24,6 @@ What has no gradient (masks, detached tensors, draws, places of maxima) is as in
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -36,8 +35,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
-from captum_adv2.interpreters.relu import Bend, Derivative, ReLUMode, Slope
-from captum_adv2.spec import SoundnessWarning
+from captum_adv2.interpreters.relu import Bend, Derivative, ReLUMode, Slope, as_activation
+from captum_adv2.interpreters.tap import eagerly
+from captum_adv2.spec import doubt
 
 Function = Callable[[Tensor], Tensor]  # points (N, C, H, W) to logits (N, classes)
 Score = Callable[[Tensor, Tensor], Tensor]  # logits and classes (N,) to one number each, (N,)
@@ -84,14 +84,30 @@ class _Node(torch.autograd.Function):
             return ctx.passes.change(points, gradient, logits, *changes), None, None
 
 
-class _Layer:
-    """What the first pass keeps of an activation."""
+class _Kept:
+    """A value that the second pass takes from the first, and the function that returned it."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.value = name, value
+        self._version = self._now()
+
+    def _now(self) -> int:
+        return self.value._version if isinstance(self.value, Tensor) else 0
+
+    def changed(self) -> bool:
+        """Return whether the value has been changed in place since."""
+        return self._now() != self._version
+
+
+class _Layer(_Kept):
+    """An activation in the first pass; its value is z."""
 
     slope: Any = None  # s(z), a tensor; none where the score does not depend on this layer
     source: Tensor  # s'(z) times the gradient at its output
 
     def __init__(self, z: Tensor, derivative: Derivative) -> None:
-        self.z, self.derivative = z, derivative
+        super().__init__("activation", z)
+        self.derivative = derivative
 
 
 class _First(torch.autograd.Function):
@@ -110,12 +126,12 @@ class _First(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         layer: _Layer = ctx.layer
         with torch.enable_grad():
-            z = layer.z.detach().requires_grad_()
+            z = layer.value.detach().requires_grad_()
             slope = layer.derivative(z)
             if slope.requires_grad:
                 (layer.source,) = torch.autograd.grad(slope, z, gradients, materialize_grads=True)
             else:  # a derivative that is constant in z, or a step
-                layer.source = torch.zeros_like(layer.z)
+                layer.source = torch.zeros_like(layer.value)
         layer.slope = slope.detach()
         return gradients[0] * layer.slope, None, None, None
 
@@ -127,11 +143,11 @@ class _Second(torch.autograd.Function):
     def forward(
         ctx: Any, near: Tensor, layer: _Layer, exact: Callable[[Tensor], Tensor], in_place: bool
     ) -> Tensor:
-        shift = near.sub_(layer.z) if in_place else near - layer.z
+        shift = near.sub_(layer.value) if in_place else near - layer.value
         ctx.save_for_backward(layer.slope, layer.source.mul_(shift))
         if in_place:
             ctx.mark_dirty(near)
-        return torch.addcmul(exact(layer.z), layer.slope, shift, out=shift)
+        return torch.addcmul(exact(layer.value), layer.slope, shift, out=shift)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -139,23 +155,10 @@ class _Second(torch.autograd.Function):
         return torch.addcmul(source, slope, gradients[0]), None, None, None
 
 
-class _Kept:
-    """A value that the second pass takes from the first, and the function that returned it."""
-
-    def __init__(self, name: str, value: Any, watched: Tensor | None = None) -> None:
-        self.name, self.value, self.watched = name, value, watched
-        self._version = None if watched is None else watched._version
-
-    def changed(self) -> bool:
-        """Return whether the value has been changed in place since."""
-        return self.watched is not None and self.watched._version != self._version
-
-
 _MAXIMA = {f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)}
 # Activations with a derivative of their own, of which the same holds as of smooth ReLUs.
-_SMOOTH = {"silu", "gelu", "hardswish", "mish", "softplus", "elu", "selu", "celu", "tanh"} | {
-    "sigmoid"
-}
+_SMOOTH = {"silu", "gelu", "hardswish", "mish", "softplus", "elu", "selu", "celu"}
+_SMOOTH |= {"tanh", "sigmoid"}
 _ALIASES = {"detach", "detach_", "__get__"}  # and `Tensor.data`
 _HOOKED = "expected no hooks on saved tensors"
 _APART = (
@@ -176,9 +179,8 @@ class Passes(ReLUMode):
     def __init__(
         self, function: Function, score: Score, target: Tensor, slope: Slope, progress: float
     ) -> None:
-        super().__init__()
+        super().__init__(slope, progress)
         self.function, self.score, self.target = function, score, target
-        self.slope, self.progress = slope, progress
         self.kept: deque[_Kept] = deque()  # in the order of running
         kind = target.device.type  # the second pass runs with the first one's autocast
         self.cast = torch.autocast(
@@ -235,33 +237,25 @@ class Passes(ReLUMode):
         return ((moved - gradient.masked_fill(still, 0)) / delta).to(points.dtype)
 
     def activate(
-        self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool
+        self, bend: Bend | None, z: Tensor, exact: Callable[[Tensor], Tensor], in_place: bool
     ) -> Tensor:
-        """See `ReLUMode`."""
+        """See `ReLUMode`; without a bend, an activation has the derivative of its function."""
         if self._second:
-            return self._repeat(z, exact, in_place)
-        derivative = self.slope(z.detach(), self.progress)
-        return self._keep(z, partial(bend.slope, derivative), exact, in_place)
-
-    def _keep(
-        self, z: Tensor, derivative: Derivative, exact: Callable[[Tensor], Tensor], in_place: bool
-    ) -> Tensor:
-        """Run an activation of the first pass."""
+            layer: Any = self._take("activation")
+            if layer.value.shape != z.shape:
+                raise ValueError(_APART)
+            if layer.slope is None:
+                return exact(z)
+            again: Tensor = _Second.apply(z, layer, exact, in_place)
+            return again
+        if bend is None:
+            derivative = partial(_derivative, exact)
+        else:
+            derivative = partial(bend.slope, self.slope(z.detach(), self.progress))
         self._eps = max(self._eps, torch.finfo(z.dtype).eps)
         before = z.detach().clone() if in_place or self._careful else z.detach()
-        layer = _Layer(before, derivative)
-        self.kept.append(_Kept("activation", layer, before))
-        result: Tensor = _First.apply(z, layer, exact, in_place)
-        return result
-
-    def _repeat(self, z: Tensor, exact: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
-        """Run an activation of the second pass."""
-        layer: _Layer = self._take("activation")
-        if layer.z.shape != z.shape:
-            raise ValueError(_APART)
-        if layer.slope is None:
-            return exact(z)
-        result: Tensor = _Second.apply(z, layer, exact, in_place)
+        self.kept.append(_Layer(before, derivative))
+        result: Tensor = _First.apply(z, self.kept[-1], exact, in_place)
         return result
 
     def other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -269,34 +263,18 @@ class Passes(ReLUMode):
         if name in _MAXIMA and not kwargs.get("return_indices"):
             return self._maximum(name, args, kwargs)
         if name.strip("_") in _SMOOTH and torch.is_grad_enabled():
-            return self._smooth(func, name, args, kwargs)
+            return self.activate(None, *as_activation(func, name, args, kwargs))
         training = kwargs.get("training", args[5] if len(args) > 5 else False)
         self._coupled |= name == "batch_norm" and bool(training)
         result = func(*args, **kwargs)
         return result if _varies(name, result) else self._constant(name, result)
-
-    def _smooth(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
-        further = {key: value for key, value in kwargs.items() if key != "input"}
-        z = args[0] if args else kwargs["input"]
-        in_place = bool(name.endswith("_") or kwargs.get("inplace"))
-
-        def exact(z: Tensor) -> Tensor:
-            result: Tensor = func(z, *args[1:], **further)
-            return result
-
-        def derivative(z: Tensor) -> Tensor:
-            return torch.autograd.grad(exact(z.clone()).sum(), z, create_graph=True)[0]
-
-        if self._second:
-            return self._repeat(z, exact, in_place)
-        return self._keep(z, derivative, exact, in_place)
 
     def _maximum(self, name: str, args: Any, kwargs: Any) -> Any:
         if not self._second:
             values, places = getattr(F, f"{name}_with_indices")(*args, **kwargs)
             self.kept.append(_Kept(name, places))
             return values
-        places = self._take(name)
+        places = self._take(name).value
         z = args[0] if args else kwargs["input"]
         size = int(name[-2])  # dimensions of a place
         return z.flatten(-size).gather(-1, places.flatten(-size)).view_as(places)
@@ -304,27 +282,23 @@ class Passes(ReLUMode):
     def _constant(self, name: str, result: Any) -> Any:
         """Return what has no gradient (a mask, a detached tensor, a number) as it was at first."""
         if self._second:
-            return self._take(name)
-        if not isinstance(result, Tensor):
-            self.kept.append(_Kept(name, result))
-        else:
-            # Of a tensor that shares memory with another one, a copy would not change along.
-            copied = self._careful and name not in _ALIASES
-            kept = result.clone() if copied else result
-            self.kept.append(_Kept(name, kept, kept))
+            return self._take(name).value
+        # Of a tensor that shares memory with another one, a copy would not change along.
+        copied = self._careful and isinstance(result, Tensor) and name not in _ALIASES
+        self.kept.append(_Kept(name, result.clone() if copied else result))
         return result
 
-    def _take(self, name: str) -> Any:
+    def _take(self, name: str) -> _Kept:
         if not self.kept or self.kept[0].name != name:
             raise ValueError(_APART)
-        return self.kept.popleft().value
+        return self.kept.popleft()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See `ReLUMode`."""
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """See `Mode`."""
         if not self._careful:
-            return super().__torch_function__(func, types, args, kwargs)
+            return super().run(func, args, kwargs)
         with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
-            return super().__torch_function__(func, types, args, kwargs)
+            return super().run(func, args, kwargs)
 
     def _run(self, points: Tensor) -> Tensor:
         """Return the logits of points; again and carefully where the first run asks for it."""
@@ -355,11 +329,16 @@ class Passes(ReLUMode):
                 torch.set_rng_state(self._random[0])
                 for device, state in zip(cuda, self._random[1:], strict=True):
                     torch.cuda.set_rng_state(state, device)
-            with self:
+            with eagerly(), self:
                 logits = self.function(points)
         if self._second and self.kept:
             raise ValueError(_APART)
         return logits
+
+
+def _derivative(function: Derivative, z: Tensor) -> Tensor:
+    """Return the derivative of an elementwise function."""
+    return torch.autograd.grad(function(z.clone()).sum(), z, create_graph=True)[0]
 
 
 def _warn_of_kinks(wanted: Tensor, slope: Tensor, moved: Tensor, rounding: Tensor) -> None:
@@ -369,7 +348,7 @@ def _warn_of_kinks(wanted: Tensor, slope: Tensor, moved: Tensor, rounding: Tenso
     size = torch.linalg.vector_norm(wanted, dim=1)
     noise = 4 * rounding.nan_to_num().abs().amax(1)
     if bool((apart > 0.05 * size + noise).any() | (~moved.any(dim=1) & (size > noise)).any()):
-        warnings.warn(_KINKS, SoundnessWarning, stacklevel=2)
+        doubt(_KINKS)
 
 
 def _in_tf32(x: Tensor) -> bool:

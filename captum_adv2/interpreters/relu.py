@@ -23,25 +23,21 @@ softplus) need nothing; ``Hardswish`` keeps its own derivative.
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 
+from captum_adv2.interpreters.tap import Mode, eagerly
 from captum_adv2.spec import Positive
 
 Derivative: TypeAlias = Callable[[Tensor], Tensor]
 """A function of pre-activations z that returns the derivative of ReLU there, elementwise."""
-
-Smoothing: TypeAlias = Literal["auto"] | Positive | Derivative | None
-"""``"auto"``, the tau of h(z), another derivative of ReLU, or ``None`` for ReLU's own."""
 
 # Width w of the logistic function in "auto", as a share of a layer's root mean square: it falls
 # from the first to the last value along a cosine, as the steps of an attack do.
@@ -88,6 +84,10 @@ class Slope(ABC):
         """Return the derivative, for pre-activations ``(B, ...)`` and the attack's progress."""
 
 
+Smoothing: TypeAlias = Literal["auto"] | Positive | Slope | Derivative | None
+"""``"auto"``, the tau of h(z), another derivative of ReLU, or ``None`` for ReLU's own."""
+
+
 class Everywhere(Slope):
     """The same derivative in each layer."""
 
@@ -96,7 +96,18 @@ class Everywhere(Slope):
 
     def __call__(self, z: Tensor, progress: float) -> Derivative:
         """See `Slope`."""
-        return self.derivative
+        return self._elementwise
+
+    def _elementwise(self, z: Tensor) -> Tensor:
+        slope = self.derivative(z)
+        got = getattr(slope, "shape", type(slope).__name__)
+        if got != z.shape:
+            raise ValueError(
+                f"expected smoothing to return the derivative of ReLU at each z, of shape "
+                f"{tuple(z.shape)}, got {got if isinstance(got, str) else tuple(got)}; write it "
+                "elementwise, as torch.sigmoid"
+            )
+        return slope
 
 
 class Auto(Slope):
@@ -125,6 +136,8 @@ class Auto(Slope):
 
 def as_slope(smoothing: Smoothing) -> Slope:
     """Return the `Slope` of a smoothing."""
+    if isinstance(smoothing, Slope):
+        return smoothing
     if smoothing == "auto":
         return Auto()
     if smoothing is None:
@@ -205,48 +218,22 @@ def _leaky(name: str, z: Tensor, given: Callable[..., list[Any]]) -> Bend | None
     return Bend(0.0, leak=leak, gain=1 - leak)
 
 
-class ReLUMode(TorchFunctionMode, ABC):
-    """A context that computes each ReLU in a way of its own, where gradients are taken.
+class ReLUMode(Mode):
+    """A context that computes each ReLU in a way of its own, where gradients are taken."""
 
-    Modules of ``torch.compile`` run as they were written.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, slope: Slope, progress: float) -> None:
         super().__init__()
+        self.slope, self.progress = slope, progress
         self.found = 0  # ReLUs
-        self._entered: list[ExitStack] = []
-
-    def guards(self, stack: ExitStack) -> None:
-        """Enter what else belongs to the context."""
-        # A compiler would trace this mode, too. Where it is not loaded, nothing is compiled.
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-
-    def __enter__(self) -> Any:
-        with ExitStack() as stack:
-            self.guards(stack)
-            mode = super().__enter__()  # type: ignore[no-untyped-call]
-            self._entered.append(stack.pop_all())
-        return mode
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._entered.pop().close()
 
     @abstractmethod
     def activate(
-        self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool
+        self, bend: Bend, z: Tensor, exact: Callable[[Tensor], Tensor], in_place: bool
     ) -> Tensor:
         """Return an activation; ``exact`` computes its value, in place if it is written so."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """See `Mode`."""
         name = getattr(func, "__name__", "")
         if name in ("max", "maximum") and len(args) == 2 and isinstance(args[1], Tensor):
             # Of a constant and z, in either order; of one tensor, `max` is another function.
@@ -255,17 +242,25 @@ class ReLUMode(TorchFunctionMode, ABC):
         z = args[0] if args else kwargs.get("input")
         if not (isinstance(z, Tensor) and z.requires_grad):
             return func(*args, **kwargs)
-        further = {key: value for key, value in kwargs.items() if key != "input"}
-        bend = _bend(name.strip("_"), z, args[1:], further)
+        bend = _bend(name.strip("_"), z, args[1:], kwargs)
         if bend is None or not torch.is_grad_enabled():
             return self.other(func, name, args, kwargs)
-        in_place = bool(name.endswith("_") or kwargs.get("inplace"))
         self.found += 1
-        return self.activate(z, bend, lambda z: func(z, *args[1:], **further), in_place)
+        return self.activate(bend, *as_activation(func, name, args, kwargs))
 
     def other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Run a function that is no ReLU."""
         return func(*args, **kwargs)
+
+
+def as_activation(
+    func: Any, name: str, args: Any, kwargs: Any
+) -> tuple[Tensor, Callable[[Tensor], Tensor], bool]:
+    """Return an activation's input, a function of it alone, and whether that works in place."""
+    further = {key: value for key, value in kwargs.items() if key != "input"}
+    in_place = bool(name.endswith("_") or kwargs.get("inplace"))
+    z = args[0] if args else kwargs["input"]
+    return z, lambda z: func(z, *args[1:], **further), in_place
 
 
 class _Smooth(torch.autograd.Function):
@@ -285,15 +280,29 @@ class _Smooth(torch.autograd.Function):
         return grads[0] * ctx.bend.slope(ctx.derivative, z), None, None, None
 
 
-class smooth_relu(ReLUMode):  # noqa: N801  (a context manager, named like torch.no_grad)
+class _Smoothing(ReLUMode):
+    """Gives each ReLU the derivative that a `Slope` chooses."""
+
+    def activate(
+        self, bend: Bend, z: Tensor, exact: Callable[[Tensor], Tensor], in_place: bool
+    ) -> Tensor:
+        """See `ReLUMode`."""
+        # _Smooth saves its input for the backward pass: of an operation in place, it gets a copy.
+        saved = z.clone() if in_place else z
+        result: Tensor = _Smooth.apply(saved, exact, bend, self.slope(z, self.progress))
+        return z.copy_(result) if in_place else result
+
+
+@contextmanager
+def smooth_relu(derivative: Smoothing = h, progress: float = 0.0) -> Iterator[ReLUMode]:
     """Give every ReLU that runs inside the context another derivative; the values stay exact.
 
     Backward passes may run after the context is left. Activation checkpointing, which would run the
     model again without it, is refused.
 
     Args:
-        derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z; or a
-            `Slope`, which chooses one for each layer.
+        derivative: `h`, `sigma`, `step` or any differentiable elementwise function of z; a `Slope`,
+            which chooses one for each layer; or another `Smoothing`.
         progress: What a `Slope` is told of the attack's progress.
 
     >>> z = torch.tensor([-3.0, 3.0], requires_grad=True)
@@ -302,28 +311,11 @@ class smooth_relu(ReLUMode):  # noqa: N801  (a context manager, named like torch
     >>> y.tolist(), torch.autograd.grad(y.sum(), z)[0].round(decimals=2).tolist()
     ([0.0, 3.0], [0.05000000074505806, 0.949999988079071])
     """
-
-    def __init__(self, derivative: Derivative | Slope = h, progress: float = 0.0) -> None:
-        super().__init__()
-        self.slope = derivative if isinstance(derivative, Slope) else Everywhere(derivative)
-        self.progress = progress
-
-    def guards(self, stack: ExitStack) -> None:
-        """See `ReLUMode`."""
-        super().guards(stack)
-        stack.enter_context(disable_saved_tensors_hooks(_HOOKED))
-
-    def __exit__(self, *error: Any) -> None:
-        """Leave the context; refuse what saved tensors by hooks."""
-        super().__exit__(*error)
-        if _HOOKED in str(error[1]):
-            raise ValueError(_HOOKED) from error[1]
-
-    def activate(
-        self, z: Tensor, bend: Bend, exact: Callable[[Tensor], Tensor], in_place: bool
-    ) -> Tensor:
-        """See `ReLUMode`."""
-        # _Smooth saves its input for the backward pass: of an operation in place, it gets a copy.
-        saved = z.clone() if in_place else z
-        result: Tensor = _Smooth.apply(saved, exact, bend, self.slope(z, self.progress))
-        return z.copy_(result) if in_place else result
+    mode = _Smoothing(as_slope(derivative), progress)
+    try:
+        with disable_saved_tensors_hooks(_HOOKED), eagerly(), mode:
+            yield mode
+    except Exception as error:
+        if _HOOKED in str(error):
+            raise ValueError(_HOOKED) from error
+        raise

@@ -12,7 +12,6 @@ References: Springenberg et al., 2015 (guided backpropagation); Zeiler and Fergu
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_adv2.interpreters.tap import eagerly
-from captum_adv2.spec import SoundnessWarning
+from captum_adv2.spec import doubt
 
 
 @dataclass
@@ -86,11 +85,9 @@ def warn_of_missed(name: str, rule: Rule, met: int, outputs: list[Tensor]) -> bo
     missed = not met or met < total
     if missed:
         got = f"{met} of {total} activations" if met else "no module that it is for"
-        warnings.warn(
+        doubt(
             f"the rule of {name} met {got} in the forward pass: functional ones, and those of "
             "scripted or exported models, keep their own derivative",
-            SoundnessWarning,
-            stacklevel=2,
         )
     return missed
 
@@ -110,12 +107,10 @@ def warn_of_rest(name: str, attributions: Tensor, output: Tensor, target: Tensor
         allowed += 100 * torch.finfo(output.dtype).eps * output.abs().amax()
         rest = (each.sum(dim=1) - wanted).abs()
     if bool((rest > allowed).any()):
-        warnings.warn(
+        doubt(
             f"the attributions of {name} do not sum to the difference of the logits: an operation "
             "has no rule, as it is no module of torch.nn or of another kind, or max pooling "
             "follows an activation",
-            SoundnessWarning,
-            stacklevel=2,
         )
 
 

@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""Feature maps of a forward pass, read without changing the model."""
+"""Forward passes that are watched, or run in another way, without changing the model."""
 
 from __future__ import annotations
 
 import difflib
 import sys
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from captum_adv2.spec import SoundnessWarning
+from captum_adv2.spec import doubt
+
+
+class Mode(TorchFunctionMode, ABC):
+    """A context in which each function of tensors is run by `run`."""
+
+    @abstractmethod
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return a function's value."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.run(func, args, kwargs or {})
 
 
 class Tap:
@@ -74,8 +86,7 @@ def tapped(module: nn.Module, side: Literal["input", "output"]) -> Iterator[Tap]
 def warn_of_runs(layer: str, runs: int) -> None:
     """Warn where a layer runs more than once in a forward pass."""
     if runs > 1:
-        message = f"{layer} runs {runs} times in a forward pass: its last output is explained"
-        warnings.warn(message, SoundnessWarning, stacklevel=2)
+        doubt(f"{layer} runs {runs} times in a forward pass: its last output is explained")
 
 
 def find_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:

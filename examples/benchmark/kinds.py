@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Run: TypeAlias = Callable[[Any, Tensor], Any]
+Run: TypeAlias = Callable[..., Any]  # of a network and images
 
 
 @dataclass(frozen=True)
@@ -48,36 +48,39 @@ class Kind:
     shape: tuple[int, ...] = (2, 3, 16, 16)
     dtype: torch.dtype = torch.float64
 
-    def models(self) -> tuple[nn.Module, nn.Module]:
-        """Return the model, and the plain one in float64, of the same weights, in eval mode."""
-        with torch.random.fork_rng(), warnings.catch_warnings():
+    def case(self) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+        """Return the model, the plain one in float64, of the same weights, images and classes."""
+        generator = torch.Generator().manual_seed(1)
+        images = torch.rand(self.shape, generator=generator, dtype=torch.float64).to(self.dtype)
+        with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            model = settled(self.plain(), self.shape).to(self.dtype)
+            model = tamed(self.plain().double(), self.shape).to(self.dtype)
             plain = copy.deepcopy(model).double()
-            return self.spelled(model), plain
-
-    def images(self) -> Tensor:
-        """Return images that the models accept."""
-        generator = torch.Generator().manual_seed(1)
-        return torch.rand(self.shape, generator=generator, dtype=torch.float64).to(self.dtype)
+            target = plain(images.double()).argmax(dim=1)
+            with torch.enable_grad():
+                return self.spelled(model), plain, images, target
 
 
-def settled(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """Give a model in float64 ordinary activations, by the statistics of a batch."""
-    model = model.double().eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+def settled(model: nn.Module, images: Tensor) -> nn.Module:
+    """Give a network in eval mode ordinary activations, by the statistics of a batch."""
+    norms = [norm.train() for norm in model.eval().modules() if isinstance(norm, nn.BatchNorm2d)]
     for norm in norms:
-        norm.train().momentum = 1.0
+        norm.momentum = 1.0
     with torch.no_grad():
-        head = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-        if not head.weight.any():  # as some libraries start it
-            nn.init.normal_(head.weight)
-        images = torch.rand(max(4, shape[0]), *shape[1:], dtype=torch.float64)
         model(images)
-        largest = model.eval()(images).abs().amax()
-        for weight in head.parameters():  # where p rounds to 1, its gradient is lost
-            weight.mul_(2 / largest.clamp(min=2))
+    return model.eval()
+
+
+def tamed(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Give a model in float64 ordinary activations and logits: at p = 1 gradients are lost."""
+    head: Any = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    if not head.weight.any():  # as some libraries start it
+        nn.init.normal_(head.weight)
+    images = torch.rand(max(4, shape[0]), *shape[1:], dtype=torch.float64)
+    largest = settled(model, images)(images).abs().amax()
+    for weight in head.parameters():
+        weight.mul_(2 / largest.clamp(min=2))
     return model
 
 
@@ -107,40 +110,14 @@ class Tiny(nn.Module):
 class Around(nn.Module):
     """A network that is run by a function."""
 
-    def __init__(self, net: nn.Module, run: Run) -> None:
+    def __init__(self, net: nn.Module | None, run: Run) -> None:
         super().__init__()
         self.net, self.run = net, run
         self.eval()
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor, *further: Any, **named: Any) -> Any:
         """Return what the function returns."""
-        return self.run(self.net, x)
-
-
-class Function(nn.Module):
-    """A function of tensors as a module without weights."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the function's value."""
-        return self.function(x)
-
-
-class Lightning(nn.Module):
-    """A module with further arguments, as training frameworks have them."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.eval()
-
-    def forward(self, x: Tensor, labels: Tensor | None = None, *, loss: bool = False) -> Tensor:
-        """Return logits, or the loss."""
-        logits: Tensor = self.net(x)
-        return F.cross_entropy(logits, labels) if loss else logits
+        return self.run(self.net, x, *further, **named)
 
 
 class OwnReLU(torch.autograd.Function):
@@ -170,7 +147,7 @@ def activated(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], nn.
         for module in list(plain.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.ReLU):
-                    setattr(module, name, Function(function))
+                    setattr(module, name, Around(None, lambda _, x: function(x)))
         return plain.eval()
 
     return spelled
@@ -192,73 +169,36 @@ def checkpointed(reentrant: bool) -> Callable[[nn.Module], nn.Module]:
     return around(run)
 
 
-def in_place(net: nn.Module, x: Tensor) -> Tensor:
-    """Normalise in place."""
-    x -= 0.5
-    x *= 2.0
-    return net(x)
-
-
-def normalized() -> nn.Module:
-    """Return a network behind a normalisation."""
-    return Around(Tiny(), lambda net, x: net((x - 0.5) * 2.0))
-
-
-def broken(net: nn.Module, x: Tensor) -> Tensor:
-    """Return logits that are NaN."""
-    return net(x) * torch.nan
-
-
-@torch.no_grad()
-def without_grad(net: nn.Module, x: Tensor) -> Tensor:
-    """Run without a graph."""
-    return net(x)
-
-
-def flips() -> nn.Module:
-    """Return a network whose logits are the mean of those of an image and its mirror image."""
-    return Around(Tiny(), lambda net, x: (net(x) + net(x.flip(-1))) / 2)
-
-
-class Pair(nn.Module):
-    """The mean of two networks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nets = nn.ModuleList([Tiny(), Tiny(activation=nn.SiLU)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the mean logits."""
-        return torch.stack([net(x) for net in self.nets]).mean(dim=0)
-
-
-def parametrized(function: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
-    """Return what makes a network whose convolutions are parametrised."""
-
-    def plain() -> nn.Module:
-        net = Tiny()
-        for module in list(net.modules()):
-            if isinstance(module, nn.Conv2d):
-                function(module)
-        return net
-
-    return plain
-
-
-def quantised(net: nn.Module, x: Tensor) -> Tensor:
-    """Round the image to 8 bits, as fixed-point arithmetic does."""
-    return net((x * 255).round() / 255)
+def parametrized() -> nn.Module:
+    """Return a network whose convolutions are parametrised."""
+    net = Tiny()
+    ways = nn.utils.parametrizations
+    for way, layer in zip(
+        (ways.spectral_norm, ways.weight_norm, ways.weight_norm),
+        (net.stem[0], net.body[0], net.body[2]),
+        strict=True,
+    ):
+        way(layer)
+    return net
 
 
 def exported(plain: nn.Module) -> nn.Module:
     """Return the graph of a network."""
-    example = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     batch = {0: torch.export.Dim.AUTO}
-    graph: nn.Module = torch.export.export(plain, (example,), dynamic_shapes=(batch,)).module()
+    graph: nn.Module = torch.export.export(plain, (_EXAMPLE,), dynamic_shapes=(batch,)).module()
     return graph
 
 
+def compiled(plain: nn.Module) -> nn.Module:
+    """Return a compiled network that has run."""
+    made: Any = torch.compile(plain, backend="eager")
+    made(_EXAMPLE)
+    return made
+
+
+_EXAMPLE = torch.full((2, 3, 16, 16), 0.5, dtype=torch.float64)
 NO_LAYER: dict[str, Any] = {"layer": "", "head": ""}
+INSIDE: dict[str, Any] = {"layer": "net.body", "head": "net.fc"}
 SPELLINGS = [
     Kind("plain", Tiny),
     Kind("functional ReLUs", Tiny, activated(F.relu)),
@@ -272,49 +212,54 @@ SPELLINGS = [
     Kind("parametric ReLUs", lambda: Tiny(activation=nn.PReLU)),
     Kind("SiLU", lambda: Tiny(activation=nn.SiLU)),
     Kind("one ReLU module, reused", Tiny, shared),
-    Kind("one channel", lambda: Tiny(1), shape=(2, 1, 16, 16)),
-    Kind("four channels", lambda: Tiny(4), shape=(2, 4, 16, 16)),
-    Kind("images not square", Tiny, shape=(2, 3, 12, 20)),
-    Kind("batch of one", Tiny, shape=(1, 3, 16, 16)),
-    Kind("two classes", lambda: Tiny(classes=2)),
+    Kind("one channel, two classes", lambda: Tiny(1, 2), shape=(2, 1, 16, 16)),
+    Kind("one image, not square", Tiny, shape=(1, 3, 12, 20)),
     Kind("float32", Tiny, dtype=torch.float32),
     Kind("bfloat16", Tiny, dtype=torch.bfloat16),
     Kind("weights without gradients", Tiny, lambda plain: plain.requires_grad_(False)),
     Kind("train mode", Tiny, lambda plain: plain.train()),
-    Kind("spectral norm", parametrized(nn.utils.parametrizations.spectral_norm)),
-    Kind("weight norm", parametrized(nn.utils.parametrizations.weight_norm)),
+    Kind("spectral and weight norm", parametrized),
     Kind(
-        "normalises in place", normalized, lambda n: Around(n.net, in_place), "net.body", "net.fc"
+        "normalises in place",
+        lambda: Around(Tiny(), lambda net, x: net((x - 0.5) * 2.0)),
+        lambda plain: Around(plain.net, lambda net, x: net(x.sub_(0.5).mul_(2.0))),
+        **INSIDE,
     ),
     Kind("fixed batch size", Tiny, around(lambda net, x: net(x.view(2, 3, 16, 16)))),
-    Kind("mean over flips", flips, layer="net.body", head=""),
-    Kind("mean of two networks", Pair, layer="nets.1.body", head=""),
+    Kind(
+        "mean over flips",
+        lambda: Around(Tiny(), lambda net, x: (net(x) + net(x.flip(-1))) / 2),
+        layer="net.body",
+        head="",
+    ),
+    Kind(
+        "mean of two networks",
+        lambda: Around(
+            nn.ModuleList([Tiny(), Tiny(activation=nn.SiLU)]),
+            lambda nets, x: torch.stack([net(x) for net in nets]).mean(dim=0),
+        ),
+        layer="net.1.body",
+        head="",
+    ),
     Kind("returns `.logits`", Tiny, around(lambda net, x: SimpleNamespace(logits=net(x)))),
     Kind("`.logits` taken", Tiny, around(lambda net, x: SimpleNamespace(logits=net(x)).logits)),
-    Kind("further arguments", Tiny, Lightning),
+    Kind("further arguments", Tiny, around(lambda net, x, labels=None, *, loss=False: net(x))),
     Kind("one logit", Tiny, around(lambda net, x: net(x)[:, :1])),
     Kind("softmax at the end", Tiny, around(lambda net, x: net(x).softmax(dim=1))),
-    Kind("NaN logits", Tiny, around(broken)),
-    Kind("`no_grad` inside", Tiny, around(without_grad)),
-    Kind("rounds to 8 bits", lambda: Around(Tiny(), quantised), layer="net.body", head="net.fc"),
+    Kind("NaN logits", Tiny, around(lambda net, x: net(x) * torch.nan)),
+    Kind("`no_grad` inside", Tiny, around(torch.no_grad()(lambda net, x: net(x)))),
+    Kind(
+        "rounds to 8 bits",
+        lambda: Around(Tiny(), lambda net, x: net((x * 255).round() / 255)),
+        **INSIDE,
+    ),
     Kind("`DataParallel`", Tiny, lambda plain: nn.DataParallel(plain).eval()),
     Kind("`checkpoint`", Tiny, checkpointed(False)),
     Kind("`checkpoint`, reentrant", Tiny, checkpointed(True)),
-    Kind("`torch.compile`", Tiny, lambda plain: compiled(plain)),
-    Kind("`torch.jit.trace`", Tiny, lambda net: torch.jit.trace(net, _example())),
+    Kind("`torch.compile`", Tiny, compiled),
+    Kind("`torch.jit.trace`", Tiny, lambda net: torch.jit.trace(net, _EXAMPLE)),
     Kind("`torch.jit.script`", Tiny, torch.jit.script),
     Kind("`nn.Sequential(script)`", Tiny, lambda net: nn.Sequential(torch.jit.script(net))),
     Kind("`torch.export`", Tiny, exported),
     Kind("channels last in memory", Tiny, lambda net: net.to(memory_format=torch.channels_last)),
 ]
-
-
-def compiled(plain: nn.Module) -> nn.Module:
-    """Return a compiled network that has run."""
-    made: Any = torch.compile(plain, backend="eager")
-    made(_example())
-    return made
-
-
-def _example() -> Tensor:
-    return torch.rand(2, 3, 16, 16, dtype=torch.float64)

@@ -15,6 +15,7 @@ import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,14 @@ ROWS = [
     Row("`MASK`", _mask, oracles.mask, ""),
     Row("`RTS`", lambda kind, net: RTS(net, _masking_model(kind, net)), _rts_map, "exact", False),
     Row("`Saliency`", _captum("Saliency"), oracles.saliency, "smooth"),
-    Row("`GuidedBackprop`", _captum("GuidedBackprop"), oracles.guided, "smooth"),
+    Row(
+        "`GuidedBackprop`",
+        _captum("GuidedBackprop"),
+        partial(oracles.saliency, guided=True),
+        "smooth",
+    ),
     Row("`DeepLift`", _captum("DeepLift"), oracles.by_captum(ca.DeepLift), "slopes"),
-    Row("`LayerGradCam`", _layer_grad_cam, oracles.layer_grad_cam, "smooth"),
+    Row("`LayerGradCam`", _layer_grad_cam, partial(oracles.grad_cam, absolute=True), "smooth"),
     Row(
         "`Occlusion`",
         lambda kind, model: CaptumInterpreter(ca.Occlusion(model), **_window(kind)),
@@ -186,38 +192,30 @@ TOLERANCE = {torch.float64: 2e-3, torch.float32: 5e-2, torch.bfloat16: 0.5}
 
 def explained(row: Row, kind: Kind) -> str:
     """Return what becomes of a map: right, refused, warned of, or what is wrong with it."""
-    model, plain = kind.models()
-    images, target = kind.images(), _target(plain, kind.images())
+    model, plain, images, target = kind.case()
 
-    def call() -> Tensor:
+    def call() -> Tensor | None:
         interpreter = row.build(kind, model)
         return interpreter and interpreter(images, target).detach()
 
     def error(maps: Tensor) -> float:
-        x = images.double().requires_grad_()
         oracle = _oracle(row, kind, smooth=False)
         if oracle is None:
             return torch.inf
-        theirs = oracle(kind, plain, x, target)[0].detach()
-        if theirs.shape != maps.shape:
-            return torch.inf
-        return float((maps - theirs).abs().amax())
+        theirs = oracle(kind, plain, images.double().requires_grad_(), target)[0].detach()
+        return float((maps - theirs).abs().amax()) if theirs.shape == maps.shape else torch.inf
 
     return _verdict(call, error, kind)
 
 
 def attacked(row: Row, kind: Kind) -> str:
     """Return what becomes of an attack: right, refused, warned of, or what is wrong with it."""
-    model, plain = kind.models()
-    images, target = kind.images(), _target(plain, kind.images())
-
-    def call() -> Tensor | None:
-        return _first_gradient(row, kind, model, images, target)
-
-    def error(gradient: Tensor) -> float:
-        return _gradient_error(row, kind, plain, images.double(), target, gradient.double())
-
-    return _verdict(call, error, kind)
+    model, plain, images, target = kind.case()
+    return _verdict(
+        lambda: _first_gradient(row, kind, model, images, target),
+        lambda found: _gradient_error(row, kind, plain, images.double(), target, found.double()),
+        kind,
+    )
 
 
 def _first_gradient(
@@ -275,11 +273,6 @@ def _slope_error(explain: Any, settings: tuple[Any, ...], gradient: Tensor) -> f
         slope = oracles.slope_along(along, explain, *settings)
         errors.append(gain * abs(slope - float((gradient * along).sum())))
     return max(errors) / float(gradient.norm())
-
-
-def _target(plain: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return plain(images.double()).argmax(dim=1)
 
 
 def _wanted(maps: Tensor) -> Tensor:

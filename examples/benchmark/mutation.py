@@ -55,7 +55,7 @@ def module(mutant: str) -> str:
 
 
 def table(found: dict[str, str]) -> str:
-    """Return the table of docs/testing.md: a row for each module, and one for all."""
+    """Return a table: a row for each module, and one for all."""
     total, noticed = (
         Counter(module(name) for name, status in found.items() if status in wanted)
         for wanted in (set(found.values()), NOTICED)

@@ -7,7 +7,7 @@ All of it is double backward, hooks and Captum's own calls, on the plain model i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -96,10 +96,6 @@ def smooth() -> Iterator[None]:
 # Maps, each with the logits, differentiable
 
 
-def _pooled(attributions: Tensor) -> Tensor:
-    return scaled(F.avg_pool2d(attributions.abs().amax(dim=1, keepdim=True), 2))
-
-
 def _gradient(score: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad(score.sum(), x, create_graph=True)[0]
 
@@ -108,28 +104,37 @@ def _probability(logits: Tensor, target: Tensor) -> Tensor:
     return logits.softmax(dim=1).gather(1, target[:, None])
 
 
-def gradient(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the probability (Eq. 5)."""
-    logits = plain(x)
-    return _pooled(_gradient(_probability(logits, target), x)), logits
+def by_gradients(
+    points: Callable[[Tensor], Iterable[tuple[float, Tensor]]], times_input: bool = False
+) -> Map:
+    """Return a map of gradients of the probability (Eq. 5), summed over weighted points."""
+
+    def explain(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros_like(x)
+        for weight, point in points(x):
+            total = total + weight * _gradient(_probability(plain(point), target), point)
+        maps = (x * total if times_input else total).abs().amax(dim=1, keepdim=True)
+        return scaled(F.avg_pool2d(maps, 2)), plain(x)
+
+    return explain
 
 
-def smooth_grad(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean gradient of three noisy copies."""
+def noisy(x: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """Yield three noisy copies."""
     generator = torch.Generator().manual_seed(0)
     noise = 0.1 * torch.randn((3, 1, *x.shape[1:]), generator=generator).to(x)
-    total = sum(_gradient(_probability(plain(x + each), target), x) for each in noise)
-    return _pooled(total), plain(x)
+    return ((1.0, x + each) for each in noise)
 
 
-def integrated(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return integrated gradients from black, by three points of Gauss and Legendre."""
+def from_black(x: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """Yield three points of Gauss and Legendre on the line from black."""
     places, weights = np.polynomial.legendre.leggauss(3)
-    total = torch.zeros_like(x)
-    for place, weight in zip(places, weights, strict=True):
-        point = x * (1 + place) / 2
-        total = total + weight * _gradient(_probability(plain(point), target), point)
-    return _pooled(x * total), plain(x)
+    return ((weight, x * (1 + place) / 2) for place, weight in zip(places, weights, strict=True))
+
+
+gradient = by_gradients(lambda x: [(1.0, x)])
+smooth_grad = by_gradients(noisy)
+integrated = by_gradients(from_black, times_input=True)
 
 
 def _features(kind: Kind, plain: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,38 +177,29 @@ def cam(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor
     return scaled((maps * weight.flatten(1)[target, :, None, None]).sum(1, keepdim=True)), logits
 
 
-def grad_cam(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features weighted by their mean gradient, positive part (Eq. 14, 15)."""
+def grad_cam(
+    kind: Kind, plain: nn.Module, x: Tensor, target: Tensor, absolute: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the features weighted by their mean gradient, positive part (Eq. 14, 15).
+
+    Captum's LayerGradCam takes the ``absolute`` value.
+    """
     maps, logits = _features(kind, plain, x)
     slope = _gradient(logits.gather(1, target[:, None]), maps)
     maps, slope = _planes(kind, maps), _planes(kind, slope)
     sums = (maps * slope.mean(dim=(2, 3), keepdim=True)).sum(1, keepdim=True)
-    return scaled(sums * (sums > 0)), logits
+    return scaled(sums.abs() if absolute else sums * (sums > 0)), logits
 
 
-def saliency(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the logit."""
+def saliency(
+    kind: Kind, plain: nn.Module, x: Tensor, target: Tensor, guided: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the logit, of smooth ReLUs also by guided backpropagation."""
     logits = plain(x)
-    slope = _gradient(logits.gather(1, target[:, None]), x)
-    return scaled(slope.abs().amax(dim=1, keepdim=True)), logits
-
-
-def guided(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return guided backpropagation, of a network with smooth ReLUs; its map alone is Captum's."""
-    logits = plain(x)
-    _guided.append(True)
+    _guided[:] = [True] * guided
     slope = _gradient(logits.gather(1, target[:, None]), x)
     _guided.clear()
     return scaled(slope.abs().amax(dim=1, keepdim=True)), logits
-
-
-def layer_grad_cam(
-    kind: Kind, plain: nn.Module, x: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the features weighted by their mean gradient, as Captum's LayerGradCam has it."""
-    maps, logits = _features(kind, plain, x)
-    weights = _gradient(logits.gather(1, target[:, None]), maps).mean(dim=(2, 3), keepdim=True)
-    return scaled((maps * weights).sum(1, keepdim=True).abs()), logits
 
 
 def by_captum(build: Callable[[nn.Module], Any], **settings: Any) -> Map:

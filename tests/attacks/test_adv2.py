@@ -284,6 +284,16 @@ def test_a_step_is_one_pass_one_report_and_one_candidate(trained, data, mode, ke
     torch.testing.assert_close(reports[0].confidence, first, rtol=0, atol=1e-5)
 
 
+def test_a_far_target_map_counts_once_the_class_is_reached(trained, data):
+    maps = torch.rand(6, 1, *CAM(trained)(*data).shape[-2:], generator=torch.manual_seed(0))
+    attack = partial(ADV2, trained, CAM(trained), steps=3, keep="final")
+    for chosen, gate in (({}, 0.0), ({"target_map": lambda *given: maps}, 30.0)):
+        given_ = attack(interpretation=MapDistance(gate=gate), **chosen)
+        assert torch.equal(targeted(attack(**chosen))(*data), targeted(given_)(*data))
+    passed = targeted(attack())(*data, target_maps=maps)
+    assert torch.equal(passed, targeted(attack(target_map=lambda *given: maps))(*data))
+
+
 class Red(Surrogate):
     """Shows the first colour of images; notes where it starts."""
 

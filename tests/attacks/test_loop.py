@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The loop and its problem: on made-up images, maps and losses of which everything is known."""
 
+import copy
 import sys
 from collections import Counter
 from functools import partial
@@ -13,6 +14,7 @@ from attack_helpers import FLAT_MAPS, targeted
 from conftest import INTERPRETERS
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import captum_adv2
 from captum_adv2 import ADV2
@@ -288,6 +290,48 @@ def test_no_step_looks_at_the_values_of_tensors(monkeypatch, model, data, name):
         monkeypatch.setattr(torch.Tensor, look, watched(look))
     assert looks(4) == looks(10)
     assert looks(10, stop=0.0)["__bool__"] == looks(4, stop=0.0)["__bool__"] + 6
+
+
+# No deterministic form on CUDA, by the notes of `torch.use_deterministic_algorithms`; the last has
+# one by another way, which `torch.nn.functional.interpolate` takes in that mode.
+UNREPEATABLE = {
+    "adaptive_max_pool2d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward",
+    "grid_sampler_2d_backward", "nll_loss2d_forward", "put_", "histc", "bincount", "kthvalue",
+    "replication_pad2d_backward", "upsample_bicubic2d_backward", "upsample_bilinear2d_backward",
+}  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["CAM", "GradCAM", "Gradient", "SmoothGrad", "RTS", "MASK"])
+@pytest.mark.filterwarnings(FLAT_MAPS)
+def test_operations_have_deterministic_forms_on_cuda(model, data, name):
+    build = {row.name: row.build for row in INTERPRETERS}[name]
+    with Operations() as seen:
+        targeted(ADV2(model, build, steps=3))(*data)
+    assert seen.names & UNREPEATABLE <= {"upsample_bilinear2d_backward"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["CAM", "GradCAM", "Gradient", "SmoothGrad", "RTS", "MASK"])
+@pytest.mark.filterwarnings(FLAT_MAPS)
+def test_attacks_repeat_on_cuda_in_deterministic_mode(monkeypatch, model, data, name):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    build = {row.name: row.build for row in INTERPRETERS}[name]
+    attack = targeted(ADV2(copy.deepcopy(model).cuda(), build, steps=20))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(attack(*data), attack(*data))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("stop", [None, 1.0])

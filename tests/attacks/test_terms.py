@@ -161,6 +161,16 @@ def test_the_distance_is_what_numpy_computes(seed, weight, share, l1, size, chan
             np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
 
 
+@given(seed=SEEDS, gate=st.floats(0.1, 50.0))
+def test_a_gate_multiplies_by_a_power_of_the_probability(seed, gate):
+    given_ = candidate(seed)
+    logits = given_.logits.requires_grad_()
+    gated = MapDistance(gate=gate)(given_)
+    reached = logits.softmax(dim=1).gather(1, given_.target[:, None])[:, 0]
+    torch.testing.assert_close(gated, MapDistance()(given_) * reached.detach() ** gate)
+    assert not gated.requires_grad  # the class does not fall to bring the map's loss down
+
+
 def test_maps_of_another_size_give_a_warning_at_the_start():
     term = MapDistance(0.2, reduction="sum", map_size=(7, 7))
     with pytest.warns(SoundnessWarning, match=r"maps of size \(7, 7\), got \(4, 6\)"):

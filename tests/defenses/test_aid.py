@@ -12,6 +12,7 @@ from captum_adv2 import ADV2
 from captum_adv2.defenses.aid import Distillation, distill
 from captum_adv2.interpreters import RTS, train_masking_model
 from captum_adv2.interpreters.training import MaskingLoss, random_others
+from captum_adv2.spec import SoundnessWarning
 from captum_adv2.testing import unchanged
 
 QUICK = {"epochs": 2, "lr": 0.01, "steps": 2, "verbose": False}
@@ -99,6 +100,11 @@ def test_a_checkpoint_of_another_distillation_is_refused(model, tmp_path):
     for other, settings in others:
         with pytest.raises(ValueError, match="expected a checkpoint of this training"):
             distill(model, loader, other, **QUICK, checkpoint=path, **settings)
+
+
+def test_eps_in_levels_is_noticed(model):
+    with pytest.warns(SoundnessWarning, match="^eps is 8, more than the whole range"):
+        distill(model, [blobs(4)], untrained(model), **QUICK, eps=8)
 
 
 def test_all_arguments_are_in_the_signature():

@@ -9,6 +9,7 @@ import torchattacks
 from conftest import mixed
 from hypothesis import given
 from hypothesis import strategies as st
+from kinds import Around
 from torch import Tensor, nn
 
 from captum_adv2.defenses import EnsembleDetector
@@ -20,12 +21,10 @@ def build(model: nn.Module) -> EnsembleDetector:
     return EnsembleDetector(Ensemble([CAM(model), Gradient(model)]))
 
 
-class Brightness(nn.Module):
-    """Class 1 where the image is bright."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = x.mean(dim=(1, 2, 3)) - 0.5
-        return torch.stack([-score, score], dim=1)
+def brightness(net: None, x: Tensor) -> Tensor:
+    """Return logits of class 1 where the image is bright."""
+    score = x.mean(dim=(1, 2, 3)) - 0.5
+    return torch.stack([-score, score], dim=1)
 
 
 class Ramp(Interpreter):
@@ -43,7 +42,7 @@ class Ramp(Interpreter):
 
 @given(bright=st.lists(st.booleans(), min_size=1, max_size=6))
 def test_scores_are_the_disagreement_on_the_predicted_class(bright: list[bool]) -> None:
-    model = Brightness()
+    model = Around(None, brightness)
     ensemble = Ensemble([Ramp(model, turns=False), Ramp(model, turns=True)])
     images = torch.tensor([0.9 if b else 0.1 for b in bright]).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
     scores = EnsembleDetector(ensemble).scores(images)

@@ -15,6 +15,7 @@ import torch
 from conftest import REAL, blobs, mixed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinds import Around
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torchattacks import PGD
@@ -334,29 +335,20 @@ def test_scores_are_distances_of_softmax_vectors(trained: nn.Module, seed: int, 
             np.testing.assert_allclose(column, np.abs(p - q).sum(axis=1), atol=1e-5)
 
 
-class Table(nn.Module):
-    """Logits that are the first row of pixels, a thousand times as large."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 1000 * x[:, 0, 0]
-
-
 def test_scores_at_their_ends(model: nn.Module) -> None:
     assert not FeatureSqueezing(model, [torch.clone]).score(torch.rand(2, 3, 16, 16)).any()
     x = torch.tensor([[0.2, 0.8], [0.9, 0.1]]).view(2, 1, 1, 2)
-    assert FeatureSqueezing(Table(), [lambda x: 1 - x]).score(x).tolist() == [2, 2]
+    table = Around(None, lambda _, x: 1000 * x[:, 0, 0])
+    assert FeatureSqueezing(table, [lambda x: 1 - x]).score(x).tolist() == [2, 2]
 
 
 def test_rounding_does_not_lift_a_score_above_two() -> None:
-    class Shown(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.where(x > 0, 10 * x, -1e4).flatten(1)
-
+    net = Around(None, lambda _, x: torch.where(x > 0, 10 * x, -1e4).flatten(1))
     # Other classes after a flip: twice the sum of a softmax vector, which is only nearly 1.
     x = torch.nn.functional.pad(images(0, (200, 1, 1, 3)).clamp(min=0.1), (0, 3))
-    p, q = (Shown()(z).softmax(dim=1) for z in (x, x.flip(3)))
+    p, q = (net(z).softmax(dim=1) for z in (x, x.flip(3)))
     assert (p - q).abs().sum(dim=1).max() > 2
-    assert FeatureSqueezing(Shown(), [lambda x: x.flip(3)]).score(x).max() == 2
+    assert FeatureSqueezing(net, [lambda x: x.flip(3)]).score(x).max() == 2
 
 
 def test_one_forward_pass_without_a_graph(model: nn.Module) -> None:
@@ -372,13 +364,10 @@ def test_one_forward_pass_without_a_graph(model: nn.Module) -> None:
     ("dtype", "wide"), [(torch.float16, torch.float32), (torch.float64, torch.float64)]
 )
 def test_softmax_is_in_float32_at_least(dtype: torch.dtype, wide: torch.dtype) -> None:
-    class Cast(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.mean(dim=(2, 3)).to(dtype)
-
+    cast = Around(None, lambda _, x: x.mean(dim=(2, 3)).to(dtype))
     x = images(0, (4, 3, 8, 8))
-    scores = FeatureSqueezing(Cast(), [BitDepth(1)]).score(x)
-    p, q = (Cast()(z).to(wide).softmax(dim=1) for z in (x, BitDepth(1)(x)))
+    scores = FeatureSqueezing(cast, [BitDepth(1)]).score(x)
+    p, q = (cast(z).to(wide).softmax(dim=1) for z in (x, BitDepth(1)(x)))
     assert scores.dtype == wide
     torch.testing.assert_close(scores, (p - q).abs().sum(dim=1))
 
@@ -419,6 +408,8 @@ def test_a_detector_needs_squeezers_and_logits(model: nn.Module) -> None:
         FeatureSqueezing(model, [])
     with pytest.raises(ValueError, match=r"expected the model to return logits of shape \(4, "):
         FeatureSqueezing(nn.Identity(), [BitDepth(3)]).score(torch.rand(2, 3, 4, 4))
+    with pytest.raises(TypeError, match="images of the model's dtype .*float32 .*use images.to"):
+        FeatureSqueezing(model, [BitDepth(3)]).score(torch.rand(2, 3, 16, 16).double())
 
 
 def test_a_detector_comes_back_from_its_file(model: nn.Module, tmp_path: Path) -> None:
@@ -430,28 +421,15 @@ def test_a_detector_comes_back_from_its_file(model: nn.Module, tmp_path: Path) -
     assert repr(again) == f"FeatureSqueezing(TinyNet, {list(SOME)})"
 
 
-@pytest.mark.parametrize(
-    "others", [SOME[:2], SOME[::-1], (BitDepth(3), *SOME[1:])], ids=["fewer", "order", "bits"]
-)
-def test_files_of_other_squeezers_are_refused(
-    model: nn.Module, tmp_path: Path, others: tuple[Squeezer, ...]
-) -> None:
+def test_thresholds_of_others_are_refused(model: nn.Module, tmp_path: Path) -> None:
     FeatureSqueezing(model, SOME).fit(blobs(4)[0]).save(tmp_path / "thresholds")
-    with pytest.raises(ValueError, match="^expected the thresholds of .*; pass the same squeezers"):
-        FeatureSqueezing.load(tmp_path / "thresholds", model, others)
-
-
-def test_thresholds_are_of_the_model_that_they_were_fitted_on(
-    model: nn.Module, tmp_path: Path
-) -> None:
-    FeatureSqueezing(model, SOME).fit(blobs(4)[0]).save(tmp_path / "thresholds")
+    for others in (SOME[:2], SOME[::-1], (BitDepth(3), *SOME[1:])):  # fewer, order, bits
+        with pytest.raises(ValueError, match="^expected the thresholds of .*; pass the same squee"):
+            FeatureSqueezing.load(tmp_path / "thresholds", model, others)
     other = copy.deepcopy(model)
     next(other.parameters()).data += 1e-3
     with pytest.raises(ValueError, match="expected the thresholds of this model, got"):
         FeatureSqueezing.load(tmp_path / "thresholds", other, SOME)
-
-
-def test_other_files_and_unfitted_detectors_are_refused(model: nn.Module, tmp_path: Path) -> None:
     storage.save({}, tmp_path / "other", "thing")
     with pytest.raises(ValueError, match="expected the file of a feature squeezing detector"):
         FeatureSqueezing.load(tmp_path / "other", model, SOME)

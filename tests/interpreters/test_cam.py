@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TinyNet, torchvision_net
+from kinds import Around
 from torch import Tensor, nn
 from torchvision import models
 
@@ -37,15 +38,6 @@ def pooled(*tail: nn.Module, head: float = 1.0) -> nn.Module:
         )
     net[-1].weight.data.mul_(head)
     return nn.Sequential(*net, *tail).eval()
-
-
-class Times(nn.Module):
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.factor * x
 
 
 class TestByHand:
@@ -142,7 +134,7 @@ class TestHead:
     @pytest.mark.parametrize("factor", [0.95, 0.98, 0.995, 1.005, 1.02, 1.05])
     def test_logits_are_the_heads_within_a_percent(self, factor: float) -> None:
         images, target = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
-        net = pooled(Times(factor), head=0.0)
+        net = pooled(Around(None, lambda _, x: factor * x), head=0.0)
         net[4].weight.data[0] = 50.0
         net[4].weight.data.div_(net(images[:1]).amax() / 20)  # the largest logit is about 20
         if abs(factor - 1) < 0.01:
@@ -196,15 +188,8 @@ class TestHead:
     def test_pooling_however_written(
         self, model: nn.Module, data: Any, pool: Callable[[Tensor], Tensor]
     ) -> None:
-        class Net(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.inner = model
-
-            def forward(self, x: Tensor) -> Tensor:
-                return self.inner.fc(pool(features_of(self.inner, x)))
-
-        torch.testing.assert_close(CAM(Net().eval())(*data), CAM(model)(*data), atol=1e-5, rtol=0)
+        net = Around(model, lambda inner, x: inner.fc(pool(features_of(inner, x))))
+        torch.testing.assert_close(CAM(net)(*data), CAM(model)(*data), atol=1e-5, rtol=0)
 
 
 class Case(NamedTuple):
@@ -264,7 +249,7 @@ class TestTorchvision:
     @both
     @pytest.mark.parametrize("name", POOLED)
     def test_inside_a_wrapper(self, name: str, kind: Callable[..., Interpreter]) -> None:
-        net, double = torchvision_net(name), Times(2.0)
+        net, double = torchvision_net(name), Around(None, lambda _, x: 2.0 * x)
         maps = kind(nn.Sequential(double, net).eval())(self.PICTURES / 2, TARGET)
         torch.testing.assert_close(maps, kind(net).explain(self.PICTURES, TARGET).maps)
 

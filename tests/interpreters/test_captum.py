@@ -428,6 +428,9 @@ REFUSED_AT_A_CALL = {
     r"LayerActivation .*\(B, C, h, w\), got .*one layer": at("fc", ca.LayerActivation),
     r"nt_type to be one of .* got 'mean'": tunnel(case(ca.Saliency), nt_type="mean"),
     r"expected n_samples at least 1, got 0": case(ca.KernelShap, n_samples=0),
+    r"images' shape, \(1, 3, 16, 16\), got \(16, 9\)": case(
+        ca.FeatureAblation, feature_mask=torch.zeros(16, 9, dtype=torch.long)
+    ),
     r"unexpected .* 'additional_forward_args'": case(ca.KernelShap, additional_forward_args=3),
 }
 

@@ -35,9 +35,8 @@ FORWARD = {"CAM", "RTS", "AttentionRollout"}  # made without an inner gradient
 pytestmark = pytest.mark.filterwarnings("ignore:the rule of .*:captum_adv2.SoundnessWarning")
 
 
-class Shifted(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - 0.45) / 0.25
+def shifted(x: Tensor) -> Tensor:
+    return (x - 0.45) / 0.25
 
 
 class Wrapped(nn.Module):
@@ -45,11 +44,10 @@ class Wrapped(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.shift, self.net = Shifted(), net
-        self.stem, self.body = net.stem, net.body
+        self.net, self.stem, self.body = net, net.stem, net.body
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.shift(x))
+        return self.net(shifted(x))
 
 
 class TwoOutputs(TinyNet):
@@ -291,13 +289,13 @@ class TestObject:
     ) -> None:
         images, labels = data
         interpreter = row.build(model)
-        plain, after = interpreter(images, labels), interpreter.after(Shifted())
+        plain, after = interpreter(images, labels), interpreter.after(shifted)
         wrapped, x = row.build(Wrapped(model).eval()), images.clone().requires_grad_()
         torch.testing.assert_close(after(images, labels), wrapped(images, labels), **CLOSE)
         ours, theirs = (seen(each, x, labels) for each in (after, wrapped))
         torch.testing.assert_close(ours.maps, theirs.maps, **CLOSE)
         if ours.logits is not None:
-            torch.testing.assert_close(ours.logits, model(Shifted()(images)))
+            torch.testing.assert_close(ours.logits, model(shifted(images)))
         slopes = (gradient(each.maps, x) for each in (ours, theirs))
         torch.testing.assert_close(*slopes, atol=1e-4, rtol=1e-3)
         assert torch.equal(interpreter(images, labels), plain)  # not preprocessed itself

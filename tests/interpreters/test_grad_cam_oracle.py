@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """CAM and Grad-CAM on the networks of torchvision and timm equal pytorch-grad-cam's.
 
-The target layer, which pytorch-grad-cam has to be given, is in the table, by hand.
+pytorch-grad-cam has to be given the target layer, which is in the table.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from kinds import settled
 from torch import Tensor, nn
 from torchvision import models
 
@@ -22,90 +23,65 @@ grad_cam = pytest.importorskip("pytorch_grad_cam", reason="needs the extra [dev]
 timm = pytest.importorskip("timm", reason="needs the extra [dev]")
 
 TARGET = torch.tensor([1, 4])
-# The target layer, the size of images, and the network's arguments; last "nhwc": channels last.
-TORCHVISION = {
-    "resnet18": ("layer4", 64),
-    "resnext50_32x4d": ("layer4", 64),
-    "alexnet": ("features.11", 96),
-    "vgg11": ("features.19", 64),
-    "mobilenet_v2": ("features", 64),
-    "mobilenet_v3_small": ("features", 64),
-    "efficientnet_b0": ("features", 64),
-    "efficientnet_v2_s": ("features", 64),
-    "shufflenet_v2_x0_5": ("conv5", 64),
-    "mnasnet0_5": ("layers", 64),
-    "regnet_x_400mf": ("trunk_output", 64),
-    "convnext_tiny": ("features", 64),
-    "squeezenet1_1": ("features", 64),
-    "googlenet": ("inception5b", 64),
-    "inception_v3": ("Mixed_7c", 192),
-    "swin_t": ("permute", 64),
-    "swin_v2_t": ("permute", 64),
-    "maxvit_t": ("blocks.3", 224),
-}
-TIMM = {
-    "resnet18": ("layer4", 64),
-    "resnetv2_50": ("norm", 64),
-    "vgg11": ("features.19", 64),
-    "densenet121": ("features", 64),
-    "mobilenetv3_small_050": ("blocks", 64),
-    "mobilenetv4_conv_small": ("blocks", 64),
-    "efficientnet_lite0": ("bn2", 64),
-    "convnext_atto": ("stages", 64),
-    "ghostnet_100": ("blocks", 64),
-    "repvgg_a0": ("stages", 64),
-    "regnety_002": ("final_conv", 64),
-    "rexnet_100": ("features", 64),
-    "dla34": ("level5", 64),
-    "dpn48b": ("features", 64),
-    "seresnet18": ("layer4", 64),
-    "cspdarknet53": ("stages", 64),
-    "ese_vovnet19b_dw": ("stages", 64),
-    "nf_regnet_b0": ("final_act", 64),
-    "hrnet_w18_small": ("final_layer", 64),
-    "xception41": ("act", 64),
-    "lcnet_050": ("blocks", 64),
-    "edgenext_xx_small": ("stages", 64),
-    "mobilevit_xxs": ("final_conv", 64),
-    "pvt_v2_b0": ("stages", 64),
-    "poolformer_s12": ("stages", 64),
-    "mambaout_femto": ("stages", 64, "nhwc"),
-    "swin_tiny_patch4_window7_224": ("norm", 64, "nhwc"),
-    "swinv2_cr_tiny_ns_224": ("stages", 64),
-    "maxvit_rmlp_pico_rw_256": ("norm", 256),
-    "resnest14d": ("layer4", 64),
-    "inception_v4": ("features", 160),
-}
-SLOW = {
-    *("torchvision-maxvit_t", "torchvision-inception_v3", "torchvision-swin_v2_t"),
-    *("timm-maxvit_rmlp_pico_rw_256", "timm-inception_v4", "timm-vgg11", "timm-xception41"),
-}
-
-# Those that end in average pooling and one linear layer or 1x1 convolution.
-LINEAR = {
-    *(f"torchvision-{name}" for name in TORCHVISION),
-    *(f"timm-{name}" for name in TIMM),
-} - {
-    *(f"torchvision-{name}" for name in ("alexnet", "vgg11", "mobilenet_v3_small")),
-    *("torchvision-convnext_tiny", "torchvision-squeezenet1_1", "torchvision-maxvit_t"),
-    *(f"timm-{name}" for name in ("vgg11", "mobilenetv3_small_050", "mobilenetv4_conv_small")),
-    *(f"timm-{name}" for name in ("convnext_atto", "ghostnet_100", "lcnet_050")),
-    *(f"timm-{name}" for name in ("edgenext_xx_small", "poolformer_s12", "mambaout_femto")),
-}
+# Library, network, target layer, size of images; "cam" where average pooling and one linear layer
+# or 1x1 convolution end it, "nhwc" where channels are last.
+CASES = (
+    "torchvision resnet18 layer4 64 cam",
+    "torchvision resnext50_32x4d layer4 64 cam",
+    "torchvision alexnet features.11 96",
+    "torchvision vgg11 features.19 64",
+    "torchvision mobilenet_v2 features 64 cam",
+    "torchvision mobilenet_v3_small features 64",
+    "torchvision efficientnet_b0 features 64 cam",
+    "torchvision efficientnet_v2_s features 64 cam",
+    "torchvision shufflenet_v2_x0_5 conv5 64 cam",
+    "torchvision mnasnet0_5 layers 64 cam",
+    "torchvision regnet_x_400mf trunk_output 64 cam",
+    "torchvision convnext_tiny features 64",
+    "torchvision squeezenet1_1 features 64",
+    "torchvision googlenet inception5b 64 cam",
+    "torchvision inception_v3 Mixed_7c 192 cam slow",
+    "torchvision swin_t permute 64 cam",
+    "torchvision swin_v2_t permute 64 cam slow",
+    "torchvision maxvit_t blocks.3 224 slow",
+    "timm resnet18 layer4 64 cam",
+    "timm resnetv2_50 norm 64 cam",
+    "timm vgg11 features.19 64 slow",
+    "timm densenet121 features 64 cam",
+    "timm mobilenetv3_small_050 blocks 64",
+    "timm mobilenetv4_conv_small blocks 64",
+    "timm efficientnet_lite0 bn2 64 cam",
+    "timm convnext_atto stages 64",
+    "timm ghostnet_100 blocks 64",
+    "timm repvgg_a0 stages 64 cam",
+    "timm regnety_002 final_conv 64 cam",
+    "timm rexnet_100 features 64 cam",
+    "timm dla34 level5 64 cam",
+    "timm dpn48b features 64 cam",
+    "timm seresnet18 layer4 64 cam",
+    "timm cspdarknet53 stages 64 cam",
+    "timm ese_vovnet19b_dw stages 64 cam",
+    "timm nf_regnet_b0 final_act 64 cam",
+    "timm hrnet_w18_small final_layer 64 cam",
+    "timm xception41 act 64 cam slow",
+    "timm lcnet_050 blocks 64",
+    "timm edgenext_xx_small stages 64",
+    "timm mobilevit_xxs final_conv 64 cam",
+    "timm pvt_v2_b0 stages 64 cam",
+    "timm poolformer_s12 stages 64",
+    "timm mambaout_femto stages 64 nhwc",
+    "timm swin_tiny_patch4_window7_224 norm 64 cam nhwc",
+    "timm swinv2_cr_tiny_ns_224 stages 64 cam",
+    "timm maxvit_rmlp_pico_rw_256 norm 256 cam slow",
+    "timm resnest14d layer4 64 cam",
+    "timm inception_v4 features 160 cam slow",
+)
 
 
-def cases(library: str, table: dict[str, Any]) -> list[Any]:
-    return [
-        pytest.param(
-            library,
-            name,
-            *row,
-            *([""] * (3 - len(row))),
-            id=f"{library}-{name}",
-            marks=[pytest.mark.slow] if f"{library}-{name}" in SLOW else [],
-        )
-        for name, row in table.items()
-    ]
+def case(row: str) -> Any:
+    library, name, layer, size, *flags = row.split()
+    marks = [pytest.mark.slow] if "slow" in flags else []
+    return pytest.param(library, name, layer, int(size), flags, id=f"{library}-{name}", marks=marks)
 
 
 def network(library: str, name: str, size: int) -> nn.Module:
@@ -121,13 +97,8 @@ def network(library: str, name: str, size: int) -> nn.Module:
             sized = {"img_size": size} if "swin" in name or "vit_rm" in name else {}
             sized |= {"window_size": 2} if name.startswith("swin_") else {}
             net = timm.create_model(name, pretrained=False, num_classes=10, **sized)
-    net = net.double().eval()
-    for norm in net.modules():  # statistics of a batch make up for weights that are not trained
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.train().momentum = 1.0
-    with torch.no_grad():
-        net(torch.rand(2, 3, size, size, dtype=torch.float64))
-    return net.eval().requires_grad_(False)
+    images = torch.rand(2, 3, size, size, dtype=torch.float64)
+    return settled(net.double(), images).requires_grad_(False)
 
 
 def theirs(net: nn.Module, layer: str, images: Tensor, layout: Any) -> Tensor:
@@ -138,28 +109,20 @@ def theirs(net: nn.Module, layer: str, images: Tensor, layout: Any) -> Tensor:
             self.raw = super().get_cam_image(*args)
             return self.raw
 
-    move = (lambda a: a.permute(0, 3, 1, 2)) if layout == "nhwc" else layout or None
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
+    move = (lambda a: a.permute(0, 3, 1, 2)) if layout is True else layout or None
     with Native(net, [operator.attrgetter(layer)(net)], reshape_transform=move) as method:
-        method(
-            images.clone().requires_grad_(),
-            [ClassifierOutputTarget(int(label)) for label in TARGET],
-        )
+        method(images.clone().requires_grad_(), [operator.itemgetter(int(c)) for c in TARGET])
     return min_max(torch.from_numpy(method.raw)[:, None].relu())
 
 
-@pytest.mark.parametrize(
-    ("library", "name", "layer", "size", "layout"),
-    cases("torchvision", TORCHVISION) + cases("timm", TIMM),
-)
+@pytest.mark.parametrize(("library", "name", "layer", "size", "flags"), [*map(case, CASES)])
 def test_the_map_is_pytorch_grad_cams(
-    library: str, name: str, layer: str, size: int, layout: str
+    library: str, name: str, layer: str, size: int, flags: list[str]
 ) -> None:
     net = network(library, name, size)
     generator = torch.Generator().manual_seed(5)
     images = torch.rand(2, 3, size, size, generator=generator, dtype=torch.float64)
-    expected = theirs(net, layer, images, layout)
+    expected = theirs(net, layer, images, "nhwc" in flags)
     found = GradCAM(net)
     assert expected.shape[2:].numel() > 1
     assert expected.any()
@@ -167,7 +130,7 @@ def test_the_map_is_pytorch_grad_cams(
         torch.testing.assert_close(found(images, TARGET), expected, atol=1e-4, rtol=0)
     named = GradCAM(net, layer=layer)(images, TARGET)
     torch.testing.assert_close(named, expected, atol=1e-4, rtol=0)
-    if f"{library}-{name}" in LINEAR:  # Grad-CAM is the positive part of CAM
+    if "cam" in flags:  # Grad-CAM is the positive part of CAM
         cam = CAM(net)
         maps, features = cam.explain(images, TARGET).maps, cam._features(images)[0].maps()
         raw = (features * cam._linear.weight.flatten(1)[TARGET][:, :, None, None]).sum(1, True)
@@ -182,7 +145,7 @@ def test_the_map_is_pytorch_grad_cams(
 def test_a_layer_of_swin_has_channels_last(layer: str) -> None:
     net = network("torchvision", "swin_t", 64)
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    expected = theirs(net, layer, images, "nhwc")
+    expected = theirs(net, layer, images, True)
     assert expected.shape == (2, 1, 2, 2)
     found = GradCAM(net, layer=layer)(images, TARGET)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function
 from torch.utils.checkpoint import checkpoint
 
+from captum_adv2 import ADV2
 from captum_adv2.interpreters import Gradient
 from captum_adv2.interpreters.relu import Auto, as_slope, h, sigma, smooth_relu, step
 from captum_adv2.testing import unchanged
@@ -140,6 +141,24 @@ def test_a_smoothing_is_a_derivative_or_the_tau_of_h() -> None:
     assert torch.equal(clone(Z, 0.5)(Z), h(Z, 0.1))
 
 
+@pytest.mark.parametrize(
+    ("smoothing", "message"),
+    [
+        (0, "^expected smoothing above 0, got 0"),
+        ("atuo", r"^expected smoothing to be one of \['auto'\], got 'atuo'"),
+        (lambda z: 1.0, r"at each z, of shape \(6, 16, 8, 8\), got float; write it elementwise"),
+        (lambda z: z.mean(), r"at each z, of shape .*, got \(\); write it elementwise"),
+    ],
+)
+def test_what_is_no_smoothing(smoothing: Any, message: str, model: nn.Module, data: Any) -> None:
+    def attacked() -> None:
+        attack = ADV2(model, Gradient(model, smoothing=smoothing), steps=1)
+        attack(*data)
+
+    with pytest.raises(ValueError, match=message):
+        attacked()
+
+
 class TestAuto:
     @given(st.sampled_from([(3,), (3, 5), (3, 4, 2, 2)]), st.floats(0, 1), st.integers(-20, 20))
     def test_knows_no_scale_and_no_other_image(
@@ -226,13 +245,12 @@ class TestContext:
         assert torch.equal(slope(out, z), h(z.detach()))
 
     def test_is_left_also_after_an_exception(self) -> None:
-        mode, z = smooth_relu(sigma), leaf()
-        for _ in range(2):  # it can be entered again
-            with suppress(KeyError), mode:
-                inside = torch.relu(z)
-                raise KeyError
-            assert torch.equal(slope(inside, z), sigma(z.detach()))
-            assert torch.equal(slope(torch.relu(z), z), step(z.detach()))
+        z = leaf()
+        with suppress(KeyError), smooth_relu(sigma):
+            inside = torch.relu(z)
+            raise KeyError
+        assert torch.equal(slope(inside, z), sigma(z.detach()))
+        assert torch.equal(slope(torch.relu(z), z), step(z.detach()))
 
     def test_nested_the_inner_one_rules(self) -> None:
         z = leaf()
@@ -357,7 +375,7 @@ def test_the_surrogate_of_grad_uses_its_smoothing(model: nn.Module, data: Any) -
 
     plain = Gradient(model).explain(*data).maps
     assert torch.equal(plain, seen(None))
-    for smoothing, slope in (("auto", Auto()), (1e-4, h), (sigma, sigma)):
+    for smoothing, slope in (("auto", Auto()), (Auto(), Auto()), (1e-4, h), (sigma, sigma)):
         with smooth_relu(slope):
             assert torch.equal(seen(smoothing), Gradient(model).explain(*data).maps)
         assert not torch.equal(seen(smoothing), plain)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from kinds import Around
+from torch import nn
 
 from captum_adv2.interpreters.tap import find_module, tapped
 from captum_adv2.testing import unchanged
@@ -29,11 +30,7 @@ def test_a_tap_is_gone_after_an_exception(model: nn.Module) -> None:
 
 
 def test_a_tap_keeps_tensors_only() -> None:
-    class Pair(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
-
-    net = Pair()
+    net = Around(None, lambda _, x: (x, x))
     with tapped(net, "output") as tap:
         assert isinstance(net(torch.ones(1)), tuple)
     assert tap.features is None
