@@ -458,10 +458,11 @@ def test_rts_needs_feature_maps(vit: nn.Module) -> None:
 @pytest.mark.parametrize("kind", [AttentionRollout, Relevance, GradCAM])
 def test_the_class_changes_and_the_map_stays(kind: Any) -> None:
     shapes = make_shapes(10, seed=77)
-    net, x = load_vit(), shapes.images[:6]
-    interpreter, target = kind(net), (shapes.labels[:6] + 1) % 10
-    with torch.no_grad():
-        benign = interpreter(x, net(x).argmax(dim=1))
+    net = load_vit()
+    interpreter = kind(net)
+    maps = interpreter(shapes.images, shapes.labels).detach()
+    chosen = maps.flatten(1).any(dim=1).nonzero()[:6, 0]  # Grad-CAM may have no positive part
+    x, benign, target = shapes.images[chosen], maps[chosen], (shapes.labels[chosen] + 1) % 10
     distances = []
     for warmup in (20, 1):  # the prediction alone, and both
         attack = ADV2(net, interpreter, steps=20, warmup=warmup)
