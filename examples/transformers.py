@@ -189,7 +189,7 @@ def main() -> None:
         for name, report in zip(found.targets, reports, strict=True):
             rows["benign"][name] = few.images, report.benign_maps[:2]
             rows[title][name] = adversarial[source][:2], report.adversarial_maps[:2]
-    visualize.grid(rows).savefig(args.out / "transformers.png", dpi=80)
+    visualize.grid(rows).savefig(args.out / "transformers.png", dpi=50)
 
 
 if __name__ == "__main__":
