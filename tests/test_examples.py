@@ -78,7 +78,7 @@ SCRIPTS = [
     ("stadv.py", (), ("DenseNet", "GRAD", "MASK", "stAdv", "StADV2"), ("stadv.png",)),
     ("random_targets.py", (), ("MASK", "patch", "class", "PGD"), ("random-targets.png",)),
     ("transfer.py", (), ("GradCAM", "PGD", "From the ResNet"), ("transfer.png",)),
-    ("transformers.py", (), ("Rollout", "CAM, ResNet", "betrayed"), ("transformers.png",)),
+    ("vision_transformers.py", (), ("Rollout", "CAM, ResNet", "betrayed"), ("transformers.png",)),
     ("ensemble.py", (), ("none", "ADV2 on RTS", "agreement"), ("ensemble.png",)),
     ("squeezing.py", (), ("thresholds", "Algorithm 2, 3 bits", "adaptive"), ("squeezing.png",)),
     ("aid.py", (), ("ADV2 on RTS^A",), ("aid-noise.png", "aid-attack.png")),
