@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Can the explanations of vision transformers be attacked, and do they betray an attack?
 
-    python examples/vision_transformers.py                          # the embedded ViT, minutes
-    python examples/vision_transformers.py --dinov2 ../shared/real  # DINOv2 ViT-S/14 on dermoscopy, hours
+    python examples/vision_transformers.py                           # the embedded ViT: minutes
+    python examples/vision_transformers.py --dinov2 ../shared/real  # DINOv2, dermoscopy: hours
 
 PGD and ADV2 on rollout, token Grad-CAM, relevance and GRAD: the share of pictures that reach the
 target class, and the distance of their maps from the clean ones. The cost is the CPU time of a step
