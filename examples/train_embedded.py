@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Train the two embedded networks and write their checkpoints.
+"""Train the embedded networks and write their checkpoints.
 
-    python examples/train_embedded.py --out networks            # both, about 20 minutes
+    python examples/train_embedded.py --out networks            # all three, about 25 minutes
     python examples/train_embedded.py --out networks --model resnet --epochs 5
     python examples/train_embedded.py --smoke                   # seconds, into a temporary folder
 
@@ -12,16 +12,48 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from captum_adv2.study.embedded import Shapes, make_shapes, small_densenet, small_resnet
+from captum_adv2.study.embedded import (
+    Shapes,
+    load_resnet,
+    make_shapes,
+    small_densenet,
+    small_resnet,
+    small_vit,
+)
 
-BUILDERS = {"resnet": small_resnet, "densenet": small_densenet}
+
+class Plan(NamedTuple):
+    """A network and its training: passes over the pictures, and the largest learning rate."""
+
+    build: Callable[[], nn.Sequential]
+    epochs: int = 12
+    rate: float = 5e-3
+
+
+def stemmed_vit() -> nn.Sequential:
+    """Return the vision transformer on the stages of the trained residual network, frozen."""
+    model, trained = small_vit(), load_resnet()[1]
+    parts = [trained.conv1, trained.bn1, trained.relu]
+    parts += [trained.layer1, trained.layer2, trained.layer3]
+    model[1].load_state_dict(nn.Sequential(*parts).state_dict())
+    model[1].requires_grad_(False)
+    return model
+
+
+PLANS = {
+    "resnet": Plan(small_resnet),
+    "densenet": Plan(small_densenet),
+    "vit": Plan(stemmed_vit, epochs=2, rate=2e-3),
+}
 TEST_SEED = 1_000_003  # far from the small seeds of training and of the examples
 BATCH = 64
 
@@ -32,13 +64,15 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rot90(images.flip(-1) if flip % 2 else images, turns, (-2, -1))
 
 
-def train(model: nn.Sequential, data: Shapes, epochs: int, seed: int, name: str) -> None:
+def train(
+    model: nn.Sequential, data: Shapes, epochs: int, rate: float, seed: int, name: str
+) -> None:
     """Train a model in place with AdamW and a one-cycle schedule."""
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(data.labels) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=5e-3, total_steps=steps, pct_start=0.25
+        optimizer, max_lr=rate, total_steps=steps, pct_start=0.25
     )
     # Convolutions run faster on this layout on most processors.
     model.to(memory_format=torch.channels_last).train()
@@ -76,10 +110,10 @@ def accuracy(model: nn.Sequential, data: Shapes) -> float:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train the embedded networks.")
-    parser.add_argument("--model", choices=[*BUILDERS, "both"], default="both")
+    parser.add_argument("--model", choices=[*PLANS, "all"], default="all")
     parser.add_argument("--pictures", type=int, default=10_000, help="pictures to train on")
     parser.add_argument("--tested", type=int, default=2_000, help="pictures to test on")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over the pictures")
+    parser.add_argument("--epochs", type=int, help="passes over the pictures")
     parser.add_argument("--seed", type=int, default=0, help="pictures, weights and batch order")
     parser.add_argument("--out", type=Path, help="folder for the checkpoints")
     parser.add_argument("--smoke", action="store_true", help="tiny run into a temporary folder")
@@ -98,12 +132,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     data = make_shapes(args.pictures, seed=args.seed)
     test = make_shapes(args.tested, seed=TEST_SEED)
-    for name in BUILDERS if args.model == "both" else (args.model,):
+    for name in PLANS if args.model == "all" else (args.model,):
         torch.manual_seed(args.seed)
-        model, path = BUILDERS[name](), args.out / f"{name}.pt"
-        train(model, data, args.epochs, args.seed, name)
+        build, epochs, rate = PLANS[name]
+        model, path = build(), args.out / f"{name}.pt"
+        train(model, data, args.epochs or epochs, rate, args.seed, name)
         save(model, path)
-        reloaded = BUILDERS[name]()
+        reloaded = build()
         reloaded.load_state_dict(torch.load(path, weights_only=True))
         share = accuracy(reloaded.eval(), test)
         print(f"{name}: test accuracy {share:.2%} on {args.tested} pictures, {path}")

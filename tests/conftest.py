@@ -27,12 +27,14 @@ from captum_adv2.interpreters import (
     CAM,
     MASK,
     RTS,
+    AttentionRollout,
     Ensemble,
     GradCAM,
     Gradient,
     IntegratedGradients,
     Interpreter,
     MaskingModel,
+    Relevance,
     SmoothGrad,
 )
 
@@ -83,6 +85,7 @@ class Row(NamedTuple):
             thing by design, and has tests of its own.
         skip: Checks of `captum_adv2.testing` that do not apply, with the reasons.
         shape: Shape of the images for these checks.
+        tokens: Whether it is for transformers: all tests run on one.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Row(NamedTuple):
     differentiable: bool = True
     skip: Mapping[str, str] = {}
     shape: tuple[int, int, int] | None = None
+    tokens: bool = False
 
 
 def untrained(model: nn.Module, *, seed: int = 0, classes: int = 4) -> MaskingModel:
@@ -187,6 +191,13 @@ INTERPRETERS = (
         lambda model: RTS(model, untrained(model)),
         skip={"relabel": "the classes' order is in the masking model too"},
     ),
+    Row(
+        "AttentionRollout",
+        AttentionRollout,
+        skip={"class": "rollout has no class: its map is the same for each"},
+        tokens=True,
+    ),
+    Row("Relevance", Relevance, tokens=True),
     # Of two resolutions.
     Row("Ensemble", lambda model: Ensemble([GradCAM(model), Gradient(model, pool=1)])),
 )
@@ -340,6 +351,41 @@ class TinyNet(nn.Module):
         return self.fc(self.dropout(features.mean(dim=(2, 3))))
 
 
+class Block(nn.Module):
+    """A block of a transformer, in which all tokens attend to all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv.weight.data *= 3  # for attention that differs from token to token
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(q, k, v)  # (B, 2, N, width / 2)
+        x = x + self.proj(out.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class TinyViT(nn.Module):
+    """A vision transformer with the parts of `TinyNet`: 3x3 patches, a class token, two blocks."""
+
+    def __init__(self, classes: int = 4, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 3), nn.GELU())
+        self.first = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm = nn.LayerNorm(width)
+        self.body = nn.Sequential(nn.Linear(width, width), Block(width), Block(width))
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.stem(x).flatten(2).transpose(1, 2)
+        tokens = self.body(torch.cat([self.first.expand(len(x), -1, -1), patches], dim=1))
+        return self.fc(self.dropout(self.norm(tokens[:, 0])))
+
+
 def blobs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return 16x16 images with a blob of one of four colours at a random place, and the colours.
 
@@ -401,6 +447,13 @@ def torchvision_net(name: str) -> nn.Module:
 @pytest.fixture(scope="session")
 def trained() -> nn.Module:
     return _trained()
+
+
+@pytest.fixture(scope="session")
+def vit() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TinyViT().eval()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,14 @@ import torch
 from captum_catalogue import BEGIN, END, METHODS, interpreter, refusal
 
 from captum_adv2.interpreters import MaskingModel
-from captum_adv2.study.embedded import CLASSES, load_densenet, load_resnet, load_rts, make_shapes
+from captum_adv2.study.embedded import (
+    CLASSES,
+    load_densenet,
+    load_resnet,
+    load_rts,
+    load_vit,
+    make_shapes,
+)
 
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG"
@@ -71,6 +78,7 @@ SCRIPTS = [
     ("stadv.py", (), ("DenseNet", "GRAD", "MASK", "stAdv", "StADV2"), ("stadv.png",)),
     ("random_targets.py", (), ("MASK", "patch", "class", "PGD"), ("random-targets.png",)),
     ("transfer.py", (), ("GradCAM", "PGD", "From the ResNet"), ("transfer.png",)),
+    ("vision_transformers.py", (), ("Rollout", "CAM, ResNet", "betrayed"), ("transformers.png",)),
     ("ensemble.py", (), ("none", "ADV2 on RTS", "agreement"), ("ensemble.png",)),
     ("squeezing.py", (), ("thresholds", "Algorithm 2, 3 bits", "adaptive"), ("squeezing.png",)),
     ("aid.py", (), ("ADV2 on RTS^A",), ("aid-noise.png", "aid-attack.png")),
@@ -183,7 +191,7 @@ def test_embedded_masking_models_point_at_the_object() -> None:
     assert inside > 3 * outside
 
 
-@pytest.mark.parametrize("load", [load_resnet, load_densenet])
+@pytest.mark.parametrize("load", [load_resnet, load_densenet, load_vit])
 def test_embedded_models_know_the_shapes(load) -> None:
     pictures = make_shapes(200, seed=123_456)
     model = load()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Interpreters: images and classes to attribution maps, differentiably (§3.2 to 3.5)."""
 
+from captum_adv2.interpreters.attention import AttentionRollout, Relevance
 from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate
 from captum_adv2.interpreters.bilevel import FiniteDifference, Unrolled
 from captum_adv2.interpreters.cam import CAM, GradCAM
@@ -16,6 +17,7 @@ __all__ = [
     "CAM",
     "MASK",
     "RTS",
+    "AttentionRollout",
     "CaptumInterpreter",
     "EncoderGuided",
     "Ensemble",
@@ -27,6 +29,7 @@ __all__ = [
     "Interpreter",
     "MaskingModel",
     "Opaque",
+    "Relevance",
     "SmoothGrad",
     "Surrogate",
     "Unrolled",

@@ -10,21 +10,24 @@ part (Eq. 15).
 
 Features, map and logits come from one forward pass. The features are the last that have places, by
 the pass itself (`features`): the input of the last pooling, however it is written, or where several
-follow each other, as in VGG, of the first of them. The first pass at a size of images finds them,
-and the later ones read them. ``layer`` overrides this.
+follow each other, as in VGG, of the first of them; of a vision transformer, the last tokens that
+all matter, on their grid (`tokens`). The first pass at a size of images finds them, and the later
+ones read them. ``layer`` overrides this.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple, final
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_adv2.interpreters import base
-from captum_adv2.interpreters.features import Graph, Pass
+from captum_adv2.interpreters.features import Found, Graph, Pass
 from captum_adv2.interpreters.gradient import log_odds
 from captum_adv2.interpreters.tap import (
     Tap,
@@ -35,7 +38,17 @@ from captum_adv2.interpreters.tap import (
     tapped,
     warn_of_runs,
 )
+from captum_adv2.interpreters.tokens import Layout
 from captum_adv2.spec import checked
+
+Reshape: TypeAlias = Callable[[Tensor], Tensor]
+"""Turns a layer's output, or a gradient like it, into maps ``(B, K, h, w)``."""
+
+_LAYER = "pass layer=, the module (or its dotted name) whose output they are"
+_TOKENS = (
+    "pass an earlier layer, whose tokens all reach the logits, or reshape=, which puts them on "
+    "their grid: lambda tokens: tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w))"
+)
 
 
 class _Place(NamedTuple):
@@ -44,25 +57,25 @@ class _Place(NamedTuple):
     images: torch.Size
     length: int  # operations of such a pass
     output: tuple[int, int]  # of which operation, and which of its outputs
-    channels: int  # the dimension of the features' channels
+    layout: Layout | None  # of the features; None where `reshape` is it
 
 
 class _Features(NamedTuple):
-    """Features as they were computed, and which dimension, 1 or 3, is channels."""
+    """Features as they were computed, and how they are read as maps."""
 
     raw: Tensor
-    channels: int
+    layout: Reshape
 
     def maps(self, like: Tensor | None = None) -> Tensor:
         """Return features, or a tensor like them, as ``(B, K, h, w)``."""
-        tensor = self.raw if like is None else like
-        return tensor if self.channels == 1 else tensor.permute(0, 3, 1, 2)
+        return self.layout(self.raw if like is None else like)
 
 
 class _FeatureMap(base.Interpreter):
     """What CAM and Grad-CAM share: features and logits of one forward pass."""
 
     model: nn.Module
+    _reshape: Reshape | None = None
 
     @checked
     def __init__(self, model: nn.Module, layer: nn.Module | str | None = None) -> None:
@@ -85,7 +98,7 @@ class _FeatureMap(base.Interpreter):
             raw = tap.features
         if raw is None:  # another preprocessing, or mode
             return self._found(images)
-        return _Features(raw, place.channels), logits
+        return self._read(raw, place.layout), logits
 
     def _found(self, images: Tensor) -> tuple[_Features, Tensor]:
         """Find features in a pass, whose graph says what depends on what; remember the place."""
@@ -97,48 +110,53 @@ class _FeatureMap(base.Interpreter):
                 logits = self.logits(x)
             graph = Graph(run, x, logits)
             self._note(graph)
-            if self._layer is None:
-                output, found = self._last(graph, x)
-            else:
-                output, found = (0, 0), self._named(graph, x, tap)
-        self._place = _Place(images.shape[1:], run.count, output, found.channels)
+            found = self._last(graph, x) if self._layer is None else self._named(graph, x, tap)
+        output, raw, layout = found
+        self._place = _Place(images.shape[1:], run.count, output, layout)
         if not keep:
-            found, logits = found._replace(raw=found.raw.detach()), logits.detach()
-        return found, logits
+            raw, logits = raw.detach(), logits.detach()
+        return self._read(raw, layout), logits
+
+    def _read(self, raw: Tensor, layout: Layout | None) -> _Features:
+        """Return features of a layout, or, without one, those that ``reshape`` makes of them."""
+        reshape: Any = self._reshape if layout is None else layout
+        return _Features(raw, reshape)
 
     def _note(self, graph: Graph) -> None:
         """Take from the graph of the first pass what else is wanted of it."""
 
-    def _last(self, graph: Graph, images: Tensor) -> tuple[tuple[int, int], _Features]:
+    def _last(self, graph: Graph, images: Tensor) -> Found:
         """Return the last features that have places, and where the pass makes them."""
         found = graph.features()
         if found is not None:
-            return found.place, _Features(found.maps, found.channels)
-        got, hint = "none", "pass layer=, the module (or its dotted name) whose output they are"
+            return found
+        got, hint = "none", _LAYER
         if graph.mixed is not None:
             got = f"shape {tuple(graph.mixed.shape)}, which are mixed again further on"
             name = module_of(graph.mixed, self.model, lambda: self.logits(images))
             hint = hint if name is None else f"pass layer={name!r} to use them all the same"
         raise self._no_maps(got, f"{hint}, or use Gradient, which needs no feature maps")
 
-    def _named(self, graph: Graph, images: Tensor, tap: Tap) -> _Features:
-        """Return the features that the named layer gives, if their layout is known."""
+    def _named(self, graph: Graph, images: Tensor, tap: Tap) -> Found:
+        """Return the features that the named layer gives."""
         raw = tap.features
-        if raw is None or raw.ndim != 4 or len(raw) != len(images):
-            got = "none" if raw is None else f"shape {tuple(raw.shape)}"
-            hint = "pass layer=, the module (or its dotted name) whose output they are"
-            if raw is not None and raw.ndim == 3:
-                hint = "of tokens there are no maps: use Gradient, or a layer before them"
-            raise self._no_maps(got, hint)
-        channels = graph.channels(raw, images.shape)
-        if channels is None:
-            hint = "pass a layer whose output has channels first"
-            raise self._no_maps(f"shape {tuple(raw.shape)} of unknown layout", hint)
-        found = _Features(raw, channels)
-        if found.maps()[0, 0].numel() < 2:
+        if raw is None:
+            raise self._no_maps("none", _LAYER)
+        layout = None
+        if self._reshape is None:
+            first = raw.ndim in (3, 4) and len(raw) == len(images)
+            layout = graph.layout(raw) if first else None
+            if layout is None:
+                got = f"shape {tuple(raw.shape)} of unknown layout"
+                hint = "pass a layer whose output has channels first, or reshape="
+                raise self._no_maps(got, hint if raw.ndim == 4 else _TOKENS)
+        maps = self._read(raw, layout).maps()
+        if maps.ndim != 4 or len(maps) != len(images):
+            raise self._no_maps(f"shape {tuple(maps.shape)}", "see the function given as reshape=")
+        if maps[0, 0].numel() < 2:
             raise self._no_maps(f"one pixel, {tuple(raw.shape)}", "pass a layer before the pooling")
         warn_of_runs(f"the layer of {type(self).__name__}", tap.runs)
-        return found
+        return Found((0, 0), raw, layout)
 
     def _no_maps(self, got: str, hint: str) -> ValueError:
         wanted = f"feature maps (B, K, h, w) for {type(self).__name__}"
@@ -242,11 +260,14 @@ class GradCAM(_FeatureMap):
         Min-max scaled per image, at the features' resolution; a map without a positive part is 0.
 
     Works with any head; on average pooling and a linear head it is the positive part of CAM, at
-    the same cost. Features are found as for `CAM`.
+    the same cost. Features are found as for `CAM`; of a vision transformer they are the last tokens
+    that all reach the logits, with a class token the input of the last block.
 
     Args:
         model: Classifier returning logits.
         layer: Module, or its dotted name, whose output the features are; default: found.
+        reshape: Turns that layer's output into maps ``(B, K, h, w)``, as pytorch-grad-cam's
+            ``reshape_transform`` does; default: found.
         score: What is differentiated: the logit, or the probability, as Eq. 14 has it. The gradient
             of the log-odds stands for the latter's: the same map, at any confidence.
 
@@ -262,14 +283,21 @@ class GradCAM(_FeatureMap):
         self,
         model: nn.Module,
         layer: nn.Module | str | None = None,
+        reshape: Reshape | None = None,
         score: Literal["logit", "probability"] = "logit",
     ) -> None:
         super().__init__(model, layer)
+        if reshape is not None and layer is None:
+            raise ValueError("expected a layer for reshape, got none; pass layer=, too")
+        self._reshape = reshape
         self._score = score
 
     def explain(self, images: Tensor, target: Tensor) -> base.Explanation:
         """See `Interpreter.explain`."""
-        with base.differentiable_input(images) as (x, graph):
+        with ExitStack() as stack:
+            x, graph = stack.enter_context(base.differentiable_input(images))
+            if graph:  # fused attention has no second derivative
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             found, logits = self._features(x)
             own = self._score == "logit"
             scores = logits.gather(1, target[:, None]) if own else log_odds(logits, target)

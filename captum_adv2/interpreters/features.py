@@ -7,6 +7,9 @@ of it: its layout, and that nothing mixes its places again before they are poole
 Either the gradient of the logits is the same at all places, so that these are averaged, over the
 two dimensions along which it is; or the maps come from a convolution or a pooling, whose layout is
 known, and no product further on has places. Pooled maps are the input of the pooling.
+
+Tokens of a transformer, where they lie on a grid (see `tokens`), are features where the logits
+depend on each of them: attention may still mix them, into a class token.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from captum_adv2.interpreters.tap import Mode
+from captum_adv2.interpreters.tokens import EVIDENCE, Grids, Layout, shape
 
 _PRODUCTS = ("Conv", "mm", "Mm", "Mv", "Linear", "Attention")
 _PLANAR = ("Conv", "Pool", "Upsample")  # of four dimensions, the last two are height and width
@@ -62,17 +66,17 @@ class Pass(Mode):
             if not isinstance(tensor, Tensor) or tensor.grad_fn is None:
                 continue
             product = _is_product(tensor.grad_fn)
-            if product or tensor.ndim == 4:
+            if product or tensor.ndim in (3, 4):
                 made = Made((self.count, number), tensor, inputs if product else ())
                 self.made.setdefault((tensor.grad_fn, tensor.output_nr), made)
 
 
 class Found(NamedTuple):
-    """Feature maps: where they are in the pass, themselves, and which dimension is channels."""
+    """Feature maps: where they are in the pass, themselves, and how they are read as maps."""
 
     place: tuple[int, int]
     maps: Tensor
-    channels: int  # 1 or 3
+    layout: Layout | None  # None where the caller has one of its own
 
 
 class Graph:
@@ -87,7 +91,7 @@ class Graph:
     def __init__(self, run: Pass, images: Tensor, logits: Tensor) -> None:
         self._made = run.made
         self._logits = logits
-        self._batch = len(images)
+        self._batch, self._images = len(images), images.shape
         self._root = _edge(images)[0]
         self._end: Any = _edge(logits) if logits.requires_grad else (None, 0)
         self._dependent = self._of_images()
@@ -97,17 +101,25 @@ class Graph:
                 "gradient; see whether the model detaches or rounds"
             )
         self.mixed: Tensor | None = None
+        later_first = sorted(self._dependent, key=lambda node: -node._sequence_nr())
+        self.grids = Grids(later_first, images.shape)
         self.weights = self._last_weights()
 
     def features(self) -> Found | None:
         """Return the last feature maps, or ``None`` where none are proven to be."""
-        cuts = list(self._cuts())
+        cuts, tokens = list(self._cuts()), None
+        total = sum(_is_product(node) for node in self._dependent)
         for number, (edge, above) in enumerate(cuts):
             made = self._made.get(edge)
-            if made is None or not self._has_places(made.tensor):
-                continue
             products = [node for node in above if _is_product(node)]
-            if not products:  # these are scores of the classes already
+            # Without products, these are scores of the classes already.
+            if made is None or not self._has_places(made.tensor) or not products:
+                continue
+            if made.tensor.ndim == 3:
+                if len(products) < total:  # pixels are no tokens
+                    tokens = tokens or self._as_tokens(made)
+                if tokens is not None and self._averaged(tokens):
+                    return tokens
                 continue
             planar = is_planar(made.tensor)
             # The head itself may be a convolution that is pooled.
@@ -118,31 +130,60 @@ class Graph:
                     number += 1
                     edge = cuts[number][0]
                 made = self._made.get(edge)
-                return made and Found(made.place, made.tensor, channels)
+                return made and Found(made.place, made.tensor, Layout(channels))
             if planar:  # named only where most of the network is before them
-                total = sum(_is_product(node) for node in self._dependent)
-                self.mixed = made.tensor if 5 * len(mixing) < total else None
+                if 5 * len(mixing) >= total:
+                    return tokens
+                self.mixed = made.tensor
                 return None
+        return tokens
+
+    def layout(self, maps: Tensor) -> Layout | None:
+        """Return how features are read as maps, or ``None`` where that cannot be known."""
+        if maps.ndim == 3:
+            return self.tokens(maps)
+        channels = 1 if is_planar(maps) else self.pooled(maps) or by_proportions(maps, self._images)
+        return None if channels is None else Layout(channels)
+
+    def tokens(self, tokens: Tensor) -> Layout | None:
+        """Return how tokens lie on a grid, if the logits depend on each of its places."""
+        slope = self._slope(tokens)
+        if slope is None:
+            return None
+        for evidence in EVIDENCE:  # the best that there is, so that channels are no places
+            counts = ((channels, tokens.shape[3 - channels]) for channels in (2, 1))
+            found = [self.grids.layout(count, channels, evidence) for channels, count in counts]
+            layouts = [layout for layout in found if layout is not None]
+            fitting = [each for each in layouts if bool(_largest(each(slope)).all())]
+            if len(fitting) > 1:
+                fitting = [each for each in fitting if _flat(each(slope))]
+            if layouts:
+                return fitting[0] if len(fitting) == 1 else None
         return None
 
-    def channels(self, maps: Tensor, images: torch.Size) -> int | None:
-        """Return which dimension of maps is channels, or ``None`` where that cannot be known."""
-        return 1 if is_planar(maps) else self.pooled(maps) or by_proportions(maps, images)
+    def _as_tokens(self, made: Made) -> Found | None:
+        layout = self.tokens(made.tensor)
+        return layout and Found(made.place, made.tensor, layout)
+
+    def _averaged(self, found: Found) -> bool:
+        slope = self._slope(found.maps)
+        return slope is not None and found.layout is not None and _flat(found.layout(slope))
 
     def pooled(self, maps: Tensor) -> int | None:
         """Return which dimension is channels, if the logits average the other two of maps."""
-        count = self._logits.shape[1]
-        mixture = torch.arange(1, count + 1, device=maps.device, dtype=self._logits.dtype).cos()
-        score = (self._logits * mixture).sum()
-        (slope,) = torch.autograd.grad(score, maps, retain_graph=True, allow_unused=True)
+        slope = self._slope(maps)
         if slope is None:
             return None
-        flat = [
-            channels
-            for channels, places in ((1, (2, 3)), (3, (1, 2)))
-            if torch.equal(slope.amax(places), slope.amin(places))  # averaging rounds nothing
-        ]
+        flat = [channels for channels, places in ((1, (2, 3)), (3, (1, 2))) if _flat(slope, places)]
         return flat[0] if len(flat) == 1 else None  # a gradient of zero says nothing
+
+    def _slope(self, tensor: Tensor) -> Tensor | None:
+        """Return the gradient of a mixture of the logits."""
+        count = self._logits.shape[1]
+        mixture = torch.arange(1, count + 1, device=tensor.device, dtype=self._logits.dtype).cos()
+        score = (self._logits * mixture).sum()
+        (slope,) = torch.autograd.grad(score, tensor, retain_graph=True, allow_unused=True)
+        return slope
 
     def _of_images(self) -> set[Any]:
         """Return the nodes whose output depends on the images."""
@@ -180,15 +221,16 @@ class Graph:
 
     def _has_places(self, maps: Tensor) -> bool:
         batch, *sizes = maps.shape
-        return maps.ndim == 4 and batch == self._batch and sum(size > 1 for size in sizes) > 1
+        places = sum(size > 1 for size in sizes) > 1
+        return maps.ndim in (3, 4) and batch == self._batch and places
 
     def _mixes(self, node: Any) -> bool:
         """Return whether a node is a product with places, or one that cannot be looked into."""
-        shape = _shape(node, 0)
+        sizes = shape(node, 0)
         if _is_product(node):
-            return math.prod(shape) > self._batch * shape[1 if "Conv" in node.name() else -1]
+            return math.prod(sizes) > self._batch * sizes[1 if "Conv" in node.name() else -1]
         opaque = "jit" in node.name() or isinstance(node, torch.autograd.function.BackwardCFunction)
-        return opaque and any(_shape(*parent) != shape for parent in self._parents(node))
+        return opaque and any(shape(*parent) != sizes for parent in self._parents(node))
 
     def _last_weights(self) -> Tensor | None:
         for edge, _ in self._cuts():
@@ -208,8 +250,8 @@ def is_planar(maps: Tensor) -> bool:
     stack, seen = [_edge(maps)] if maps.requires_grad else [], set()
     while stack:
         edge = stack.pop()
-        node, shape = edge[0], _shape(*edge)
-        if edge in seen or len(shape) != 4:
+        node, sizes = edge[0], shape(*edge)
+        if edge in seen or len(sizes) != 4:
             continue
         seen.add(edge)
         if any(word in node.name() for word in _PLANAR):
@@ -217,9 +259,9 @@ def is_planar(maps: Tensor) -> bool:
         if any(word in node.name() for word in ("Permute", "Transpose")):
             continue
         for parent in node.next_functions:
-            own = _shape(*parent) if parent[0] is not None else ()
+            own = shape(*parent) if parent[0] is not None else ()
             # Concatenation and slices change one size.
-            if len(own) == 4 and sum(a != b for a, b in zip(own, shape, strict=True)) <= 1:
+            if len(own) == 4 and sum(a != b for a, b in zip(own, sizes, strict=True)) <= 1:
                 stack.append(parent)
     return False
 
@@ -235,6 +277,16 @@ def by_proportions(maps: Tensor, images: torch.Size) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def _flat(slope: Tensor, places: tuple[int, int] = (2, 3)) -> bool:
+    """Return whether a gradient is the same at all places; averaging rounds nothing."""
+    return torch.equal(slope.amax(places), slope.amin(places))
+
+
+def _largest(maps: Tensor) -> Tensor:
+    """Return the largest size at each place of maps ``(B, K, h, w)``."""
+    return maps.abs().amax(dim=(0, 1))
+
+
 def _edge(tensor: Tensor) -> tuple[Any, int]:
     node, number, *_ = get_gradient_edge(tensor)
     return node, number
@@ -242,7 +294,3 @@ def _edge(tensor: Tensor) -> tuple[Any, int]:
 
 def _is_product(node: Any) -> bool:
     return any(word in node.name() for word in _PRODUCTS)
-
-
-def _shape(node: Any, number: int) -> tuple[int, ...]:
-    return tuple(node._input_metadata[number].shape)

@@ -27,8 +27,8 @@ class Settings:
 
     models: tuple[str, ...] = _option(
         ("embedded:resnet", "embedded:densenet"),
-        "classifiers of images in [0, 1]: embedded:resnet, embedded:densenet, a name of "
-        "torchvision's (resnet50, or with a file of weights resnet50=FILE), or a function that "
+        "classifiers of images in [0, 1]: embedded:resnet, embedded:densenet, embedded:vit, a name "
+        "of torchvision's (resnet50, or with a file of weights resnet50=FILE), or a function that "
         "returns one, package.module:function; what follows a = is its argument",
     )
     images: str = _option(

@@ -26,7 +26,7 @@ from captum_adv2.interpreters import (
 )
 from captum_adv2.spec import expect, expect_logits
 from captum_adv2.study.data import CorruptImage, Source, make
-from captum_adv2.study.embedded import load_densenet, load_resnet, load_rts
+from captum_adv2.study.embedded import load_densenet, load_resnet, load_rts, load_vit
 from captum_adv2.study.settings import Settings, label
 
 _SMALL = 128  # pixels: MASK has other settings below it
@@ -35,6 +35,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EMBEDDED: Mapping[str, Callable[[], nn.Module]] = {
     "embedded:resnet": load_resnet,
     "embedded:densenet": load_densenet,
+    "embedded:vit": load_vit,
 }
 
 # Masking models that come along: of a classifier and RTS or RTS-A, the name for `load_rts`.

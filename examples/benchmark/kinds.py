@@ -32,6 +32,7 @@ class Kind:
         pooling: Name of the function of `torch.nn.functional` whose input the feature maps are,
             where they are no module's output.
         last: Whether the channels of the feature maps are the last dimension.
+        first: Where they are tokens on a square grid, the number of those before the grid's.
         shape: Shape of a batch of images.
         dtype: Type of images and weights.
     """
@@ -43,6 +44,7 @@ class Kind:
     head: str = "fc"
     pooling: str = ""
     last: bool = False
+    first: int | None = None
     shape: tuple[int, ...] = (2, 3, 16, 16)
     dtype: torch.dtype = torch.float64
 

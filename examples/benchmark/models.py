@@ -73,7 +73,8 @@ def _layer_of(kind: Kind, model: nn.Module) -> nn.Module | None:
 
 
 def _layer_grad_cam(kind: Kind, model: nn.Module) -> Interpreter | None:
-    layer = None if kind.pooling or kind.last else _layer_of(kind, model)
+    other = kind.pooling or kind.last or kind.first is not None
+    layer = None if other else _layer_of(kind, model)
     return layer and CaptumInterpreter(ca.LayerGradCam(model, layer))
 
 

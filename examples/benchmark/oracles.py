@@ -161,10 +161,18 @@ def _features(kind: Kind, plain: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return seen[0], logits
 
 
+def _planes(kind: Kind, maps: Tensor) -> Tensor:
+    """Return feature maps as ``(B, K, h, w)``."""
+    if kind.first is not None:
+        side = int((maps.shape[1] - kind.first) ** 0.5)
+        maps = maps[:, kind.first :].reshape(len(maps), side, side, -1)
+    return maps.permute(0, 3, 1, 2) if kind.last or kind.first is not None else maps
+
+
 def cam(kind: Kind, plain: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the features weighted by the head (Eq. 7)."""
     maps, logits = _features(kind, plain, x)
-    maps = maps.permute(0, 3, 1, 2) if kind.last else maps
+    maps = _planes(kind, maps)
     weight: Any = plain.get_submodule(kind.head).weight
     return scaled((maps * weight.flatten(1)[target, :, None, None]).sum(1, keepdim=True)), logits
 
@@ -178,8 +186,7 @@ def grad_cam(
     """
     maps, logits = _features(kind, plain, x)
     slope = _gradient(logits.gather(1, target[:, None]), maps)
-    if kind.last:
-        maps, slope = maps.permute(0, 3, 1, 2), slope.permute(0, 3, 1, 2)
+    maps, slope = _planes(kind, maps), _planes(kind, slope)
     sums = (maps * slope.mean(dim=(2, 3), keepdim=True)).sum(1, keepdim=True)
     return scaled(sums.abs() if absolute else sums * (sums > 0)), logits
 

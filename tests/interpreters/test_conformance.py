@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICES, INTERPRETERS, Row, TinyNet, mixed
+from conftest import DEVICES, INTERPRETERS, Row, TinyNet, TinyViT, mixed
 from torch import Tensor, nn
 
 from captum_adv2 import interpreters
@@ -28,6 +28,8 @@ from captum_adv2.testing.drawn import image_batch
 # A batch runs other convolution kernels than a single image: equal up to rounding, not bitwise.
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 WITH_LOGITS = {"Gradient", "SmoothGrad", "IntegratedGradients", "CAM", "GradCAM", "RTS", "Ensemble"}
+WITH_LOGITS |= {"AttentionRollout", "Relevance"}
+FORWARD = {"CAM", "RTS", "AttentionRollout"}  # made without an inner gradient
 
 # Some networks have no activation that a rule of guided backpropagation or DeepLift is for.
 pytestmark = pytest.mark.filterwarnings("ignore:the rule of .*:captum_adv2.SoundnessWarning")
@@ -57,17 +59,29 @@ def gradient(maps: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad((maps + maps.square()).sum(), x)[0]
 
 
-def test_checks(row: Row) -> None:
-    report = check_interpreter(row.build, row.shape, max_examples=1, skip=row.skip)
+@pytest.fixture
+def model(row: Row, trained: nn.Module, request: pytest.FixtureRequest) -> nn.Module:
+    return request.getfixturevalue("vit") if row.tokens else trained
+
+
+@pytest.fixture
+def smooth(row: Row, smooth: nn.Module) -> nn.Module:
+    return TinyViT(width=6).double().eval() if row.tokens else smooth
+
+
+def test_checks(row: Row, model: nn.Module) -> None:
+    # Networks that are drawn have no attention.
+    subject = row.build(model) if row.tokens else row.build
+    report = check_interpreter(subject, row.shape, max_examples=1, skip=row.skip)
     assert report.held[:5] == ["shape", "finite", "deterministic", "untouched", "batch"]
-    assert ("surrogate" in report.held) is row.differentiable
+    assert ("surrogate" in report.held) is (row.differentiable and not row.tokens)
     assert row.skip.keys() <= CHECKS.keys()
 
 
-def test_no_interpreter_is_forgotten(model: nn.Module) -> None:
+def test_no_interpreter_is_forgotten(trained: nn.Module) -> None:
     face = [getattr(interpreters, name) for name in interpreters.__all__]
     ours = {value for value in face if inspect.isclass(value) and issubclass(value, Interpreter)}
-    assert {type(row.build(model)) for row in INTERPRETERS} == ours - {Interpreter}
+    assert {type(row.build(trained)) for row in INTERPRETERS} == ours - {Interpreter}
 
 
 class TestMap:
@@ -92,7 +106,8 @@ class TestMap:
         assert ((maps >= 0) & (maps <= 1 + 1e-6)).all()
         (slope,) = torch.autograd.grad(maps.sum(), x, allow_unused=True, materialize_grads=True)
         assert slope.isfinite().all()
-        if scale == 0 and row.name != "RTS":  # whose masking model sees features, not logits
+        # RTS's masking model and rollout see features, not logits.
+        if scale == 0 and row.name not in {"RTS", "AttentionRollout"}:
             assert not interpreter(x, labels).any()
 
     def test_memory_layout(self, row: Row, model: nn.Module, data: Any) -> None:
@@ -115,7 +130,7 @@ class TestMap:
         interpreter = row.build(model)
         expected = interpreter(*data)
         with torch.inference_mode():
-            if row.name in {"CAM", "RTS"}:
+            if row.name in FORWARD:
                 torch.testing.assert_close(interpreter(*data), expected)
             else:
                 with pytest.raises(RuntimeError, match=r"got torch\.inference_mode\(\); use"):
@@ -195,8 +210,8 @@ class TestDerivative:
         interpreter, x = row.build(model), images.clone().requires_grad_()
         with_graph = interpreter(x, labels)
         assert with_graph.requires_grad is row.differentiable
-        # CAM and RTS are plain forward passes: their graph is the parameters'.
-        assert row.name in {"CAM", "RTS"} or not interpreter(images, labels).requires_grad
+        # The graph of a plain forward pass is the parameters'.
+        assert row.name in FORWARD or not interpreter(images, labels).requires_grad
         with torch.no_grad():
             for given in (images, x):
                 maps, logits, _ = interpreter.explain(given, labels)

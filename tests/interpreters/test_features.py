@@ -174,6 +174,64 @@ class TestFound:
             GradCAM(net, layer="body")(x, TARGET)
 
 
+def transformer() -> Any:
+    """Return torchvision's vision transformer with two blocks on 4x4 patches."""
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    net = VisionTransformer(16, 4, 2, 2, 8, 16, num_classes=3)
+    nn.init.normal_(net.heads.head.weight)  # torchvision starts with zeros
+    return net.double().eval()
+
+
+def reshaped(tokens: Tensor) -> Tensor:
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+
+
+class TestTokens:
+    LAYER = "encoder.layers.encoder_layer_0"
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_the_input_of_the_last_block(self, frozen: bool) -> None:
+        net, x = transformer().requires_grad_(not frozen), images(16, 16)
+        found = GradCAM(net)
+        expected = GradCAM(net, self.LAYER, reshaped)(x, TARGET)
+        assert expected.shape == (2, 1, 4, 4)
+        for interpreter in (found, found, GradCAM(net, self.LAYER)):
+            torch.testing.assert_close(interpreter(x, TARGET), expected)
+        x.requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda x: found(x, TARGET), (x,), fast_mode=True, check_undefined_grad=False
+        )
+
+    def test_reshape(self) -> None:
+        net, x = transformer(), images(16, 16)
+        with pytest.raises(ValueError, match="expected a layer for reshape, got none; pass layer="):
+            GradCAM(net, reshape=reshaped)
+        with pytest.raises(ValueError, match=r"got shape \(2, 17, 8\); see the function given as"):
+            GradCAM(net, self.LAYER, lambda tokens: tokens)(x, TARGET)
+        with pytest.raises(TypeError, match="reshape to be a function, got int"):
+            GradCAM(net, self.LAYER, 3)  # type: ignore[arg-type]
+
+    def test_averaged_tokens(self) -> None:
+        class Averaged(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net, self.fc = transformer(), nn.Linear(8, 3).double()
+
+            def forward(self, x: Tensor) -> Tensor:
+                tokens = self.net.conv_proj(x).flatten(2).transpose(1, 2)
+                self.tokens = self.net.encoder.layers(tokens)
+                return self.fc(self.tokens.mean(dim=1))
+
+        net, x = Averaged().eval(), images()
+        for _ in range(2):  # found, and read again
+            maps = CAM(net)(x, TARGET)
+            raw = (net.tokens * net.fc.weight[TARGET][:, None]).sum(-1).view(2, 1, 4, 5)
+            torch.testing.assert_close(maps, min_max(raw))
+            torch.testing.assert_close(GradCAM(net)(x, TARGET), min_max(raw.relu()))
+
+
 class TestRefused:
     @both
     def test_attention_pooling_names_the_layer(self, kind: Any) -> None:
@@ -193,16 +251,26 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             kind(mean)(images(), TARGET)
 
-    @both
-    def test_tokens(self, kind: Any) -> None:
-        from torchvision.models import VisionTransformer
+    def test_tokens_that_the_logits_do_not_read(self) -> None:
+        net, x = transformer(), images(16, 16)
+        message = r"got shape \(2, 17, 8\) of unknown layout; pass an earlier layer, .*reshape="
+        with pytest.raises(ValueError, match=message):
+            GradCAM(net, layer="encoder.ln")(x, TARGET)
+        with pytest.raises(ValueError, match="linear layer on its last feature maps for CAM"):
+            CAM(net)(x, TARGET)
 
-        net = VisionTransformer(16, 4, 2, 2, 8, 16, num_classes=3).eval()
-        x = torch.rand(2, 3, 16, 16)
-        with pytest.raises(ValueError, match=r"got none; .*, or use Gradient"):
-            kind(net)(x, TARGET)
-        with pytest.raises(ValueError, match=r"got shape \(2, 17, 8\); of tokens .* use Gradient"):
-            kind(net, layer="encoder.ln")(x, TARGET)
+    def test_tokens_on_no_grid(self) -> None:
+        class Pooled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.mix, self.fc = nn.Linear(8, 8), nn.Linear(8, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                tokens = F.adaptive_avg_pool1d(x.flatten(2), 8 * 7).view(len(x), -1, 8)
+                return self.fc(self.mix(tokens).tanh().mean(dim=1))  # of 21 tokens
+
+        with pytest.raises(ValueError, match="for GradCAM, got none; pass layer="):
+            GradCAM(Pooled().double())(images(), TARGET)
 
     @both
     @pytest.mark.parametrize("how", ["detach", "no_grad"])

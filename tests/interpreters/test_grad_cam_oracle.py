@@ -101,7 +101,7 @@ def network(library: str, name: str, size: int) -> nn.Module:
     return settled(net.double(), images).requires_grad_(False)
 
 
-def theirs(net: nn.Module, layer: str, images: Tensor, nhwc: bool) -> Tensor:
+def theirs(net: nn.Module, layer: str, images: Tensor, layout: Any) -> Tensor:
     """Return pytorch-grad-cam's map, at the resolution of the features."""
 
     class Native(grad_cam.GradCAM):
@@ -109,7 +109,7 @@ def theirs(net: nn.Module, layer: str, images: Tensor, nhwc: bool) -> Tensor:
             self.raw = super().get_cam_image(*args)
             return self.raw
 
-    move = (lambda a: a.permute(0, 3, 1, 2)) if nhwc else None
+    move = (lambda a: a.permute(0, 3, 1, 2)) if layout is True else layout or None
     with Native(net, [operator.attrgetter(layer)(net)], reshape_transform=move) as method:
         method(images.clone().requires_grad_(), [operator.itemgetter(int(c)) for c in TARGET])
     return min_max(torch.from_numpy(method.raw)[:, None].relu())
@@ -151,18 +151,57 @@ def test_a_layer_of_swin_has_channels_last(layer: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+def tokens(first: int, side: int) -> Any:
+    """Return pytorch-grad-cam's reshape function for tokens, of which some come first."""
+    return lambda t: t[:, first:].reshape(len(t), side, side, -1).permute(0, 3, 1, 2)
+
+
+# The target layer, the tokens before those of the grid and its side, the size of images, and the
+# network's arguments.
+SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+TOKENS = {
+    "vit_tiny_patch16_224": ("blocks.0", 1, 4, 64, SMALL),
+    "vit_small_patch14_reg4_dinov2": ("blocks.0", 5, 4, 56, SMALL),
+    "deit_tiny_distilled_patch16_224": ("blocks.0", 2, 4, 64, SMALL),
+    "beit_base_patch16_224": ("blocks.1", 1, 4, 64, SMALL | {"init_values": 0.1}),
+    "eva02_tiny_patch14_224": ("blocks.1", 1, 4, 56, SMALL),
+    "vit_base_patch16_siglip_224": ("norm", 0, 4, 64, SMALL),
+    "mixer_s32_224": ("norm", 0, 2, 64, {}),
+    "pit_ti_224": ("transformers.2.blocks.1", 1, 7, 224, {"depths": (1, 1, 3)}),
+    "levit_128s": ("stages", 0, 4, 224, {}),
+    "xcit_nano_12_p16_224": ("cls_attn_blocks.0", 1, 4, 64, {"depth": 2}),
+    "hiera_tiny_224": ("blocks", 0, 7, 224, {"stages": (1, 1, 1, 1), "embed_dim": 24}),
+    "efficientformer_l1": ("norm", 0, 7, 224, {}),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "size", "hint"),
+    "name",
     [
-        ("resnet50_clip", 64, "pass layer='stages' to use them"),
-        ("efficientformer_l1", 224, "pass layer='stages.3.blocks.2' to use them"),
-        ("vit_tiny_patch16_224", 224, "got none; .* use Gradient"),
-        ("mixer_s32_224", 224, "got none; .* use Gradient"),
-        ("levit_128s", 224, "got none; .* use Gradient"),
+        pytest.param(name, marks=[pytest.mark.slow] if row[3] == 224 else [])
+        for name, row in TOKENS.items()
     ],
 )
-def test_tokens_and_attention_pooling_are_refused(name: str, size: int, hint: str) -> None:
-    net = network("timm", name, size)
-    images = torch.rand(2, 3, size, size, dtype=torch.float64)
-    with pytest.raises(ValueError, match=f"feature maps .* for GradCAM, .*{hint}"):
+def test_the_map_of_tokens_is_pytorch_grad_cams(name: str) -> None:
+    layer, first, side, size, settings = TOKENS[name]
+    torch.manual_seed(0)
+    sized = {"img_size": size} if size != 224 else {}
+    net = timm.create_model(name, pretrained=False, num_classes=10, **settings, **sized)
+    for module in net.modules():
+        if isinstance(module, nn.Linear) and module.out_features == 10:
+            nn.init.normal_(module.weight)
+    net = net.double().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(2, 3, size, size, generator=generator, dtype=torch.float64)
+    expected = theirs(net, layer, images, tokens(first, side))
+    assert expected.shape == (2, 1, side, side)
+    for interpreter in (found := GradCAM(net), found, GradCAM(net, layer, tokens(first, side))):
+        torch.testing.assert_close(interpreter(images, TARGET), expected, atol=1e-4, rtol=0)
+
+
+def test_attention_pooling_is_refused() -> None:
+    net = network("timm", "resnet50_clip", 64)
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    message = "feature maps .* for GradCAM, .*pass layer='stages' to use them"
+    with pytest.raises(ValueError, match=message):
         GradCAM(net)(images, TARGET)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Two small networks for the embedded pictures, and masking models, with their trained weights.
+"""Three small networks for the embedded pictures, and masking models, with trained weights.
 
 The networks take pictures ``(B, 3, 64, 64)`` in [0, 1] and return logits ``(B, 10)``; the first
 module normalises. Their last feature maps are 8x8: the output of ``1.layer3`` in the residual
-network and of ``1.features`` in the densely connected one.
+network and of ``1.features`` in the densely connected one; the vision transformer has 8x8 tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import DenseNet
+from torchvision.models import DenseNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import v2
 
@@ -69,6 +69,19 @@ def small_densenet() -> nn.Sequential:
     return nn.Sequential(_normalize(), net)
 
 
+def small_vit() -> nn.Sequential:
+    """Return a small vision transformer of torchvision's with random weights, for [0, 1].
+
+    It is a hybrid: the stages of `SmallResNet` turn 64x64 pictures into 8x8 features, each of which
+    is a token; a class token and four blocks follow.
+    """
+    net = SmallResNet()
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.layer1, net.layer2, net.layer3)
+    vit = VisionTransformer(8, 1, 4, 4, 64, 128, num_classes=_CLASSES)
+    vit.conv_proj = nn.Conv2d(64, 64, 1)
+    return nn.Sequential(_normalize(), stem, vit)
+
+
 def _normalize() -> v2.Normalize:
     """Map [0, 1] to about [-1, 1]: the pictures use little of [0, 1], for their contrast is low."""
     return v2.Normalize([0.5] * 3, [0.12] * 3)
@@ -82,6 +95,11 @@ def load_resnet() -> nn.Sequential:
 def load_densenet() -> nn.Sequential:
     """Return the trained DenseNet, in evaluation mode."""
     return _load(small_densenet(), "densenet.pt")
+
+
+def load_vit() -> nn.Sequential:
+    """Return the trained vision transformer, in evaluation mode."""
+    return _load(small_vit(), "vit.pt")
 
 
 def _load(model: nn.Sequential, file: str) -> nn.Sequential:
