@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captum_adv2 import spec
 from captum_adv2.attacks.base import CarefulAttack
@@ -36,6 +35,7 @@ from captum_adv2.interpreters.boundary import (
     outputs_checked,
 )
 from captum_adv2.interpreters.gradient import Gradient
+from captum_adv2.progress import progress_bar
 from captum_adv2.spec import Index, SoundnessWarning, Unit
 
 _CROSS_ENTROPY = CrossEntropy(rho=0.0)
@@ -221,15 +221,18 @@ class DualAttack(CarefulAttack):
     @contextmanager
     def _reporting(self) -> Iterator[Callable[[Progress], None]]:
         """Yield a function that passes progress on to the callback and the progress bar."""
-        with tqdm(total=self.steps, desc=self.attack, unit="step", disable=not self.verbose) as bar:
+        with progress_bar(
+            total=self.steps, desc=self.attack, unit="step", shown=self.verbose
+        ) as bar:
 
             def report(progress: Progress) -> None:
                 if self.callback is not None:
                     self.callback(progress)
-                bar.update()
                 if not bar.disable:  # reading numbers off a GPU waits for it
                     confidence, distance = progress.confidence.mean(), progress.distance.mean()
-                    bar.set_postfix(confidence=confidence.item(), distance=distance.item())
+                    shown = {"confidence": confidence.item(), "distance": distance.item()}
+                    bar.set_postfix(shown, refresh=False)
+                bar.update()
 
             yield report
             bar.total = bar.n  # complete, also where all images are finished early

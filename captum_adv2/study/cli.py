@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The command line: ``python -m captum_adv2 study``."""
+"""``python -m captum_adv2 study``, and options from the fields of a dataclass."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,13 +28,8 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, or 2 where something given is wrong."""
-    given = sys.argv[1:] if arguments is None else [*arguments]
-    parser = argparse.ArgumentParser(
-        "python -m captum_adv2", description="ADV2 on the command line."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+def add_to(commands: Any) -> None:
+    """Add the command to those of a parser."""
     study = commands.add_parser(
         "study",
         help="the paper's evaluation of your classifier and pictures",
@@ -45,46 +37,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _declare(study)
-    args = vars(parser.parse_args(given))
-    chosen = {
-        field.name: tuple(value) if isinstance(value, list) else value
-        for field in fields(Settings)
-        if (value := args[field.name]) is not None
-    }
-    try:
-        run(
-            Settings(**(PROFILES[args["profile"]] | chosen)),
-            args["out"],
-            resume=args["resume"],
-            verbose=not args["quiet"],
-            command=shlex.join(["python", "-m", "captum_adv2", *given]),
-        )
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        study.exit(2, f"{study.prog}: {error}\n")
-    return 0
-
-
-def _declare(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every field of `Settings`."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that it makes")
-    parser.add_argument("--resume", action="store_true", help="go on with the study in the folder")
-    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
-    parser.add_argument(
+    add = study.add_argument
+    add("--out", type=Path, required=True, help="folder for all that it makes")
+    add("--resume", action="store_true", help="go on with the study in the folder")
+    add("--quiet", action="store_true", help="show no progress bars")
+    add(
         "--profile",
         choices=PROFILES,
         default="full",
         help="how large, unless an option below says otherwise (default: full)",
     )
-    for field in fields(Settings):
+    declare(study, Settings)
+    study.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace, command: str) -> int:
+    """Make a study; return the exit status."""
+    run(
+        Settings(**(PROFILES[args.profile] | chosen(args, Settings))),
+        args.out,
+        resume=args.resume,
+        verbose=not args.quiet,
+        command=command,
+    )
+    return 0
+
+
+def chosen(args: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
+    """Return the fields of a dataclass that a command line gives."""
+    return {
+        field.name: tuple(value) if isinstance(value, list) else value
+        for field in fields(kind)
+        if (value := getattr(args, field.name)) is not None
+    }
+
+
+def declare(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
+    """Add an option for every field of a dataclass; see `settings.option`."""
+    for field in fields(kind):
         default: Any = field.default
         several = isinstance(default, tuple)
-        kind = type(default[0]) if several else type(default)
+        cast = type((*default, "")[0]) if several else type(default)
         shown = " ".join(map(str, default)) if several else default
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=_number if kind is float else kind,
-            metavar={str: "TEXT", int: "N", float: "X"}[kind],
+            type=_number if cast is float else cast,
+            metavar={str: "TEXT", int: "N", float: "X"}[cast],
             help=f"{field.metadata['help']} (default: {shown or 'none'})".replace("%", "%%"),
             nargs="*" if several else None,
         )
