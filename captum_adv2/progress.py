@@ -28,7 +28,7 @@ def progress_bar(steps: Iterable[Any] | None = None, *, shown: bool, **options: 
     if not shown or notebook or sys.stderr.isatty():
         return tqdm(steps, disable=not shown, **options)
     options |= {"file": _Lines(sys.stderr), "bar_format": _LINE, "position": 0}
-    return plain(steps, mininterval=_EVERY, maxinterval=_EVERY, **options)
+    return plain(steps, mininterval=_EVERY, miniters=1, **options)
 
 
 class _Lines:
