@@ -58,11 +58,17 @@ def test_quickstart_as_a_user_runs_it(tmp_path: Path) -> None:
 
 def test_quickstart_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    printed = run("quickstart.py", "--smoke", "--quiet", "--mask", cwd=tmp_path)
+    printed = run("quickstart.py", "--smoke", "--quiet", cwd=tmp_path)
     assert 'pip install ".[demo]"' in printed
-    assert "MASK" in printed
+    assert "Grad-CAM" in printed
     with pytest.raises(SystemExit, match="expected a classifier of torchvision's"):
         run("quickstart.py", "--arch", "resnet5", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_quickstart_with_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    assert "MASK" in run("quickstart.py", "--smoke", "--quiet", "--mask", cwd=tmp_path)
 
 
 # Scripts, what their tables must name, and the pictures that they draw.

@@ -18,6 +18,7 @@ from captum_adv2.attacks.adv2 import ADV2
 from captum_adv2.attacks.targets import RandomPatch
 from captum_adv2.evaluation.evaluate import Report, evaluate
 from captum_adv2.interpreters import Interpreter
+from captum_adv2.progress import progress_bar
 from captum_adv2.study.classifiers import Classifier
 from captum_adv2.study.data import read
 
@@ -83,9 +84,7 @@ def attacked(scene: Scene, store: Store, *, verbose: bool) -> Iterator[Row]:
 def _attacked(scene: Scene, store: Store, first: int, verbose: bool) -> Iterator[Row]:
     """Attack the pictures of one part of a scene."""
     model, clean, target = scene.classifier.model, scene.images, scene.target
-    regular = PGD(model, random_start=False, alpha=2 / 255, **scene.settings)
-    regular.set_mode_targeted_by_label(quiet=True)
-    given = {"benign": clean, "PGD": regular(clean, target)}
+    given = {"benign": clean, "PGD": _regular(scene, verbose)}
     stored = {name: _stored(images, store, first, name) for name, images in given.items()}
     for name, interpreter in scene.interpreters.items():
         aim = aimed(scene, interpreter)
@@ -100,6 +99,21 @@ def _attacked(scene: Scene, store: Store, first: int, verbose: bool) -> Iterator
             for number, image_map in enumerate(report.adversarial_maps):
                 store.save(_large(image_map, clean), first + number, f"{title}-{name}-map")
             yield from _rows(scene, report, images, paths, first, title, name)
+
+
+def _regular(scene: Scene, verbose: bool) -> Tensor:
+    """Return the images that PGD makes of a scene's."""
+    model = scene.classifier.model
+    attack = PGD(model, random_start=False, **scene.settings)
+    attack.set_mode_targeted_by_label(quiet=True)
+    with progress_bar(total=attack.steps, desc="PGD", shown=verbose) as bar:
+
+        def count(*_: Any) -> None:
+            bar.update()
+
+        with model.register_forward_hook(count):
+            images: Tensor = attack(scene.images, scene.target)
+    return images
 
 
 def aimed(scene: Scene, interpreter: Interpreter) -> Tensor:
