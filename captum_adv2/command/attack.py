@@ -85,12 +85,19 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "attack",
         help="pictures of your own: another class, the same map",
+        usage="%(prog)s PICTURE [PICTURE ...] [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("pictures", nargs="+", type=Path, metavar="PICTURE", help="file of a picture")
+    add(
+        "pictures",
+        nargs="+",
+        type=Path,
+        metavar="PICTURE",
+        help="file of a picture; options follow",
+    )
     add("--out", type=Path, default=Path("attack"), help="folder of the results (default: attack)")
     add("--quiet", action="store_true", help="show no progress")
     cli.declare(parser, Settings)

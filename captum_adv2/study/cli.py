@@ -79,11 +79,14 @@ def declare(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
         several = isinstance(default, tuple)
         cast = type((*default, "")[0]) if several else type(default)
         shown = " ".join(map(str, default)) if several else default
+        shown = f"{shown:.4g}" if cast is float else shown
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=_number if cast is float else cast,
             metavar={str: "TEXT", int: "N", float: "X"}[cast],
-            help=f"{field.metadata['help']} (default: {shown or 'none'})".replace("%", "%%"),
+            help=f"{field.metadata['help']} (default: {'none' if shown == '' else shown})".replace(
+                "%", "%%"
+            ),
             nargs="*" if several else None,
         )
 
