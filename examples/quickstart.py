@@ -123,7 +123,7 @@ def main() -> None:
     subject = chosen(args.arch)
     if args.smoke:
         args.steps, subject = 4, Subject(subject[0], subject.images[:1], subject.target[:1])
-    compare(subject, args).savefig(args.out, dpi=110)
+    compare(subject, args).savefig(args.out, dpi=90)
     print(f"map L1, IoU: to the map of the clean image. Picture: {args.out}")
 
 
