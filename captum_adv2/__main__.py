@@ -3,7 +3,7 @@
 
 import sys
 
-from captum_adv2.study.cli import main
+from captum_adv2.command.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

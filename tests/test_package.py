@@ -27,21 +27,23 @@ MODULES = (
     "captum_adv2",
     *sorted(info.name for info in pkgutil.walk_packages([str(PACKAGE)], "captum_adv2.")),
 )
-ROOTS = {"spec", "seeds", "optim", "storage"}
+ROOTS = {"spec", "seeds", "optim", "storage", "progress"}
 # What each wing may import, besides itself.
 SEES = {
     "spec": set(),
     "seeds": set(),
     "optim": {"spec"},
     "storage": {"spec"},
+    "progress": set(),
     "interpreters": ROOTS,
     "attacks": ROOTS | {"interpreters"},
     "defenses": ROOTS | {"interpreters", "attacks"},
     "evaluation": ROOTS | {"interpreters", "attacks", "defenses"},
     "study": ROOTS | {"interpreters", "attacks", "defenses", "evaluation"},
     "testing": ROOTS | {"interpreters"},
+    "command": ROOTS | {"", "interpreters", "attacks", "evaluation", "study"},
     "": ROOTS | {"attacks", "evaluation", "testing"},
-    "__main__": {"study"},
+    "__main__": {"command"},
 }
 PROBE = """
 import json, sys

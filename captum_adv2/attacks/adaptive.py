@@ -17,7 +17,6 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captum_adv2.attacks.adv2 import ADV2
 from captum_adv2.attacks.base import CarefulAttack
@@ -25,6 +24,7 @@ from captum_adv2.attacks.dual import Request
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.attacks.loop import classified
 from captum_adv2.attacks.terms import Candidate
+from captum_adv2.progress import progress_bar
 from captum_adv2.spec import Bits, Count, NonNegative, Unit, checked, expect_logits
 
 Squeezer = Callable[[Tensor], Tensor]
@@ -173,8 +173,8 @@ class BitDepthADV2(CarefulAttack):
         high = quantize((clean + eps).clamp(0, 1), self.bits)
         images = best = quantize(clean, self.bits)
         least = torch.full_like(clean[:, 0, 0, 0], torch.inf)
-        hidden = not self.second.verbose
-        for number in tqdm(range(self.steps + 1), "squeezed", unit="step", disable=hidden):
+        shown, steps = self.second.verbose, range(self.steps + 1)
+        for number in progress_bar(steps, desc="squeezed", unit="step", shown=shown):
             leaf = images.detach().requires_grad_()
             losses = sign * F.cross_entropy(self.get_logits(leaf), classes, reduction="none")
             lower = losses.detach() < least

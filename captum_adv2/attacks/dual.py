@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captum_adv2 import spec
 from captum_adv2.attacks.base import CarefulAttack
@@ -35,6 +34,7 @@ from captum_adv2.interpreters.boundary import (
     outputs_checked,
 )
 from captum_adv2.interpreters.gradient import Gradient
+from captum_adv2.progress import progress_bar
 from captum_adv2.spec import Index, Unit, doubt
 
 _CROSS_ENTROPY = CrossEntropy(rho=0.0)
@@ -168,15 +168,16 @@ class CoupledAttack(CarefulAttack):
     @contextmanager
     def _reporting(self, total: int, unit: str) -> Iterator[Callable[[Progress], None]]:
         """Yield a function that passes progress on to the callback and the progress bar."""
-        with tqdm(total=total, desc=self.attack, unit=unit, disable=not self.verbose) as bar:
+        with progress_bar(total=total, desc=self.attack, unit=unit, shown=self.verbose) as bar:
 
             def report(progress: Progress) -> None:
                 if self.callback is not None:
                     self.callback(progress)
-                bar.update()
                 if not bar.disable:  # reading numbers off a GPU waits for it
                     confidence, distance = progress.confidence.mean(), progress.distance.mean()
-                    bar.set_postfix(confidence=confidence.item(), distance=distance.item())
+                    shown = {"confidence": confidence.item(), "distance": distance.item()}
+                    bar.set_postfix(shown, refresh=False)
+                bar.update()
 
             yield report
             bar.total = bar.n  # complete, also where all images are finished early

@@ -108,6 +108,60 @@ def _bar(figure: Figure, axes: Any) -> None:
     figure.colorbar(heat, ax=axes, fraction=0.02, pad=0.01, shrink=0.6, label="importance")
 
 
+@checked
+def bands(
+    inputs: Mapping[str, Shown],
+    notes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    size: Positive = 1.5,
+) -> Figure:
+    """Draw a band for every image: for each kind of input a block of the image and its overlays.
+
+    Args:
+        inputs: As the ``rows`` of `grid`.
+        notes: Name of the input to, by "image" or the interpreter's name, a text under each image
+            or overlay, such as the class or the map's distance.
+        size: Width of a picture, in inches.
+
+    >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
+    >>> notes = {"ADV2": {"CAM": ["L1 0.1", "L1 0.2"]}}
+    >>> len(bands({"benign": shown, "ADV2": shown}, notes).subfigs)
+    4
+    """
+    from matplotlib.figure import Figure
+
+    if not (inputs and all(inputs.values())):
+        raise ValueError("expected at least one input, and a picture of each, got none")
+    blocks = {name: _pictures(shown) for name, shown in inputs.items()}
+    each = 1 + max(map(len, inputs.values()))  # pictures in a block: an image and its overlays
+    high = 1 if each <= 2 else 2
+    wide = -(-each // high)
+    count = min(map(len, blocks.values())) // each
+    height = 1.22 * size * high * count + 0.3
+    figure = Figure((size * wide * len(inputs), height), layout="constrained")
+    parts = figure.subfigures(count, len(inputs), squeeze=False, wspace=0.03)
+    for band, line in enumerate(parts):
+        for part, (name, pictures) in zip(line, blocks.items(), strict=True):
+            if band == 0:
+                part.suptitle(name, fontsize=12, fontweight="bold")
+            axes = part.subplots(high, wide, squeeze=False).ravel()
+            for axis in axes:
+                axis.set_axis_off()
+            shown = pictures[band * each : (band + 1) * each]
+            for axis, (title, picture) in zip(axes, shown, strict=False):
+                texts = (notes or {}).get(name, {}).get(title, ())
+                _draw(axis, picture, title, texts[band] if band < len(texts) else "")
+    return figure
+
+
+def _draw(axis: Any, picture: Tensor, title: str, note: str) -> None:
+    """Draw a picture ``(3, H, W)``, with a title above it and a note below."""
+    axis.set_axis_on()
+    axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=9, pad=3)
+    axis.set_xlabel(note, fontsize=9, labelpad=3)
+
+
 def _pictures(shown: Shown) -> list[tuple[str, Tensor]]:
     """Return titled pictures ``(3, H, W)``: each image, then its overlays."""
     images = _plain(next(iter(shown.values()))[0])

@@ -88,7 +88,7 @@ class Gradient(_InputGradient):
     """GRAD: the gradient of the class probability with respect to the image (Eq. 5).
 
     Convention:
-        |gradient|, max over channels, average-pooled, min-max scaled per image.
+        ``|gradient|``, max over channels, average-pooled, min-max scaled per image.
 
     In an attack the gradient of the prediction goes through the smoothed ReLUs, too.
 

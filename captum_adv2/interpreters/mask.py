@@ -20,12 +20,12 @@ from typing import Any, Self, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captum_adv2.interpreters.base import Explanation, Interpreter, differentiable_input
 from captum_adv2.interpreters.bilevel import FiniteDifference, Follower, Scene
 from captum_adv2.interpreters.gradient import probability
 from captum_adv2.optim import Adam
+from captum_adv2.progress import progress_bar
 from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 
 
@@ -159,7 +159,8 @@ class MASK(Interpreter):
         with differentiable_input(images):  # refuses inference mode
             scene = self.scene(images.detach(), target)
         follower = self.begin(images)
-        for _ in tqdm(range(self.iterations), "MASK", unit="step", disable=not self.verbose):
+        steps = range(self.iterations)
+        for _ in progress_bar(steps, desc="MASK", unit="step", shown=self.verbose):
             follower = self.descend(scene, follower)
         return follower
 

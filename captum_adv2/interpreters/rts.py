@@ -315,7 +315,7 @@ class RTS(Interpreter):
     """RTS: the map of a masking model, in one forward pass (§3.4).
 
     Convention:
-        Map = |a| / (|a| + |b|), raw in [0, 1], at the finest of the masking model's scales.
+        Map = ``|a| / (|a| + |b|)``, raw in [0, 1], at the finest of the masking model's scales.
 
     Args:
         model: Classifier returning logits. If it is the masking model's encoder, they share one

@@ -28,12 +28,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captum_adv2 import storage
 from captum_adv2.interpreters.base import eval_mode
 from captum_adv2.interpreters.mask import Blur
 from captum_adv2.interpreters.rts import MaskingModel
+from captum_adv2.progress import progress_bar
 from captum_adv2.seeds import mixed
 from captum_adv2.spec import (
     Classes,
@@ -239,7 +239,7 @@ def train_masking_model(
     optimizer.zero_grad()
     masking_model.eval()
     done = file.resume(masking_model, optimizer) if file else 0
-    bar = tqdm(total=total, initial=done, desc=kind, unit="batch", disable=not verbose)
+    bar = progress_bar(total=total, initial=done, desc=kind, unit="batch", shown=verbose)
     with eval_mode(model), torch.enable_grad(), bar, _seeded(loader) as reseed:
         for epoch in range(done // length, epochs):
             reseed(mixed(seed, epoch))
@@ -250,9 +250,10 @@ def train_masking_model(
                 optimizer.param_groups[0]["lr"] = rate
                 generator = torch.Generator().manual_seed(mixed(seed, step, "step"))
                 terms = _step(masking_model, optimizer, losses, *batch, generator)
-                bar.update()
                 if verbose:
-                    bar.set_postfix({name: f"{t.mean().item():.3f}" for name, t in terms.items()})
+                    means = {name: f"{term.mean().item():.3f}" for name, term in terms.items()}
+                    bar.set_postfix(means, refresh=False)
+                bar.update()
                 if file and ((step + 1) % _EVERY == 0 or step + 1 == total):
                     file.save(masking_model, optimizer, step + 1)
     return masking_model

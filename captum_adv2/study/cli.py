@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The command line: ``python -m captum_adv2 study``."""
+"""``python -m captum_adv2 study``, and options from the fields of a dataclass."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,13 +30,8 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, or 2 where something given is wrong."""
-    given = sys.argv[1:] if arguments is None else [*arguments]
-    parser = argparse.ArgumentParser(
-        "python -m captum_adv2", description="ADV2 on the command line."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+def add_to(commands: Any) -> None:
+    """Add the command to those of a parser."""
     study = commands.add_parser(
         "study",
         help="the paper's evaluation of your classifier and pictures",
@@ -47,53 +39,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _declare(study)
-    commands.add_parser("rules", help="the rule of each observation, applied to the paper's tables")
-    args = vars(parser.parse_args(given))
-    if args["command"] == "rules":
-        from captum_adv2.study.verdicts import rules  # here: it needs the extra
-
-        print(rules())
-        return 0
-    chosen = {
-        field.name: tuple(value) if isinstance(value, list) else value
-        for field in fields(Settings)
-        if (value := args[field.name]) is not None
-    }
-    command = shlex.join(["python", "-m", "captum_adv2", *given])
-    try:
-        if args["page"]:
-            page(args["out"])
-            return 0
-        run(
-            Settings(**(PROFILES[args["profile"]] | chosen)),
-            args["out"],
-            resume=args["resume"],
-            verbose=not args["quiet"],
-            command=command,
-        )
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        study.exit(2, f"{study.prog}: {error}\n")
-    return 0
-
-
-def _declare(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every field of `Settings`."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that it makes")
-    parser.add_argument("--resume", action="store_true", help="go on with the study in the folder")
-    parser.add_argument(
+    add = study.add_argument
+    add("--out", type=Path, required=True, help="folder for all that it makes")
+    add("--resume", action="store_true", help="go on with the study in the folder")
+    add(
         "--page",
         action="store_true",
         help="write the page of what the study in the folder has so far; nothing else",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
-    parser.add_argument(
+    add("--quiet", action="store_true", help="show no progress bars")
+    add(
         "--profile",
         choices=PROFILES,
         default="full",
         help="how large, unless an option below says otherwise (default: full)",
     )
-    for field in fields(Settings):
+    declare(study, Settings)
+    study.set_defaults(run=_run)
+    rules = commands.add_parser(
+        "rules", help="the rule of each observation, applied to the paper's tables"
+    )
+    rules.set_defaults(run=_rules)
+
+
+def _run(args: argparse.Namespace, command: str) -> int:
+    """Make a study, or the page of one; return the exit status."""
+    if args.page:
+        page(args.out)
+        return 0
+    run(
+        Settings(**(PROFILES[args.profile] | chosen(args, Settings))),
+        args.out,
+        resume=args.resume,
+        verbose=not args.quiet,
+        command=command,
+    )
+    return 0
+
+
+def _rules(args: argparse.Namespace, command: str) -> int:
+    """Print each observation's rule, applied to the paper's tables; return the exit status."""
+    from captum_adv2.study.verdicts import rules  # here: it needs the extra
+
+    print(rules())
+    return 0
+
+
+def chosen(args: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
+    """Return the fields of a dataclass that a command line gives."""
+    return {
+        field.name: tuple(value) if isinstance(value, list) else value
+        for field in fields(kind)
+        if (value := getattr(args, field.name)) is not None
+    }
+
+
+def declare(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
+    """Add an option for every field of a dataclass; see `settings.option`."""
+    for field in fields(kind):
         default: Any = field.default
         option = f"--{field.name.replace('_', '-')}"
         if isinstance(default, bool):
@@ -102,13 +105,16 @@ def _declare(parser: argparse.ArgumentParser) -> None:
             )
             continue
         several = isinstance(default, tuple)
-        kind = type(default[0]) if several else type(default)
+        cast = type((*default, "")[0]) if several else type(default)
         shown = " ".join(map(str, default)) if several else default
+        shown = f"{shown:.4g}" if cast is float else shown
         parser.add_argument(
             option,
-            type=_number if kind is float else kind,
-            metavar={str: "TEXT", int: "N", float: "X"}[kind],
-            help=f"{field.metadata['help']} (default: {shown or 'none'})".replace("%", "%%"),
+            type=_number if cast is float else cast,
+            metavar={str: "TEXT", int: "N", float: "X"}[cast],
+            help=f"{field.metadata['help']} (default: {'none' if shown == '' else shown})".replace(
+                "%", "%%"
+            ),
             nargs="*" if several else None,
         )
 

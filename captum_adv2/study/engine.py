@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_adv2 import storage
+from captum_adv2.progress import progress_bar
 from captum_adv2.study.cases import (
     DISTILLED,
     NOISE,
@@ -359,8 +359,8 @@ def work(parts: Sequence[Part], world: World, verbose: bool) -> None:
     ]
     mine = world.share(todo)[world.rank :: world.size]
     total = sum(len(parts[number].cases(task)) for number, task in mine)
-    with tqdm(
-        total=total, desc=f"process {world.rank}", position=world.rank, disable=not verbose
+    with progress_bar(
+        total=total, desc=f"process {world.rank}", position=world.rank, shown=verbose
     ) as bar:
         for number, task in mine:
             parts[number].do(task, bar)

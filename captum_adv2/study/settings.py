@@ -11,7 +11,7 @@ from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 T = TypeVar("T")
 
 
-def _option(default: T, text: str) -> T:
+def option(default: T, text: str) -> T:
     """Return a field; the command line prints its text as the help of an option."""
     return field(default=default, metadata={"help": text})
 
@@ -25,74 +25,74 @@ class Settings:
     100
     """
 
-    models: tuple[str, ...] = _option(
+    models: tuple[str, ...] = option(
         ("embedded:resnet", "embedded:densenet"),
         "classifiers of images in [0, 1]: embedded:resnet, embedded:densenet, embedded:vit, a name "
-        "of torchvision's (resnet50, or with a file of weights resnet50=FILE), or a function that "
-        "returns one, package.module:function; what follows a = is its argument",
+        "of torchvision's (resnet50, or with a file of weights resnet50=FILE), timm:NAME, hf:NAME, "
+        "or a function that returns one, package.module:function; what follows a = is its argument",
     )
-    images: str = _option(
+    images: str = option(
         "embedded",
         "embedded; a folder with a sub-folder of pictures for each class; a file of tensors "
         "(images and labels, by torch.save); or a function of a transform of pictures that "
         "returns them, package.module:function, see captum_adv2.study.data.Source",
     )
-    size: Count = _option(224, "side of the images in pixels, cut from the middle; of files only")
-    resize: Index = _option(
+    size: Count = option(224, "side of the images in pixels, cut from the middle; of files only")
+    resize: Index = option(
         0, "shorter side that pictures are resized to before; 0: eight sevenths of --size"
     )
-    classes: str = _option(
+    classes: str = option(
         "",
         "file with the folders' names in the order of the classifier's classes, one a line; by "
         "default they are sorted by name",
     )
-    boxes: str = _option("", "folder of XML files with the objects' boxes, as ImageNet has them")
-    interpreters: tuple[str, ...] = _option(
+    boxes: str = option("", "folder of XML files with the objects' boxes, as ImageNet has them")
+    interpreters: tuple[str, ...] = option(
         ("GRAD", "CAM", "MASK", "RTS", "GradCAM", "RTS-A"),
         "of GRAD, CAM, MASK, RTS, GradCAM, GradCAM-P (of probabilities), IG, SmoothGrad, Ensemble "
         "(of GRAD and GradCAM), and RTS-A, which is RTS trained against ADV2; or a function of a "
         "model, package.module:function",
     )
-    adaptive: tuple[str, ...] = _option(
+    adaptive: tuple[str, ...] = option(
         ("RTS", "MASK"),
         "interpreters whose attacks adapt to the detectors; those among --interpreters",
     )
-    masking_model: str = _option("", "file of RTS's masking model, whose encoder is the classifier")
-    distilled_model: str = _option("", "file of RTS-A's masking model, trained by distill")
-    smoothing: NonNegative = _option(
+    masking_model: str = option("", "file of RTS's masking model, whose encoder is the classifier")
+    distilled_model: str = option("", "file of RTS-A's masking model, trained by distill")
+    smoothing: NonNegative = option(
         0.0, "tau of GRAD's smoothed ReLU, h(z); 0: as wide as each layer needs"
     )
-    frameworks: tuple[Literal["pgd", "stadv"], ...] = _option(
+    frameworks: tuple[Literal["pgd", "stadv"], ...] = option(
         ("pgd", "stadv"), "of pgd and stadv: how attacks change images"
     )
-    targets: tuple[Literal["benign", "patch", "class"], ...] = _option(
+    targets: tuple[Literal["benign", "patch", "class"], ...] = option(
         ("benign", "patch", "class"),
         "of benign, patch and class: what attacks on pixels make maps show",
     )
-    detectors: tuple[Literal["squeezing"], ...] = _option(("squeezing",), "squeezing, or nothing")
-    seeds: tuple[Index, ...] = _option(
+    detectors: tuple[Literal["squeezing"], ...] = option(("squeezing",), "squeezing, or nothing")
+    seeds: tuple[Index, ...] = option(
         (0,), "the study is run once a seed; seeds determine target classes and target maps"
     )
-    count: Count = _option(100, "images a classifier, of those that it gets right")
-    held_out: Index = _option(100, "further images, which set the detectors' thresholds")
-    tuned: Index = _option(
+    count: Count = option(100, "images a classifier, of those that it gets right")
+    held_out: Index = option(100, "further images, which set the detectors' thresholds")
+    tuned: Index = option(
         100, "of these, those that set each interpreter's threshold for boxes (Table 2)"
     )
-    curve: bool = _option(
+    curve: bool = option(
         False, "also find, by bisection, each image's least eps that fools class and map"
     )
-    eps: Unit = _option(8 / 255, "largest change of a pixel, in [0, 1]")
-    bound: Positive = _option(2.0, "largest displacement of a pixel by stAdv along an axis, pixels")
-    steps: Count = _option(100, "gradient evaluations of attacks on pixels")
-    flow_steps: Count = _option(200, "gradient evaluations of attacks that move pixels")
-    stop: Unit = _option(
+    eps: Unit = option(8 / 255, "largest change of a pixel, in [0, 1]")
+    bound: Positive = option(2.0, "largest displacement of a pixel by stAdv along an axis, pixels")
+    steps: Count = option(100, "gradient evaluations of attacks on pixels")
+    flow_steps: Count = option(200, "gradient evaluations of attacks that move pixels")
+    stop: Unit = option(
         0.0, "map distance at which ADV2 takes an image out of the batch; 0: it takes all steps"
     )
-    threshold: Unit = _option(0.5, "value that a map must exceed to count for IoU and boxes")
-    chunk: Count = _option(
+    threshold: Unit = option(0.5, "value that a map must exceed to count for IoU and boxes")
+    chunk: Count = option(
         10, "images attacked together; also the most that is lost if a process dies"
     )
-    shown: Index = _option(3, "images in pictures")
+    shown: Index = option(3, "images in pictures")
 
     GROW: ClassVar = ("count", "seeds", "curve")
     """What a study may have more of when it is continued."""

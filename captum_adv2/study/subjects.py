@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torchvision import models
-from torchvision.transforms import v2
 
 from captum_adv2 import storage
 from captum_adv2.interpreters import (
     CAM,
     MASK,
     RTS,
+    CaptumInterpreter,
     Ensemble,
     GradCAM,
     Gradient,
@@ -25,18 +24,12 @@ from captum_adv2.interpreters import (
     SmoothGrad,
 )
 from captum_adv2.spec import expect, expect_logits
+from captum_adv2.study.classifiers import load_model
 from captum_adv2.study.data import CorruptImage, Source, make
-from captum_adv2.study.embedded import load_densenet, load_resnet, load_rts, load_vit
+from captum_adv2.study.embedded import load_resnet, load_rts
 from captum_adv2.study.settings import Settings, label
 
 _SMALL = 128  # pixels: MASK has other settings below it
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-_EMBEDDED: Mapping[str, Callable[[], nn.Module]] = {
-    "embedded:resnet": load_resnet,
-    "embedded:densenet": load_densenet,
-    "embedded:vit": load_vit,
-}
 
 # Masking models that come along: of a classifier and RTS or RTS-A, the name for `load_rts`.
 _MASKING: Mapping[tuple[str, str], str] = {
@@ -73,46 +66,6 @@ class _Unavailable(ValueError):
     """An interpreter that a classifier does not have."""
 
 
-def load_model(spec: str) -> nn.Module:
-    """Return a classifier of images ``(B, C, H, W)`` in [0, 1], in eval mode; see `Settings`."""
-    name, _, weights = spec.partition("=")
-    if name in _EMBEDDED:
-        model = _EMBEDDED[name]()
-    elif ":" in name:
-        model = make(spec)
-    else:
-        model = _torchvision(name, weights)
-    expect(model, nn.Module, spec)
-    return model.eval()
-
-
-def _torchvision(name: str, file: str) -> nn.Module:
-    """Return a network of torchvision's with its own weights or those of a file."""
-    if name not in models.list_models():
-        raise ValueError(
-            f"expected a classifier of torchvision's, {', '.join(_EMBEDDED)} or "
-            f"package.module:function, got {name}"
-        )
-    weights = models.get_model_weights(name).DEFAULT
-    try:
-        net = models.get_model(name, weights=None if file else weights)
-    except OSError as error:
-        raise ValueError(
-            f"expected to download the weights of {name}, got {error}; {name}=FILE reads them from "
-            "a file"
-        ) from error
-    if file:
-        held = storage.read(file, f"a file with the weights of {name}")
-        expect(held, Mapping[str, torch.Tensor], f"the weights in {file}")
-        try:
-            net.load_state_dict(held)
-        except RuntimeError as error:
-            raise ValueError(f"expected the weights of {name} in {file}, got {error}") from error
-    transform = weights.transforms()
-    mean, std = getattr(transform, "mean", _MEAN), getattr(transform, "std", _STD)
-    return nn.Sequential(v2.Normalize(mean, std), net)
-
-
 def subject(spec: str, settings: Settings, source: Source, device: torch.device) -> Subject:
     """Return a classifier with those of the study's interpreters that it has.
 
@@ -140,7 +93,9 @@ def subject(spec: str, settings: Settings, source: Source, device: torch.device)
     left_out = []
     for name in settings.interpreters:
         try:
-            found[label(name)] = _interpreter(name, spec, model, settings, min(image.shape[-2:]))
+            found[label(name)] = build_interpreter(
+                name, spec, model, settings, min(image.shape[-2:])
+            )
         except _Unavailable as reason:
             left_out.append(str(reason))
     if not found:
@@ -159,9 +114,10 @@ def _first(source: Source) -> torch.Tensor:
     raise ValueError(f"expected images that can be read, got none of {len(source)}")
 
 
-def _interpreter(
+def build_interpreter(
     name: str, spec: str, model: nn.Module, settings: Settings, side: int
 ) -> Interpreter:
+    """Return an interpreter by name, for images of some shorter side; see `Settings`."""
     if name in ("RTS", "RTS-A"):
         return RTS(model, _masking_model(name, spec, model, settings))
     if name in INTERPRETERS:
@@ -172,6 +128,8 @@ def _interpreter(
             f"package.module:function, got {name}"
         )
     built = make(name, model)
+    if hasattr(built, "attribute"):  # one of Captum's methods
+        built = CaptumInterpreter(built)
     expect(built, Interpreter, name)
     return built  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_adv2.attacks.loop import Progress
-from captum_adv2.evaluation.visualize import curves, grid, overlay
+from captum_adv2.evaluation.visualize import bands, curves, grid, overlay
 
 RED, BLUE = (0.5, 0.0, 0.0), (0.0, 0.0, 0.5)  # the ends of jet
 
@@ -145,3 +145,25 @@ def test_a_finished_image_keeps_its_last_values() -> None:
 def test_nothing_to_draw_is_refused(draw: Any, given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw(given)
+
+
+@pytest.mark.parametrize(("maps", "axes"), [(1, 2), (2, 4), (4, 6)])
+def test_bands_have_a_block_for_each_image_and_input(maps: int, axes: int) -> None:
+    images = torch.rand(2, 3, 8, 8)
+    block = {f"map {number}": (images, torch.rand(2, 1, 4, 4)) for number in range(maps)}
+    notes = {"ADV2": {"image": ["a", "b"], "map 0": ["1", "2"]}}
+    figure = bands({"benign": block, "ADV2": block}, notes)
+    assert is_drawn(figure)
+    assert len(figure.subfigs) == 4
+    for number, part in enumerate(figure.subfigs):
+        image, first, *_ = part.axes
+        assert len(part.axes) == axes
+        assert np.allclose(image.images[0].get_array(), images[number // 2].permute(1, 2, 0))
+        assert [axis.get_title() for axis in part.axes][: maps + 1] == ["image", *block]
+        texts = [image.get_xlabel(), first.get_xlabel()]
+        assert texts == (["ab"[number // 2], "12"[number // 2]] if number % 2 else ["", ""])
+
+
+def test_bands_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected at least one input"):
+        bands({"benign": {}})

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from captum_adv2.command.cli import main
 from captum_adv2.study import PROFILES, Settings
-from captum_adv2.study.cli import main
 
 TINY = """--models embedded:resnet --interpreters CAM --frameworks pgd --targets benign
     --detectors --count 1 --held-out 0 --steps 1 --quiet""".split()  # noqa: SIM905
@@ -96,7 +96,7 @@ import sys
 sys.modules |= {{"pandas": None, "jinja2": None}}  # as if they were not installed
 from captum_adv2.study.embedded import load_resnet
 load_resnet()
-from captum_adv2.study.cli import main
+from captum_adv2.command.cli import main
 main(["study", *{TINY!r}, "--out", "out"])
 """
     command = [sys.executable, "-c", code]
