@@ -218,23 +218,63 @@ class Passes(ReLUMode):
         self._eps = max(self._eps, torch.finfo(logits.dtype).eps)
         grain = max(self._eps, _TF32 if _in_tf32(logits) else 0)
         delta, still = _length(v, c, grain ** (1 / 3) / 6, self._coupled)
-        self._second = True
         with torch.enable_grad():
-            leaf = (points + delta * v).to(points.dtype).detach().requires_grad_()
-            near = self._run(leaf)
+            leaf, near, moved = self._nearby(points, delta * v, logits)
             at = _full(logits).detach().requires_grad_()
             total = self.score(at, self.target).sum()
             (slope,) = torch.autograd.grad(total, at, create_graph=True)
-            moved = near.detach().to(at) - at
-            moved = moved.masked_fill(near == at, 0)  # of classes ruled out by -infinity, too
-            if self.progress == 0 and not self._coupled:
-                wanted = gradient * (leaf - points).detach()
-                _warn_of_kinks(wanted, slope.detach(), moved, grain * near.detach())
+            weights = slope.detach()
             if slope.requires_grad:  # the score is not linear in the logits
-                slope = slope + torch.autograd.grad(slope, at, moved)[0]
-            weights = slope.detach().masked_fill(still.flatten(1), 0) + delta.flatten(1) * c
-            (moved,) = torch.autograd.grad(near, leaf, weights.to(near))
-        return ((moved - gradient.masked_fill(still, 0)) / delta).to(points.dtype)
+                weights = weights + torch.autograd.grad(slope, at, moved)[0]
+            weights = weights.masked_fill(still.flatten(1), 0) + delta.flatten(1) * c
+            (there,) = torch.autograd.grad(near, leaf, weights.to(near))
+        if self.progress == 0 and not self._coupled:
+            self._warn_of_kinks(points, delta * v, gradient, logits, slope.detach(), grain, moved)
+        return ((there - gradient.masked_fill(still, 0)) / delta).to(points.dtype)
+
+    def _nearby(
+        self, points: Tensor, step: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the second pass forward; return its points and logits, and by how much these moved."""
+        self._second = True
+        leaf = (points + step).to(points.dtype).detach().requires_grad_()
+        near = self._run(leaf)
+        moved = _full(near.detach()) - _full(logits)
+        return leaf, near, moved.masked_fill(near == logits, 0)  # also where both are -infinity
+
+    def _warn_of_kinks(
+        self,
+        points: Tensor,
+        step: Tensor,
+        gradient: Tensor,
+        logits: Tensor,
+        slope: Tensor,
+        grain: float,
+        moved: Tensor,
+    ) -> None:
+        """Warn where the logits of the second pass are not where the gradient of the first says.
+
+        They may also be off by the curvature of attention, say. That counts four times as much at
+        twice the step, and an operation that is not followed twice as much.
+        """
+        noise = 4 * grain * _full(logits).nan_to_num().abs().amax(1)
+
+        def gap(step: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+            wanted = (gradient * ((points + step).to(points.dtype) - points)).flatten(1)
+            got = (slope * moved).nan_to_num().sum(1)
+            return got - wanted.sum(1), torch.linalg.vector_norm(wanted, dim=1)
+
+        once, size = gap(step, moved)
+        stuck = ~moved.any(dim=1) & (size > noise)
+        if not stuck.any() and not (once.abs() > 0.05 * size + noise).any():
+            return
+        self.gradient(points)
+        with torch.enable_grad():
+            *_, moved = self._nearby(points, 2 * step, logits)
+        twice, _ = gap(2 * step, moved)
+        linear = 2 * once - twice / 2
+        if bool((stuck | (linear.abs() > 0.05 * size + 3 * noise)).any()):
+            doubt(_KINKS)
 
     def activate(
         self, bend: Bend | None, z: Tensor, exact: Callable[[Tensor], Tensor], in_place: bool
@@ -339,16 +379,6 @@ class Passes(ReLUMode):
 def _derivative(function: Derivative, z: Tensor) -> Tensor:
     """Return the derivative of an elementwise function."""
     return torch.autograd.grad(function(z.clone()).sum(), z, create_graph=True)[0]
-
-
-def _warn_of_kinks(wanted: Tensor, slope: Tensor, moved: Tensor, rounding: Tensor) -> None:
-    """Warn where the logits of the second pass are not where the gradient of the first says."""
-    wanted = wanted.flatten(1)
-    apart = (wanted.sum(1) - (slope * moved).nan_to_num().sum(1)).abs()
-    size = torch.linalg.vector_norm(wanted, dim=1)
-    noise = 4 * rounding.nan_to_num().abs().amax(1)
-    if bool((apart > 0.05 * size + noise).any() | (~moved.any(dim=1) & (size > noise)).any()):
-        doubt(_KINKS)
 
 
 def _in_tf32(x: Tensor) -> bool:
