@@ -123,13 +123,21 @@ class _Tokens(NamedTuple):
     layout: Layout
     read: tuple[int, ...]  # queries of the last block on which the logits depend
 
-    def maps(self, steps: list[Tensor]) -> Tensor:
-        """Return the maps ``(B, 1, h, w)`` of a product of blocks, each ``(B, M, N)``."""
+    def maps(self, steps: list[Tensor], residual: bool = False) -> Tensor:
+        """Return the maps ``(B, 1, h, w)`` of a product of blocks, each ``(B, M, N)``.
+
+        With ``residual``, the identity is added to each of them but a pooling.
+        """
         *steps, last = steps
         shares = last[:, self.read].mean(dim=1, keepdim=True)  # (B, 1, N)
+        own = torch.zeros_like(shares)  # of the identity: next to it, small shares would round to 0
+        if residual and last.shape[1] == last.shape[2]:
+            own[..., self.read] = 1 / len(self.read)
         for step in reversed(steps):
-            shares = shares @ step
-        return base.min_max(self.layout(shares.transpose(1, 2)))
+            through = (own + shares) @ step
+            shares = shares + through if residual else through
+        own = own - own[..., self.layout.first, None]  # most often the same for all patches
+        return base.min_max(self.layout((own + shares).transpose(1, 2)))
 
 
 class _AttentionMap(base.Interpreter):
@@ -284,8 +292,8 @@ class Relevance(_AttentionMap):
             score = logits.gather(1, target[:, None]).sum()
             slopes = torch.autograd.grad(score, seen.computed, create_graph=graph)
             steps = [
-                _joined((slope.view_as(weights) * weights).relu().mean(dim=1))
+                (slope.view_as(weights) * weights).relu().mean(dim=1)
                 for slope, weights in zip(slopes, seen.weights, strict=True)
             ]
-            explanation = base.Explanation(known.maps(steps), logits)
+            explanation = base.Explanation(known.maps(steps, residual=True), logits)
         return explanation if graph else base.detached(explanation)
