@@ -164,6 +164,15 @@ class Graph:
                 return fitting[0] if len(fitting) == 1 else None
         return None
 
+    def expect_slope(self, images: Tensor) -> None:
+        """Raise where the logits have a gradient of zero: then nothing says what they depend on."""
+        slope = self._slope(images)
+        if slope is None or not bool(slope.any()):
+            raise ValueError(
+                "expected logits that depend on the images, got a gradient of zero; load or train "
+                "weights (the head of torchvision's ViT starts at zero), or pass another image"
+            )
+
     def _as_tokens(self, made: Made) -> Found | None:
         layout = self.tokens(made.tensor)
         return layout and Found(made.place, made.tensor, layout)
