@@ -153,11 +153,13 @@ class Graph:
         for evidence in EVIDENCE:  # the best that there is, so that channels are no places
             counts = ((channels, tokens.shape[3 - channels]) for channels in (2, 1))
             found = [self.grids.layout(count, channels, evidence) for channels, count in counts]
-            # Channels may be as many as a grid's places: to be places, they have to be averaged.
-            layouts = [
-                each for each in found if each and (each.channels == 2 or _flat(each(slope)))
+            layouts = [layout for layout in found if layout is not None]
+            # Channels may be as many as places are: as the last dimension, places are averaged.
+            fitting = [
+                each
+                for each in layouts
+                if bool(_largest(each(slope)).all()) and (each.channels == 2 or _flat(each(slope)))
             ]
-            fitting = [each for each in layouts if bool(_largest(each(slope)).all())]
             if len(fitting) > 1:
                 fitting = [each for each in fitting if _flat(each(slope))]
             if layouts:
