@@ -58,6 +58,11 @@ class _Attention(Mode):
         if _HOOKED in str(error[1]):
             raise ValueError(_HOOKED) from error[1]
 
+    def drop_all_but(self, used: tuple[int, ...]) -> None:
+        """Forget all calls but those of some numbers."""
+        self.computed = [self.computed[number] for number in used]
+        self.weights = [self.weights[number] for number in used]
+
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """See `Mode`."""
         if func is F.scaled_dot_product_attention:
@@ -119,17 +124,26 @@ class _Tokens(NamedTuple):
     """What is known of the tokens in passes of images of a shape."""
 
     images: torch.Size
-    weights: tuple[torch.Size, ...]  # of all blocks, without the batch
+    weights: tuple[torch.Size, ...]  # of all calls of attention, without the batch
+    used: tuple[int, ...]  # calls on which the logits depend: the blocks
     layout: Layout
     read: tuple[int, ...]  # queries of the last block on which the logits depend
 
-    def maps(self, steps: list[Tensor]) -> Tensor:
-        """Return the maps ``(B, 1, h, w)`` of a product of blocks, each ``(B, M, N)``."""
+    def maps(self, steps: list[Tensor], residual: bool = False) -> Tensor:
+        """Return the maps ``(B, 1, h, w)`` of a product of blocks, each ``(B, M, N)``.
+
+        With ``residual``, the identity is added to each of them but a pooling.
+        """
         *steps, last = steps
         shares = last[:, self.read].mean(dim=1, keepdim=True)  # (B, 1, N)
+        own = torch.zeros_like(shares)  # of the identity: next to it, small shares would round to 0
+        if residual and last.shape[1] == last.shape[2]:
+            own[..., self.read] = 1 / len(self.read)
         for step in reversed(steps):
-            shares = shares @ step
-        return base.min_max(self.layout(shares.transpose(1, 2)))
+            through = (own + shares) @ step
+            shares = shares + through if residual else through
+        own = own - own[..., self.layout.first, None]  # most often the same for all patches
+        return base.min_max(self.layout((own + shares).transpose(1, 2)))
 
 
 class _AttentionMap(base.Interpreter):
@@ -146,6 +160,7 @@ class _AttentionMap(base.Interpreter):
         seen, logits = self._run(images)
         if known.weights != tuple(each.shape[1:] for each in seen.weights):
             known = self._found(images)  # another preprocessing
+        seen.drop_all_but(known.used)
         return seen, logits, known
 
     def _run(self, images: Tensor) -> tuple[_Attention, Tensor]:
@@ -159,21 +174,24 @@ class _AttentionMap(base.Interpreter):
             x = images.detach().clone().requires_grad_()
             seen, logits = self._run(x)
             shapes = tuple(each.shape[1:] for each in seen.weights)
-            layout = self._layout(Graph(Pass(), x, logits), seen, len(images))
-            if layout is None:
-                name, got = type(self).__name__, [tuple(shape) for shape in dict.fromkeys(shapes)]
-                raise ValueError(
-                    "expected weights (B, heads, N, N) of attention among all N tokens of a grid, "
-                    f"in one block after the other, for {name}, got {got or 'none'}; {_OTHER}"
-                )
             score = logits.square().sum()
-            (slope,) = torch.autograd.grad(score, seen.computed[-1])
-        read = slope.view_as(seen.weights[-1]).abs().amax(dim=(0, 1, 3)) > 0
+            kept: Any = {"retain_graph": True, "allow_unused": True}
+            slopes = torch.autograd.grad(score, seen.computed, **kept) if seen.computed else ()
+            used = tuple(number for number, slope in enumerate(slopes) if slope is not None)
+            seen.drop_all_but(used)
+            layout = self._layout(Graph(Pass(), x, logits), seen, len(images))
+        if layout is None:
+            name, got = type(self).__name__, [tuple(shape) for shape in dict.fromkeys(shapes)]
+            raise ValueError(
+                "expected weights (B, heads, N, N) of attention among all N tokens of a grid, "
+                f"in one block after the other, for {name}, got {got or 'none'}; {_OTHER}"
+            )
+        last: Any = slopes[used[-1]]
+        read = last.view_as(seen.weights[-1]).abs().amax(dim=(0, 1, 3)) > 0
         if not bool(read.any()):  # the logits of these images do not depend on them
-            return _Tokens(images.shape[1:], shapes, layout, tuple(range(len(read))))
-        self._known = _Tokens(
-            images.shape[1:], shapes, layout, tuple(read.nonzero()[:, 0].tolist())
-        )
+            return _Tokens(images.shape[1:], shapes, used, layout, tuple(range(len(read))))
+        rows = tuple(read.nonzero()[:, 0].tolist())
+        self._known = _Tokens(images.shape[1:], shapes, used, layout, rows)
         return self._known
 
     @staticmethod
@@ -284,8 +302,8 @@ class Relevance(_AttentionMap):
             score = logits.gather(1, target[:, None]).sum()
             slopes = torch.autograd.grad(score, seen.computed, create_graph=graph)
             steps = [
-                _joined((slope.view_as(weights) * weights).relu().mean(dim=1))
+                (slope.view_as(weights) * weights).relu().mean(dim=1)
                 for slope, weights in zip(slopes, seen.weights, strict=True)
             ]
-            explanation = base.Explanation(known.maps(steps), logits)
+            explanation = base.Explanation(known.maps(steps, residual=True), logits)
         return explanation if graph else base.detached(explanation)

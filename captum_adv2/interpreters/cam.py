@@ -130,6 +130,7 @@ class _FeatureMap(base.Interpreter):
         found = graph.features()
         if found is not None:
             return found
+        graph.expect_slope(images)
         got, hint = "none", _LAYER
         if graph.mixed is not None:
             got = f"shape {tuple(graph.mixed.shape)}, which are mixed again further on"
@@ -147,6 +148,7 @@ class _FeatureMap(base.Interpreter):
             first = raw.ndim in (3, 4) and len(raw) == len(images)
             layout = graph.layout(raw) if first else None
             if layout is None:
+                graph.expect_slope(images)
                 got = f"shape {tuple(raw.shape)} of unknown layout"
                 hint = "pass a layer whose output has channels first, or reshape="
                 raise self._no_maps(got, hint if raw.ndim == 4 else _TOKENS)

@@ -154,12 +154,26 @@ class Graph:
             counts = ((channels, tokens.shape[3 - channels]) for channels in (2, 1))
             found = [self.grids.layout(count, channels, evidence) for channels, count in counts]
             layouts = [layout for layout in found if layout is not None]
-            fitting = [each for each in layouts if bool(_largest(each(slope)).all())]
+            # Channels may be as many as places are: as the last dimension, places are averaged.
+            fitting = [
+                each
+                for each in layouts
+                if bool(_largest(each(slope)).all()) and (each.channels == 2 or _flat(each(slope)))
+            ]
             if len(fitting) > 1:
                 fitting = [each for each in fitting if _flat(each(slope))]
             if layouts:
                 return fitting[0] if len(fitting) == 1 else None
         return None
+
+    def expect_slope(self, images: Tensor) -> None:
+        """Raise where the logits have a gradient of zero: then nothing says what they depend on."""
+        slope = self._slope(images)
+        if slope is None or not bool(slope.any()):
+            raise ValueError(
+                "expected logits that depend on the images, got a gradient of zero; load or train "
+                "weights (the head of torchvision's ViT starts at zero), or pass another image"
+            )
 
     def _as_tokens(self, made: Made) -> Found | None:
         layout = self.tokens(made.tensor)

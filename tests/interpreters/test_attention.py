@@ -200,6 +200,28 @@ class TestMaps:
         assert most.isfinite().all()
         assert (most == 0).sum() > (some == 0).sum()
 
+    def test_small_shares_do_not_round_to_zero(self) -> None:
+        """Next to the identity, as where a network's attention starts at a small scale."""
+        net, x = Transformer(read=lambda tokens: tokens.mean(dim=1)), images()
+        for block in net.blocks:
+            block.attention.out_proj.weight.data *= 1e-8
+        expected = by_hand(net, Relevance, [*range(21)], 1)
+        maps = Relevance(net.float())(x.float(), TARGET)
+        torch.testing.assert_close(maps.double(), expected, atol=1e-3, rtol=0)
+
+    @both
+    def test_attention_that_no_logit_depends_on(self, kind: Any) -> None:
+        class Spare(Transformer):
+            def forward(self, x: Tensor) -> Tensor:
+                self.blocks(torch.rand(len(x), 9, 8).to(x))
+                logits = super().forward(x)
+                self.blocks(x[:, :, :7, 0].mean(dim=1)[:, :, None].expand(-1, -1, 8))
+                return logits
+
+        torch.testing.assert_close(
+            kind(Spare())(images(), TARGET), kind(Transformer())(images(), TARGET)
+        )
+
     def test_a_pooling_by_attention(self) -> None:
         class Pooled(Transformer):
             def __init__(self) -> None:

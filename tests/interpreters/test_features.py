@@ -231,6 +231,38 @@ class TestTokens:
             torch.testing.assert_close(maps, min_max(raw))
             torch.testing.assert_close(GradCAM(net)(x, TARGET), min_max(raw.relu()))
 
+    def test_channels_are_no_places(self) -> None:
+        """Two tokens of 16 channels are no grid of 4x4 places."""
+
+        class Distilled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first = nn.Parameter(torch.randn(1, 2, 16))
+                self.embed = nn.Conv2d(3, 16, 4, 4)
+                self.mix, self.fc = nn.Linear(22, 22), nn.Linear(32, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                patches = self.embed(x).flatten(2).transpose(1, 2)
+                tokens = torch.cat([self.first.expand(len(x), -1, -1), patches], dim=1)
+                self.tokens = tokens.tanh()
+                mixed = self.mix(self.tokens.transpose(1, 2)).tanh().transpose(1, 2)
+                return self.fc(mixed[:, :2].tanh().flatten(1))
+
+        net, x = Distilled().double().eval(), images()
+        maps = GradCAM(net)(x, TARGET)
+        scores = net(x).gather(1, TARGET[:, None]).sum()
+        (slope,) = torch.autograd.grad(scores, net.tokens)
+        patches, weights = net.tokens[:, 2:], slope[:, 2:].mean(dim=1, keepdim=True)
+        raw = (patches * weights).sum(dim=2).view(2, 1, 4, 5)
+        torch.testing.assert_close(maps, min_max(raw.relu()).detach())
+
+    @pytest.mark.parametrize("layer", [None, LAYER])
+    def test_a_head_of_zeros(self, layer: str | None) -> None:
+        net = transformer()
+        nn.init.zeros_(net.heads.head.weight)
+        with pytest.raises(ValueError, match="got a gradient of zero; load or train weights"):
+            GradCAM(net, layer)(images(16, 16), TARGET)
+
 
 class TestRefused:
     @both

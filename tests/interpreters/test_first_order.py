@@ -14,7 +14,7 @@ import captum.attr as ca
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinyNet, torchvision_net
+from conftest import TinyNet, TinyViT, torchvision_net
 from families import FAMILIES
 from kinds import Around, Run
 from torch import Tensor, nn
@@ -521,6 +521,20 @@ class TestWarnings:
         net = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).to(dtype)
         with pytest.warns(SoundnessWarning, match="do not follow an operation"):
             attacked(Gradient(net.eval()), images(dtype))
+
+    def test_curvature_is_followed(self) -> None:
+        """In single precision, attention curves within the step between the passes."""
+        x, labels = image_batch((2, 3, 16, 16), seed=3), torch.tensor([1, 2])
+        for seed in range(3):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                net = TinyViT().eval()
+            for block in net.body[1:]:
+                block.qkv.weight.data *= 2
+            for interpreter in (Gradient(net), METHODS["Captum's IG"](net)):
+                with sdpa_kernel(SDPBackend.MATH):
+                    expected = attacked(interpreter, x, labels, Smoothed(Auto()))
+                assert cosine(attacked(interpreter, x, labels), expected) > 0.9
 
     def test_not_on_smooth_networks(self) -> None:
         attacked(Gradient(network(nn.GELU(), act=nn.SiLU)), images(torch.float32))
