@@ -13,6 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def test_every_page_is_in_the_menu() -> None:
+    listed = set((ROOT / "docs" / "index.md").read_text(encoding="utf-8").splitlines())
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages <= listed
+
+
 @pytest.mark.slow
 def test_the_site_is_built(tmp_path: Path) -> None:
     for package in ("sphinx", "myst_parser", "furo"):

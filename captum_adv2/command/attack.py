@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -17,7 +20,7 @@ from captum_adv2.command import files
 from captum_adv2.command.work import Scene, attacked
 from captum_adv2.interpreters import Interpreter
 from captum_adv2.interpreters.boundary import outputs_checked
-from captum_adv2.spec import Change, Count, Index, checked
+from captum_adv2.spec import Count, Index, Unit, checked
 from captum_adv2.study import classifiers, cli
 from captum_adv2.study import settings as study
 from captum_adv2.study.classifiers import Classifier, find_class
@@ -42,6 +45,8 @@ examples:
 
 exit status: 0; 1 if an image is not of the target class when read again; 2 for wrong arguments
 """
+
+_UPRIGHT = v2.Lambda(ImageOps.exif_transpose, Image.Image)  # as a camera was held
 
 
 @checked
@@ -75,7 +80,7 @@ class Settings:
     map: str = option(
         "benign", "what the maps should show: benign (as before), patch, or a picture's file"
     )
-    eps: Change = option(8 / 255, "largest change of a pixel, in [0, 1]")
+    eps: Unit = option(8 / 255, "largest change of a pixel, in [0, 1]")
     steps: Count = option(100, "gradient evaluations of an attack")
     seed: Index = option(0, "of random target classes and patches")
 
@@ -129,7 +134,7 @@ def prepare(settings: Settings, pictures: Sequence[Path]) -> Scene:
     classifier.model.to(device)
     side = settings.size or classifier.size
     resize = round(side * 8 / 7) if settings.size else classifier.resize
-    cut = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(side)])
+    cut = v2.Compose([_UPRIGHT, v2.Resize(resize, antialias=True), v2.CenterCrop(side)])
     images = torch.stack([read(file, 0, cut).image for file in pictures]).to(device)
     logits = _logits(classifier, settings.model, images)
     return Scene(
@@ -149,7 +154,7 @@ def _drawn(wanted: str) -> Tensor | None:
     """Return the map ``(1, 1, H, W)`` that a file has; ``None`` where none is named."""
     if wanted in ("benign", "patch"):
         return None
-    drawn = read(wanted, 0, v2.Identity()).image.mean(dim=0)[None, None]
+    drawn = read(wanted, 0, _UPRIGHT).image.mean(dim=0)[None, None]
     if drawn.min() == drawn.max():
         raise ValueError(f"expected bright and dark places in {wanted}, got one grey")
     return drawn
@@ -157,13 +162,14 @@ def _drawn(wanted: str) -> Tensor | None:
 
 def _normalisation(given: Sequence[str]) -> list[list[float]]:
     """Return mean and standard deviation, each a list of one number or one a channel."""
-    if len(given) not in (0, 2):
-        raise ValueError(f"expected --normalise MEAN STD, got {len(given)} values")
-    try:
-        return [[float(number) for number in each.split(",")] for each in given]
-    except ValueError as error:
-        wanted = "expected --normalise 0.5,0.5,0.5 0.5,0.5,0.5 or 0.5 0.5"
-        raise ValueError(f"{wanted}, got {' '.join(given)}") from error
+    if not given:
+        return []
+    with suppress(ValueError):
+        mean, std = ([float(number) for number in each.split(",")] for each in given)
+        if {len(mean), len(std)} <= {1, 3} and all(map(isfinite, mean + std)) and min(std) > 0:
+            return [mean, std]
+    wanted = "--normalise MEAN STD, each a number or three (0.5,0.4,0.3), with STD above 0"
+    raise ValueError(f"expected {wanted}, got {' '.join(given)}")
 
 
 @torch.no_grad()
@@ -210,6 +216,8 @@ def _interpreters(
     if not names or len({label(name) for name in names}) < len(names):
         got = ", ".join(names) or "none"
         raise ValueError(f"expected one or more different interpreters, got {got}")
+    if settings.masking_model and "RTS" not in names:
+        raise ValueError("expected --interpreter RTS with --masking-model")
     given = study.Settings(masking_model=settings.masking_model)
     return {
         label(name): build_interpreter(name, settings.model, classifier.model, given, side)

@@ -27,4 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = args.run(args, shlex.join(["python", "-m", "captum_adv2", *given]))
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.exit(2, f"{parser.prog} {args.command}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog} {args.command}: stopped\n")  # 128 + SIGINT
     return status

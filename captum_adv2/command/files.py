@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,20 +35,24 @@ class Folder:
 
     def __init__(self, root: Path, pictures: Sequence[Path]) -> None:
         self.root, self.pictures, self.began = root, pictures, time.monotonic()
-        seen: Counter[str] = Counter()
-        self.names: list[str] = []  # of the sub-folders
+        self.names: list[str] = []  # of the sub-folders, different ones whatever the case
         for file in pictures:
-            seen[file.stem] += 1
-            self.names.append(file.stem + (f"-{seen[file.stem]}" if seen[file.stem] > 1 else ""))
+            taken = {name.casefold() for name in self.names}
+            numbered = (f"{file.stem}-{number}" for number in itertools.count(2))
+            names = itertools.chain([file.stem], numbered)
+            self.names.append(next(name for name in names if name.casefold() not in taken))
 
     @classmethod
     def made(cls, root: Path, pictures: Sequence[Path]) -> Folder:
-        """Return a folder that can be written to; raise where it cannot."""
+        """Return a folder that can be written to, without an older report; raise if it cannot."""
         found = cls(root, pictures)
+        report, picture = found._file(_REPORT), found._file(_PICTURE)
         try:
             for name in found.names:
                 (root / name).mkdir(parents=True, exist_ok=True)
-            storage.expect_writable(root / _REPORT)
+            storage.expect_writable(report)
+            report.unlink(missing_ok=True)  # it would describe images that are written over
+            picture.unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(
                 f"expected a folder that can be written to, got {root}: {error.strerror}; --out "
@@ -58,12 +62,17 @@ class Folder:
 
     def save(self, image: Tensor, picture: int, name: str) -> Path:
         """Write an image ``(C, H, W)`` in [0, 1] to a PNG file of 8 bits; return the file."""
-        file = self.root / self.names[picture] / f"{name}.png"
-        if any(file.resolve() == given.resolve() for given in self.pictures):
-            raise ValueError(f"expected not to write over {file}, a picture; --out names a folder")
+        file = self._file(self.names[picture], f"{name}.png")
         levels = (image.detach().cpu() * 255).round().to(torch.uint8)
         with storage.whole(file) as part:
             functional.to_pil_image(levels).save(part, format="png")
+        return file
+
+    def _file(self, *parts: str) -> Path:
+        """Return a file of the folder; raise if it is one of the pictures."""
+        file = self.root.joinpath(*parts)
+        if any(file.resolve() == given.resolve() for given in self.pictures):
+            raise ValueError(f"expected not to write over {file}, a picture; --out names a folder")
         return file
 
     def write(self, rows: Sequence[Row], scene: Scene, settings: Any, command: str) -> None:

@@ -103,8 +103,9 @@ def _attacked(scene: Scene, store: Store, first: int, verbose: bool) -> Iterator
 
 def _regular(scene: Scene, verbose: bool) -> Tensor:
     """Return the images that PGD makes of a scene's."""
-    model = scene.classifier.model
-    attack = PGD(model, random_start=False, **scene.settings)
+    model, settings = scene.classifier.model, scene.settings
+    alpha = 2.5 * settings["eps"] / settings["steps"]  # settles; longer steps jump over the class
+    attack = PGD(model, alpha=alpha, random_start=False, **settings)
     attack.set_mode_targeted_by_label(quiet=True)
     with progress_bar(total=attack.steps, desc="PGD", shown=verbose) as bar:
 

@@ -7,7 +7,7 @@ Matplotlib is imported when something is drawn; figures are not registered with 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ else:
     Figure = Any  # `checked` reads the annotations
 
 Shown: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
+Notes: TypeAlias = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 @checked
@@ -53,9 +54,8 @@ def _plain(x: Tensor) -> Tensor:
 @checked
 def grid(
     rows: Mapping[str, Shown],
-    captions: Mapping[str, Sequence[str]] | None = None,
+    notes: Notes | None = None,
     size: Positive = 1.3,
-    notes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     bar: bool = False,
 ) -> Figure:
     """Draw Figure 4: for every kind of input a row of images, each before its overlays.
@@ -64,9 +64,9 @@ def grid(
         rows: Name of the input ("benign", "PGD", "ADV2") to, by the interpreter's name, images
             ``(B, C, H, W)`` and their maps ``(B, 1, h, w)``. Images of the first interpreter are
             drawn.
-        captions: Name of the input to a caption under each of its images, such as the class.
+        notes: Name of the input to, by "image" or the interpreter's name, a text under each image
+            or overlay, such as the class or the map's distance.
         size: Width of a picture, in inches.
-        notes: Name of the input to, by the interpreter's name, a caption under each of its maps.
         bar: Add a bar of the heat's colours.
 
     >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
@@ -75,26 +75,16 @@ def grid(
     """
     from matplotlib.figure import Figure
 
-    if not (rows and all(rows.values())):
-        raise ValueError("expected at least one row, and a picture in each, got none")
-    pictures = {name: _pictures(shown) for name, shown in rows.items()}
-    sizes = {name: len(block) for name, block in pictures.items()}
-    blocks = max(sizes.values())
-    if min(sizes.values()) != blocks:
-        raise ValueError(f"expected as many pictures in every row, got {sizes}")
-    tall = 1.12 if captions or notes else 1.15
-    figure = Figure(figsize=(size * blocks + 0.6 * bar, size * tall * len(rows)))
+    cells = _cells(rows, notes)
+    wide = len(next(iter(cells.values())))
+    tall = 1.12 if notes else 1.15
+    figure = Figure(figsize=(size * wide + 0.6 * bar, size * tall * len(rows)))
     figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
-    axes = figure.subplots(len(rows), blocks, squeeze=False)
-    for line, (name, block) in zip(axes, pictures.items(), strict=True):
-        below = {title: iter(texts) for title, texts in (notes or {}).get(name, {}).items()}
-        below["image"] = iter((captions or {}).get(name, ()))
-        for axis, (title, picture) in zip(line, block, strict=True):
-            axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.set_title(title if name == next(iter(rows)) else "", fontsize=8)
-            axis.set_xlabel(next(below.get(title, iter(())), ""), fontsize=7, labelpad=1)
-        line[0].set_ylabel(name, fontsize=9)
+    axes = figure.subplots(len(rows), wide, squeeze=False)
+    for number, (name, line) in enumerate(cells.items()):
+        for axis, cell in zip(axes[number], line, strict=True):
+            _draw(axis, cell if number == 0 else cell._replace(title=""), 7)
+        axes[number, 0].set_ylabel(name, fontsize=9)
     if bar:
         _bar(figure, axes)
     return figure
@@ -109,17 +99,12 @@ def _bar(figure: Figure, axes: Any) -> None:
 
 
 @checked
-def bands(
-    inputs: Mapping[str, Shown],
-    notes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
-    size: Positive = 1.5,
-) -> Figure:
+def bands(inputs: Mapping[str, Shown], notes: Notes | None = None, size: Positive = 1.5) -> Figure:
     """Draw a band for every image: for each kind of input a block of the image and its overlays.
 
     Args:
         inputs: As the ``rows`` of `grid`.
-        notes: Name of the input to, by "image" or the interpreter's name, a text under each image
-            or overlay, such as the class or the map's distance.
+        notes: As those of `grid`.
         size: Width of a picture, in inches.
 
     >>> shown = {"CAM": (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4))}
@@ -129,46 +114,59 @@ def bands(
     """
     from matplotlib.figure import Figure
 
-    if not (inputs and all(inputs.values())):
-        raise ValueError("expected at least one input, and a picture of each, got none")
-    blocks = {name: _pictures(shown) for name, shown in inputs.items()}
-    each = 1 + max(map(len, inputs.values()))  # pictures in a block: an image and its overlays
+    cells = _cells(inputs, notes)
+    each = 1 + len(next(iter(inputs.values())))  # pictures in a block: an image and its overlays
     high = 1 if each <= 2 else 2
     wide = -(-each // high)
-    count = min(map(len, blocks.values())) // each
+    count = len(next(iter(cells.values()))) // each
     height = 1.22 * size * high * count + 0.3
     figure = Figure((size * wide * len(inputs), height), layout="constrained")
     parts = figure.subfigures(count, len(inputs), squeeze=False, wspace=0.03)
-    for band, line in enumerate(parts):
-        for part, (name, pictures) in zip(line, blocks.items(), strict=True):
-            if band == 0:
-                part.suptitle(name, fontsize=12, fontweight="bold")
+    for column, (name, line) in zip(parts.T, cells.items(), strict=True):
+        column[0].suptitle(name, fontsize=12, fontweight="bold")
+        for band, part in enumerate(column):
             axes = part.subplots(high, wide, squeeze=False).ravel()
-            for axis in axes:
+            for axis, cell in zip(axes, line[band * each :][:each], strict=False):
+                _draw(axis, cell, 9)
+            for axis in axes[each:]:
                 axis.set_axis_off()
-            shown = pictures[band * each : (band + 1) * each]
-            for axis, (title, picture) in zip(axes, shown, strict=False):
-                texts = (notes or {}).get(name, {}).get(title, ())
-                _draw(axis, picture, title, texts[band] if band < len(texts) else "")
     return figure
 
 
-def _draw(axis: Any, picture: Tensor, title: str, note: str) -> None:
-    """Draw a picture ``(3, H, W)``, with a title above it and a note below."""
-    axis.set_axis_on()
-    axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+class _Cell(NamedTuple):
+    """A picture with a title above it and a note below."""
+
+    title: str
+    picture: Tensor  # (3, H, W)
+    note: str
+
+
+def _draw(axis: Any, cell: _Cell, fontsize: float) -> None:
+    axis.imshow(cell.picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=9, pad=3)
-    axis.set_xlabel(note, fontsize=9, labelpad=3)
+    axis.set_title(cell.title, fontsize=fontsize, pad=3)
+    axis.set_xlabel(cell.note, fontsize=fontsize, labelpad=2)
 
 
-def _pictures(shown: Shown) -> list[tuple[str, Tensor]]:
-    """Return titled pictures ``(3, H, W)``: each image, then its overlays."""
-    images = _plain(next(iter(shown.values()))[0])
-    coloured = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-    columns = [coloured, *(overlay(*pair) for pair in shown.values())]
-    titles = ("image", *shown)
-    return [entry for row in zip(*columns, strict=True) for entry in zip(titles, row, strict=True)]
+def _cells(inputs: Mapping[str, Shown], notes: Notes | None) -> dict[str, list[_Cell]]:
+    """Return the pictures of each input: each image, then its overlays."""
+    if not (inputs and all(inputs.values())):
+        raise ValueError("expected at least one input, and a picture of each, got none")
+    found: dict[str, list[_Cell]] = {}
+    for name, shown in inputs.items():
+        images = _plain(next(iter(shown.values()))[0])
+        coloured = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+        columns = [("image", coloured), *((title, overlay(*shown[title])) for title in shown)]
+        below = {title: dict(enumerate(n)) for title, n in (notes or {}).get(name, {}).items()}
+        found[name] = [
+            _Cell(title, pictures[number], below.get(title, {}).get(number, ""))
+            for number in range(len(images))
+            for title, pictures in columns
+        ]
+    sizes = {name: len(line) for name, line in found.items()}
+    if len({*sizes.values()}) > 1:
+        raise ValueError(f"expected as many pictures of every input, got {sizes}")
+    return found
 
 
 @checked

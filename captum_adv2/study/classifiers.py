@@ -80,9 +80,9 @@ def load(
 
     Args:
         spec: A name of torchvision's (``resnet50``), ``timm:NAME``, ``hf:NAME`` of Hugging Face's,
-            ``efficientnet-lite0``, ``embedded:resnet``, ``embedded:densenet``, or a function that
-            returns a model, ``package.module:function``. What follows a ``=`` is a file of weights
-            (torchvision's, timm's) or the function's argument.
+            ``efficientnet-lite0``, ``embedded:resnet``, ``embedded:densenet``, ``embedded:vit``, or
+            a function that returns a model, ``package.module:function``. What follows a ``=`` is a
+            file of weights (torchvision's, timm's) or the function's argument.
         weights: File of weights: a state dict of ``torch.save``.
         names: Of the classes; default: those of the weights.
         normalise: Mean and standard deviation of the images, each one number or one a channel;
@@ -90,7 +90,7 @@ def load(
     """
     name, _, argument = spec.partition("=")
     library, _, short = name.partition(":")
-    if weights and (name in (*_EMBEDDED, _LITE) or library == "hf"):
+    if (weights or argument) and (name in (*_EMBEDDED, _LITE) or library == "hf"):
         raise ValueError(f"expected no file of weights for {name}, which has its own")
     if name in _EMBEDDED:
         found = _Net(_EMBEDDED[name](), CLASSES, size=64, resize=64)
@@ -122,7 +122,7 @@ def read_names(file: str) -> tuple[str, ...]:
     if file == "imagenet":
         return imagenet()
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"expected a text file of names of classes, got {file}") from error
     return tuple(line.strip() for line in lines if line.strip())

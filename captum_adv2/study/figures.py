@@ -266,10 +266,11 @@ def _cut(rows: Mapping[str, Row], number: int) -> dict[str, Row]:
 
 def _drawn(rows: Mapping[str, Row]) -> Figure:
     """Draw an image: a row an attack, a column an interpreter."""
-    titles = {title: next(iter(row.values())).titles for title, row in rows.items()}
     notes = {title: {n: each.notes for n, each in row.items()} for title, row in rows.items()}
+    for title, row in rows.items():
+        notes[title]["image"] = next(iter(row.values())).titles
     pairs = {title: {n: each[:2] for n, each in row.items()} for title, row in rows.items()}
-    return visualize.grid(pairs, titles, notes=notes, bar=True)
+    return visualize.grid(pairs, notes, bar=True)
 
 
 def _told(rows: Mapping[str, Row]) -> str:

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_adv2.command import files
+from captum_adv2.command import attack, files
 from captum_adv2.command.cli import main
 from captum_adv2.interpreters import CAM
 from captum_adv2.study.embedded import CLASSES, load_resnet, make_shapes
@@ -194,9 +194,13 @@ WRONG = {
         "expected 5 names of classes, one for each logit",
     ),
     "weights": (["PICTURE", "--weights", "net.pt"], "embedded:resnet, which has its own"),
-    "one value": (["PICTURE", "--normalise", "0.5"], "expected --normalise MEAN STD, got 1 values"),
-    "no number": (["PICTURE", "--normalise", "a", "b"], "or 0.5 0.5, got a b"),
+    "one value": (["PICTURE", "--normalise", "0.5"], "expected --normalise MEAN STD, each"),
+    "no number": (["PICTURE", "--normalise", "a", "b"], "with STD above 0, got a b"),
+    "two numbers": (["PICTURE", "--normalise", "0.5,0.5", "1"], "or three (0.5,0.4,0.3)"),
+    "no deviation": (["PICTURE", "--normalise", "0.5", "1,1,0"], "STD above 0, got 0.5 1,1,0"),
+    "no RTS": (["PICTURE", "--masking-model", "net.pt"], "expected --interpreter RTS with"),
     "eps": (["PICTURE", "--eps", "8/0"], "a fraction such as 8/255"),
+    "levels": (["PICTURE", "--eps", "8"], "expected eps in [0, 1], got 8.0"),
     "grey map": (["PICTURE", "--map", "GREY"], "expected bright and dark places in"),
     "map": (["PICTURE", "--map", "blob"], "expected a picture in blob"),
     "folder": (["PICTURE", "--out", __file__], "--out names another"),
@@ -229,13 +233,48 @@ def test_wrong_arguments_get_one_line(
         assert error.count("\n") == 1
 
 
-def test_a_picture_is_not_written_over(pictures: list[str], tmp_path: Path, capsys: Any) -> None:
-    given = Path(pictures[0]).rename(tmp_path / "benign.png")
-    (tmp_path / "benign").mkdir()
-    given = given.rename(tmp_path / "benign" / "benign.png")
+@pytest.mark.parametrize("name", ["benign/benign.png", "overview.png"])
+def test_a_picture_is_not_written_over(
+    name: str, pictures: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    given = tmp_path / name
+    given.parent.mkdir(exist_ok=True)
+    Path(pictures[0]).rename(given)
+    before = given.read_bytes()
     with pytest.raises(SystemExit, match="2"):
         main(["attack", str(given), *MODEL, *FEW, "--out", str(tmp_path)])
     assert "expected not to write over" in capsys.readouterr().err
+    assert given.read_bytes() == before
+
+
+def test_pictures_of_one_name_get_folders_of_their_own() -> None:
+    given = [Path(name) for name in ("a/cat.png", "b/cat.jpg", "cat-2.png", "c/Cat.png")]
+    assert files.Folder(Path("out"), given).names == ["cat", "cat-2", "cat-2-2", "Cat-3"]
+
+
+def test_photographs_are_upright(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright: turn clockwise to look at it
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 64, 3), np.uint8))
+    image.save(tmp_path / "plain.png")
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned)
+    both = [tmp_path / "plain.png", tmp_path / "turned.png"]
+    plain, upright = attack.prepare(attack.Settings(model="embedded:resnet"), both).images
+    torch.testing.assert_close(upright, plain)
+
+
+def test_a_stopped_attack_leaves_no_report(
+    pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def stopped(*given: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attack, "attacked", stopped)
+    (tmp_path / "report.json").write_text("{}", encoding="utf-8")  # of images before these
+    with pytest.raises(SystemExit, match="130"):
+        main(["attack", pictures[0], *MODEL, *FEW, "--out", str(tmp_path)])
+    assert capsys.readouterr().err == "python -m captum_adv2 attack: stopped\n"
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

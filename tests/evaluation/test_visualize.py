@@ -27,6 +27,9 @@ def shown(batch: int = 2, channels: int = 3) -> dict[str, tuple[Tensor, Tensor]]
     }
 
 
+DRAWN, NOTHING, UNEQUAL = (grid, bands), ({}, {"a": {}}), {"a": shown(2), "b": shown(1)}
+
+
 def is_drawn(figure: Figure) -> bool:
     """Draw a figure; return whether that gave a picture and left pyplot alone."""
     buffer = io.BytesIO()
@@ -75,11 +78,12 @@ def test_grids_have_a_row_for_each_input(batch: int, channels: int) -> None:
 
 
 def test_titles_captions_and_names() -> None:
-    figure = grid({"benign": shown(), "ADV2": shown()}, captions={"ADV2": ["cat", "dog"]})
+    notes = {"ADV2": {"image": ["cat", "dog"], "GRAD": ["L1 0.1"]}}
+    figure = grid({"benign": shown(), "ADV2": shown()}, notes)
     first, second = figure.axes[:6], figure.axes[6:]
     assert [axis.get_title() for axis in first] == ["image", "CAM", "GRAD"] * 2
     assert not any(axis.get_title() for axis in second)
-    assert [axis.get_xlabel() for axis in second] == ["cat", "", "", "dog", "", ""]
+    assert [axis.get_xlabel() for axis in second] == ["cat", "", "L1 0.1", "dog", "", ""]
     assert not any(axis.get_xlabel() for axis in first)
     assert [block[0].get_ylabel() for block in (first, second)] == ["benign", "ADV2"]
 
@@ -132,13 +136,8 @@ def test_a_finished_image_keeps_its_last_values() -> None:
 @pytest.mark.parametrize(
     ("draw", "given", "message"),
     [
-        (grid, {}, "expected at least one row, and a picture in each"),
-        (grid, {"benign": {}}, "expected at least one row, and a picture in each"),
-        (
-            grid,
-            {"a": shown(2), "b": shown(1)},
-            r"as many pictures in every row, got \{'a': 6, 'b': 3",
-        ),
+        *[(draw, none, "one input, and a picture of each") for draw in DRAWN for none in NOTHING],
+        *[(draw, UNEQUAL, r"of every input, got \{'a': 6, 'b': 3\}") for draw in DRAWN],
         (curves, [], "at least one record, got none; pass callback=records"),
     ],
 )
@@ -162,8 +161,3 @@ def test_bands_have_a_block_for_each_image_and_input(maps: int, axes: int) -> No
         assert [axis.get_title() for axis in part.axes][: maps + 1] == ["image", *block]
         texts = [image.get_xlabel(), first.get_xlabel()]
         assert texts == (["ab"[number // 2], "12"[number // 2]] if number % 2 else ["", ""])
-
-
-def test_bands_of_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected at least one input"):
-        bands({"benign": {}})

@@ -30,6 +30,12 @@ class TestLoad:
         assert found.names == CLASSES
         assert (found.size, found.resize) == (64, 64)
 
+    @pytest.mark.parametrize("name", ["embedded:vit", "efficientnet-lite0", "hf:some/net"])
+    def test_networks_with_weights_of_their_own_take_no_others(self, name: str) -> None:
+        for given in ({"spec": name, "weights": "net.pt"}, {"spec": f"{name}=net.pt"}):
+            with pytest.raises(ValueError, match="which has its own"):
+                load(**given)
+
     def test_torchvisions_with_classes_of_ones_own(self, tmp_path: Path) -> None:
         net = models.get_model(NAME, weights=None, num_classes=3).eval()
         file = _saved(net, tmp_path / "net.pt")
@@ -110,7 +116,7 @@ class TestClasses:
             find_class("crane", ("crane", "crane"), 2)
 
     def test_files_of_names(self, tmp_path: Path) -> None:
-        (tmp_path / "names").write_text(" cat\n\ndog \n", encoding="utf-8")
+        (tmp_path / "names").write_text(" cat\n\ndog \n", encoding="utf-8-sig")
         assert read_names(str(tmp_path / "names")) == ("cat", "dog")
         assert len(read_names("imagenet")) == 1000
         (tmp_path / "picture").write_bytes(b"\x89PNG\xff")
