@@ -283,6 +283,13 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             kind(mean)(images(), TARGET)
 
+    def test_small_logits_are_verified(self) -> None:
+        net = transformer()
+        for weight in net.heads.parameters():
+            weight.data *= 1e-4
+        with pytest.raises(ValueError, match="got other logits than these give"):
+            CAM(net)(images(16, 16), TARGET)
+
     def test_tokens_that_the_logits_do_not_read(self) -> None:
         net, x = transformer(), images(16, 16)
         message = r"got shape \(2, 17, 8\) of unknown layout; pass an earlier layer, .*reshape="
