@@ -19,6 +19,8 @@ Evidence: TypeAlias = Literal["joined", "convolution", "proportions"]
 
 EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
 
+_ATTENTION = ("Bmm", "Attention")  # the products of queries with keys
+
 
 class Layout(NamedTuple):
     """How a tensor is read as maps ``(B, K, h, w)``.
@@ -55,6 +57,11 @@ class Grids:
         self._nodes = list(nodes)
         shapes = [shape(node, 0) for node in self._nodes if "Conv" in node.name()]
         self._planes = [(each[2], each[3]) for each in shapes if len(each) == 4]
+        # Numbers of queries that are learned, as of latent tokens: these have no places.
+        known = set(self._nodes)
+        products = (node for node in self._nodes if any(w in node.name() for w in _ATTENTION))
+        learned = (node for node in products if node.next_functions[0][0] not in known)
+        self._learned = {sizes[-2] for sizes in (shape(node, 0) for node in learned) if sizes[1:]}
 
     def sequence(self, count: int) -> bool:
         """Return whether the pass has ``count`` tokens: a tensor ``(B, count, K)``."""
@@ -66,7 +73,7 @@ class Grids:
     ) -> Layout | None:
         """Return how ``count`` tokens lie on a grid, if it is known by such evidence or better."""
         joined = self._joined(count)
-        if joined is None and evidence == "joined":
+        if joined is None and (evidence == "joined" or count in self._learned):
             return None
         first, places = joined or (0, count)
         grids = [grid for grid in self._planes if grid[0] * grid[1] == places > 1][:1]

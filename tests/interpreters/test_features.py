@@ -283,6 +283,38 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             kind(mean)(images(), TARGET)
 
+    @pytest.mark.parametrize("frozen", [False, True])
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_latent_tokens_lie_on_no_grid(self, fused: bool, frozen: bool) -> None:
+        """Sixteen learned queries are no 4x4 places, though all matter and are averaged."""
+
+        class Latent(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.embed, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 3)
+                self.queries = nn.Parameter(torch.randn(1, 16, 8))
+                self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+            def forward(self, x: Tensor) -> Tensor:
+                patches = self.embed(x).flatten(2).transpose(1, 2)
+                latent = self.queries.expand(len(x), -1, -1)
+                for keys in (patches, latent):
+                    out, _ = self.attention(latent, keys, keys, need_weights=not fused)
+                    latent = latent + out
+                return self.fc(latent.mean(dim=1))
+
+        net = Latent().double().eval().requires_grad_(not frozen)
+        for kind in (CAM, GradCAM):
+            with pytest.raises(ValueError, match="expected feature maps .*, got none; pass layer="):
+                kind(net)(images(16, 16), TARGET)
+
+    def test_small_logits_are_verified(self) -> None:
+        net = transformer()
+        for weight in net.heads.parameters():
+            weight.data *= 1e-4
+        with pytest.raises(ValueError, match="got other logits than these give"):
+            CAM(net)(images(16, 16), TARGET)
+
     def test_tokens_that_the_logits_do_not_read(self) -> None:
         net, x = transformer(), images(16, 16)
         message = r"got shape \(2, 17, 8\) of unknown layout; pass an earlier layer, .*reshape="

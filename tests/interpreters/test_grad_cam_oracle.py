@@ -167,11 +167,11 @@ TOKENS = {
     "eva02_tiny_patch14_224": ("blocks.1", 1, 4, 56, SMALL),
     "vit_base_patch16_siglip_224": ("norm", 0, 4, 64, SMALL),
     "mixer_s32_224": ("norm", 0, 2, 64, {}),
-    "pit_ti_224": ("transformers.2.blocks.1", 1, 7, 224, {"depths": (1, 1, 3)}),
-    "pit_ti_distilled_224": ("transformers.2.blocks.1", 2, 7, 224, {"depths": (1, 1, 3)}),
+    "pit_ti_224": ("transformers.2.blocks.1", 1, 7, 224, {"depth": (1, 1, 3)}),
+    "pit_ti_distilled_224": ("transformers.2.blocks.1", 2, 7, 224, {"depth": (1, 1, 3)}),
     "levit_128s": ("stages", 0, 4, 224, {}),
     "xcit_nano_12_p16_224": ("cls_attn_blocks.0", 1, 4, 64, {"depth": 2}),
-    "hiera_tiny_224": ("blocks", 0, 7, 224, {"stages": (1, 1, 1, 1), "embed_dim": 24}),
+    "hiera_tiny_224": ("blocks.3", 0, 7, 224, {"stages": (1, 1, 1, 1), "embed_dim": 24}),
     "efficientformer_l1": ("norm", 0, 7, 224, {}),
 }
 
