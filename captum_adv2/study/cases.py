@@ -19,7 +19,6 @@ from torchattacks import PGD
 from captum_adv2.attacks import (
     ADV2,
     BitDepthADV2,
-    MapDistance,
     RandomClass,
     RandomPatch,
     Squeezing,
@@ -51,7 +50,6 @@ CURVE = "curve"
 """The case that finds the least eps; see `captum_adv2.evaluation.robustness`."""
 
 _EVASION = 5.0  # weight of the term against a squeezer
-_FAR = 15.0  # of a far target map, which at the default, 150, would outweigh the prediction
 
 
 def known(attack: str) -> str:
@@ -164,9 +162,7 @@ class Plan(NamedTuple):
                 yield Case("ADV2", name, (name,) if name == DISTILLED else every, self._adv2(name))
         for attack, aim in self._aims().items():
             for name in self.main:
-                scaled = self.subject.interpreters[name].scaled
-                distance = MapDistance(_FAR, shape=0.5 if scaled else 0.0)
-                craft = self._adv2(name, target_map=aim, interpretation=distance)
+                craft = self._adv2(name, target_map=aim)
                 yield Case(attack, name, (name,), craft, aim=aim)
         if settings.detectors:
             for name in (name for name in self.main if name in settings.adaptive):
