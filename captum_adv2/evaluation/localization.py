@@ -9,7 +9,7 @@ pixels hold a share of the map's sum, its energy. `errors` tries `THRESHOLDS` of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_adv2.spec import Count, Maps, NonNegative, Unit, checked, expect_dense, expect_shape
+from captum_adv2.spec import Count, Maps, Range, Unit, checked, expect_dense, expect_shape
 
 Kind: TypeAlias = Literal["value", "mean", "energy"]
+Threshold: TypeAlias = Annotated[float, Range(0, 1000)]
 
 THRESHOLDS: tuple[tuple[Kind, float], ...] = (
     *(("value", step / 20) for step in range(1, 20)),
@@ -31,7 +32,7 @@ THRESHOLDS: tuple[tuple[Kind, float], ...] = (
 
 @checked
 def boxes(
-    maps: Maps, size: tuple[Count, Count], threshold: NonNegative = 0.5, kind: Kind = "value"
+    maps: Maps, size: tuple[Count, Count], threshold: Threshold = 0.5, kind: Kind = "value"
 ) -> Tensor:
     """Return the box of each map ``(B, 1, h, w)``: x0, y0, x1, y1 in pixels, long ``(B, 4)``.
 

@@ -113,17 +113,20 @@ def robustness(
     with torch.no_grad(), eval_mode(model):
         logits = model(images)
     own = logits.argmax(dim=1) if labels is None else labels
+    spec.expect_classes(own, logits, "labels")
+    own = own.long()
     if target is None:
         generator = torch.Generator().manual_seed(0)
         shift = torch.randint(1, logits.shape[1], (len(images),), generator=generator)
         target = (own + shift.to(own)) % logits.shape[1]
-    spec.expect_classes(own, logits, "labels")
     spec.expect_classes(target, logits, "target")
-
+    target = target.long()
     benign = interpreter(images, own).detach()
 
     def fooled(rows: Tensor, eps: float) -> Tensor:
         made = attack(eps) if attack else ADV2(model, interpreter, eps, eps / 4, steps)
+        if not hasattr(made, "set_mode_targeted_by_label"):
+            raise TypeError(f"expected attack(eps) to be a torchattacks attack, got {made!r}")
         made.set_mode_targeted_by_label(quiet=True)
         clean, wanted, maps = images[rows], target[rows], benign[rows]
         adversarial = made(clean, wanted)
