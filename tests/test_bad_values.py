@@ -180,6 +180,7 @@ def _right(thing: Any, name: str) -> Any:
         "matrix.interpreters": {"CAM": CAM},
         "Stages.values": (1.0,),
         "boxes.maps": MAPS,
+        "errors.truth": torch.tensor([[0, 0, 2, 2]] * 2),
     }
     return special.get(f"{thing.__qualname__}.{name}", RIGHT.get(name))
 
