@@ -167,6 +167,9 @@ RIGHT: dict[str, Any] = {
     "measure": "l1",
     "scores": NET,
     "budget": 10,
+    "successes": 1,
+    "count": 2,
+    "inputs": {"none": {"CAM": (X, MAPS)}},
     "function": lambda images, target: images[:, :1, ::2, ::2],
 }
 
