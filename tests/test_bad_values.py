@@ -234,6 +234,8 @@ def table() -> Iterator[Any]:
         right = {p.name: _right(thing, p.name) for p in parameters if p.default is p.empty}
         if thing is interpreters.MaskingModel:
             right |= {"layers": ["body", "stem"], "image_shape": (3, 8, 8)}
+        if thing is captum_adv2.evaluation.robustness:
+            right |= {"steps": 1}  # it takes as long as it has steps
         for p in parameters:
             yield pytest.param(thing, right, p.name, id=f"{thing.__qualname__}-{p.name}")
     for name, (call, right) in CALLS.items():
