@@ -93,7 +93,7 @@ class Blend:
         colour = 0.5 + self.colour * (2 * draw(batch, channels, 1, 1) - 1)
         plain = (colour + noise(self.noise)).clamp(0, 1)
         sigma = max(images.shape[-2:]) / 20 if self.sigma is None else self.sigma
-        blur = Blur(sigma)((images + noise(self.noise)).clamp(0, 1))
+        blur = Blur(sigma)((images + noise(self.noise)).clamp(0, 1)).clamp(0, 1)  # it rounds
         replaced = torch.where(draw(batch, 1, 1, 1) < self.blurred, blur, plain)
         return (images + noise(self.grain)).clamp(0, 1), replaced
 
