@@ -73,6 +73,12 @@ def options(
     add("--steps", type=int, default=steps, help=f"gradient evaluations (default: {steps})")
     for name, (value, purpose) in numbers.items():
         add(f"--{name}", type=float, default=value, help=f"{purpose} (default: {value:g})")
+    return parsed(parser)
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, with the options that every script has."""
+    add = parser.add_argument
     add("--out", type=Path, default=Path(), metavar="FOLDER", help="for the picture")
     add("--verbose", action="store_true", help="show progress bars")
     add("--smoke", action="store_true", help="two pictures, four steps: seconds")

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from benchmark.real import NORMALIZE, Case
-from common import EPS, Rows, attacked, first
+from common import EPS, Rows, attacked, first, parsed
 from torch import Tensor, nn
 from torchattacks import PGD
 from torchvision.io import ImageReadMode, decode_image
@@ -153,14 +153,7 @@ def parse() -> argparse.Namespace:
     add("--images", type=int, default=32, help="pictures (default: 32)")
     add("--batch", type=int, default=8, help="pictures at a time (default: 8)")
     add("--steps", type=int, default=100, help="gradient evaluations (default: 100)")
-    add("--out", type=Path, default=Path(), metavar="FOLDER", help="for the picture")
-    add("--verbose", action="store_true", help="show progress bars")
-    add("--smoke", action="store_true", help="two pictures, four steps: seconds")
-    args = parser.parse_args()
-    if args.smoke:
-        args.images, args.steps = 2, 4
-    args.out.mkdir(parents=True, exist_ok=True)
-    return args
+    return parsed(parser)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from captum_adv2.attacks.loop import Batch, Step
 from captum_adv2.attacks.queries import Oracle, QueryProblem, Squares, search, signs
 from captum_adv2.attacks.terms import MapDistance
 from captum_adv2.interpreters.base import Interpreter, eval_mode
+from captum_adv2.interpreters.boundary import failures_explained
 from captum_adv2.spec import (
     Change,
     Count,
@@ -192,7 +193,7 @@ class QueryADV2(CoupledAttack):
 
     def _classified(self, clean: Tensor) -> Tensor:
         """See `CoupledAttack`."""
-        with torch.no_grad():
+        with torch.no_grad(), failures_explained(self.model, self.get_logits, clean):
             logits = expect_logits(self.get_logits(clean), len(clean))
             self._expect_surrogate(logits.shape[1], clean[:1])
         warn_of_logits(logits)

@@ -396,6 +396,11 @@ def test_a_system_that_returns_labels_only(model, data):
         QueryADV2(system, Opaque(system, dark))(*data)
 
 
+def test_images_of_another_dtype(model, data):
+    with pytest.raises(TypeError, match=r"model's dtype and device, torch.float32"):
+        QueryADV2(model, CAM)(data[0].double(), data[1])
+
+
 def test_an_explanation_of_another_size(model, data):
     with pytest.raises(ValueError, match=r"target_maps of shape \(6, 1, 8, 8\)"):
         QueryADV2(model, CAM)(*data, target_maps=torch.rand(6, 1, 4, 4))
