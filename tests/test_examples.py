@@ -88,7 +88,7 @@ SCRIPTS = [
     ("vision_transformers.py", (), ("Rollout", "CAM, ResNet", "betrayed"), ("transformers.png",)),
     ("ensemble.py", (), ("none", "ADV2 on RTS", "agreement"), ("ensemble.png",)),
     ("squeezing.py", (), ("thresholds", "Algorithm 2, 3 bits", "adaptive"), ("squeezing.png",)),
-    ("aid.py", (), ("ADV2 on RTS^A",), ("aid-noise.png", "aid-attack.png")),
+    ("aid.py", (), ("ADV2 on RTS^A", "random start"), ("aid-noise.png", "aid-attack.png")),
     (
         "captum_methods.py",
         (),
@@ -100,6 +100,9 @@ SCRIPTS = [
         (),
         ("Square", "scores and map", "scores only", "surrogate only"),
         ("blackbox.png", "blackbox-maps.png"),
+    ),
+    pytest.param(
+        "benchmark/aid.py", ("own",), ("own ", "drift", "ADV2"), (), marks=pytest.mark.slow
     ),
     ("benchmark/captum_catalogue.py", (), ("| `Saliency` | ", "| `LRP` | it reads"), ()),
     ("benchmark/rts.py", (), ("localisation error", "F an iteration", "skipped"), ()),
