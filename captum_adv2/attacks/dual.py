@@ -30,6 +30,7 @@ from captum_adv2.interpreters.base import Interpreter, Surrogate
 from captum_adv2.interpreters.boundary import (
     differentiable_logits,
     expect_explains,
+    expect_gradients,
     failures_explained,
     outputs_checked,
 )
@@ -224,10 +225,7 @@ class DualAttack(CoupledAttack):
 
     def _classified(self, clean: Tensor) -> Tensor:
         """See `CoupledAttack`; raise where logits have no gradient."""
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "expected gradients to be available, got torch.inference_mode(); use no_grad()"
-            )
+        expect_gradients()
         with outputs_checked(self.model, self.get_logits, clean):
             return differentiable_logits(self.get_logits, clean)
 
