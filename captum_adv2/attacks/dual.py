@@ -162,8 +162,12 @@ class CoupledAttack(CarefulAttack):
                 f"{tuple(maps.shape)}; pass maps at the interpreter's native resolution"
             )
         flat = maps.detach().flatten(1)
-        if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
-            doubt("at least one target map is constant: its distance says little")
+        constant = int((flat.amax(dim=1) == flat.amin(dim=1)).sum())
+        if constant:
+            doubt(
+                f"{constant} of {len(maps)} target maps are constant: there is no shape to keep, "
+                "and the distance says little"
+            )
         return maps.detach().to(clean)
 
     @contextmanager
