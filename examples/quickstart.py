@@ -117,7 +117,9 @@ def save(figure: Figure, file: Path) -> None:
     figure.savefig(file, dpi=90)
     if file.suffix.lower() == ".png":
         with Image.open(file) as picture:
-            picture.convert("RGB").quantize(256).save(file, format="png", optimize=True)
+            coloured = picture.convert("RGB")
+        palette = coloured.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
+        coloured.quantize(palette=palette).save(file, format="png", optimize=True)
 
 
 def main() -> None:
