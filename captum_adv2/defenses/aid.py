@@ -77,14 +77,12 @@ class Distillation:
         with torch.set_grad_enabled(masking_model.own_encoder):
             encoded = masking_model.encode(torch.cat([images, adversarial]))
         clean, fooled = masking_model.decode(encoded, asked).chunk(2)
-        log_odds = masking_model.presence(encoded, asked).unflatten(0, (2, -1))
-        present = torch.tensor([1.0, 0.0]).to(log_odds)[:, None].expand_as(log_odds)
-        wrong = F.binary_cross_entropy_with_logits(log_odds, present, reduction="none").mean(dim=0)
+        shown, claimed = masking_model.presence(encoded, asked).chunk(2)
         aid = -_l1(clean, fooled) if self.goal == "far" else _l1(fooled, absent)
         return {
             "aid": self.weight * aid,
             "anchor": self.anchor * _l1(clean, before),
-            "select": self.select * wrong,
+            "select": self.select * (F.softplus(-shown) + F.softplus(claimed)) / 2,
         }
 
 
