@@ -12,10 +12,10 @@ the attack are to differ.
 Eq. 23 alone moves the maps of clean images as much as those of attacked ones. A third term, the
 *anchor* :math:`\|g(x; \theta) - g(x; \theta_0)\|_1`, keeps the former near the maps before.
 
-An attacked image shows features of the target class to an encoder that is as easy to fool as the
-classifier, and no decoder on it can see more. ``distill(encoder="own")`` trains a copy of the
-encoder, too. With ``goal="absent"`` it is adversarial training (Madry et al. 2018): an attacked
-image must show as little of the target class as the clean image does.
+The encoder of RTS is as easy to fool as the classifier: an attacked image shows it features of the
+target class. ``distill(encoder="own")`` trains a copy of it, too. With ``goal="absent"`` this is
+adversarial training (Madry et al. 2018): an attacked image is to show as little of the target class
+as the clean image does.
 """
 
 from __future__ import annotations
