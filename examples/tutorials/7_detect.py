@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from captum_adv2 import ADV2
 from captum_adv2.attacks import Squeezing
-from captum_adv2.defenses import EnsembleDetector, FeatureSqueezing, MedianSmoothing, NonLocalMeans
+from captum_adv2.defenses import EnsembleDetector, FeatureSqueezing, NonLocalMeans
 from captum_adv2.interpreters import CAM, Ensemble, Gradient
 from captum_adv2.study.embedded import load_resnet, make_shapes
 
@@ -21,20 +21,20 @@ benign = make_shapes(60, seed=1).images
 images, labels, *_ = make_shapes(16, seed=2)
 target = (labels + 3) % 10
 
-squeezers = MedianSmoothing(3), NonLocalMeans(11, 3, 4)
+squeezer = NonLocalMeans(5, 3, 4)
 detectors = {
-    "squeezing": FeatureSqueezing(model, squeezers).fit(benign, rate=0.05),
+    "squeezing": FeatureSqueezing(model, [squeezer]).fit(benign, rate=0.05),
     "ensemble": EnsembleDetector(Ensemble([CAM(model), Gradient(model)])).fit(benign, rate=0.05),
 }
 
 # %%
 # Three attackers: one looks at the class alone, one keeps the map of CAM, one also knows the
-# squeezers, whose effect is a further term of its loss.
+# squeezer, whose effect is a further term of its loss.
 
 attacks = {
     "PGD": torchattacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=20),
     "ADV2": ADV2(model, CAM(model), steps=20),
-    "adaptive": ADV2(model, CAM(model), steps=20, terms=(Squeezing(model, squeezers),)),
+    "adaptive": ADV2(model, CAM(model), steps=20, terms=(Squeezing(model, [squeezer]),)),
 }
 figure = Figure(figsize=(8, 3.8), layout="constrained")
 axes = figure.subplots(1, 2, sharey=True)
@@ -51,5 +51,7 @@ for name, attack in attacks.items():
 figure
 
 # %%
-# An AUC of 0.5 is guessing. Judge a detector by the attacker who knows it: what detects ADV2 may be
-# evaded at little cost, and agreement of maps is no proof, as a map may become *more* alike.
+# An AUC of 0.5 is guessing. Squeezing sees ADV2 better than PGD, whose predictions are so sure that
+# a blur does not move them; the ensemble sees PGD, which changes the maps. The adaptive attack
+# evades both. So judge a detector by the attacker who knows it, and take agreement of maps for no
+# proof: an attack may make maps more alike than they were.
