@@ -13,7 +13,8 @@ def last_expression(block: Any, variables: dict[str, Any], config: dict[str, Any
     Returns:
         The reStructuredText that shows it, empty where the block ends with something else.
     """
-    figure = variables["example_globals"].pop("___", None)
+    names = variables["example_globals"]
+    figure, names["___"] = names.get("___"), None  # the last value, until a block has another
     if not isinstance(figure, Figure):
         return ""
     path = next(variables["image_path_iterator"])
