@@ -54,6 +54,7 @@ TypeAliasForwardRef.__repr__ = lambda self: self.name  # as Sphinx prints it ins
 # Neither names of other projects, which would take the internet, nor internal states.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|Tensor|torchattacks|numpy|hypothesis|pandas|pd|collections|pathlib)\b.*"),
+    ("py:.*", r"(st\.SearchStrategy|Attack|Selection|Pictures|Body|Activation)"),  # Sphinx 7
     ("py:.*", r"captum_adv2\.(attacks\.loop|interpreters\.(bilevel|first_order|rts))\.[A-Z]\w+"),
 ]
 
@@ -68,6 +69,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "write_computation_times": False,
+    "min_reported_time": 3600,
     "copyfile_regex": "",
 }
 

@@ -39,8 +39,8 @@ for name, interpreter in interpreters.items():
     adversarial = attack(images, target)
     report = evaluate(model, interpreter, images, adversarial, target)
     print(f"{name:9s}", report)
-    clean[name] = images, report.benign_maps
-    fooled[name] = adversarial, report.adversarial_maps
+    clean[name] = images[:1], report.benign_maps[:1]
+    fooled[name] = adversarial[:1], report.adversarial_maps[:1]
 
 visualize.grid({"clean": clean, "ADV2": fooled})
 
