@@ -65,6 +65,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "image_scrapers": ("figures.last_expression",),
     "capture_repr": (),
+    "default_thumb_file": str(Path(__file__).parent / "quickstart.png"),
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_signature": False,
