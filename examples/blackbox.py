@@ -3,6 +3,7 @@
 
     python examples/blackbox.py                        # embedded ResNet; the DenseNet is surrogate
     python examples/blackbox.py --real DIR             # CIFAR-10: ResNet-20; ResNet-56 is surrogate
+    python examples/blackbox.py --real DIR --imagenet  # MobileNetV2; SqueezeNet is surrogate
     python examples/blackbox.py --interpreter lrp white map      # a map without gradients
 
 One row an attack, by what the adversary sees: scores and map, scores only, or nothing but models of
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from benchmark.real import FOLDER, NORMALIZE, CifarResNet, cifar_resnet, load_case
+from benchmark.real import FOLDER, NORMALIZE, CifarResNet, cifar_resnet, load_case, squeezenet
 from captum.attr import LRP
 from captum.attr._utils.lrp_rules import IdentityRule
 from common import EPS, embedded_case, mean, share
@@ -211,6 +212,8 @@ def load(args: argparse.Namespace) -> Setting:
     """Return the system and the adversary's models."""
     if args.real is None:
         return Setting(*embedded_case(args.images), [embedded.load_densenet()])
+    if args.imagenet:
+        return Setting(*load_case("mobilenet", args.images, args.real), [squeezenet(args.real)])
     surrogates = [cifar_resnet(56, args.real)]
     if args.second is not None:
         second = CifarResNet(7)
@@ -229,6 +232,7 @@ def main() -> None:
     add("rows", nargs="*", default=[*ROWS][:-1], metavar="row", help=f"attacks: {', '.join(ROWS)}")
     add("--interpreter", choices=INTERPRETERS, default="cam", help="the map; rts: embedded ResNet")
     add("--real", type=Path, nargs="?", const=FOLDER, help="folder of models and pictures")
+    add("--imagenet", action="store_true", help="with --real: ImageNet, not CIFAR-10")
     add("--second", type=Path, help="weights of a ResNet-44, by benchmark/train_surrogate.py")
     add("--images", type=int, default=16, help="pictures (default: 16)")
     add("--queries", type=int, help="budget (default: each row's own)")
