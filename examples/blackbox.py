@@ -198,13 +198,14 @@ def draw(found: dict[str, Any], setting: Setting, out: Path) -> None:
         shown[name] = {"map": (images, maps)}
         if records:
             steps, shares, means = records.curves(len(setting.images), 0.5)
-            axes[0].plot(steps, shares, label=name)
+            axes[0].plot(steps, shares, label=ROWS[name].name)
             axes[1].plot(steps, means)
     titles = ("share of successes", "L1 of their maps to the benign")
     for axis, title in zip(axes, titles, strict=True):
         axis.set(xlabel="queries", ylabel=title, xscale="log", ylim=0)
-    axes[0].legend(fontsize="small")
-    figure.savefig(out / "blackbox.png", dpi=80)
+    if axes[0].lines:
+        axes[0].legend(fontsize="small")
+        figure.savefig(out / "blackbox.png", dpi=80)
     visualize.grid(shown).savefig(out / "blackbox-maps.png", dpi=80)
 
 
@@ -241,6 +242,8 @@ def main() -> None:
     add("--out", type=Path, default=Path(), metavar="FOLDER", help="for the pictures")
     add("--smoke", action="store_true", help="two pictures, ten queries: seconds")
     args = parser.parse_args()
+    if unknown := set(args.rows) - set(ROWS):
+        parser.error(f"expected rows from {', '.join(ROWS)}, got {', '.join(unknown)}")
     if args.smoke:
         args.images, args.queries = 2, 10
     args.out.mkdir(parents=True, exist_ok=True)
@@ -248,11 +251,7 @@ def main() -> None:
     interpreter = INTERPRETERS[args.interpreter](setting.model)
     print(f"{len(setting.images)} images, changes of at most 8/255, finished at L1 {args.stop}")
     print(f"{'attack':32s}budget  spent  {'successes':18s}{'L1 of their maps':25s}IoU")
-    rows = {name: ROWS[name] for name in args.rows}
-    found = {
-        f"{row.name} ({name})": measured(row, setting, interpreter, args)
-        for name, row in rows.items()
-    }
+    found = {name: measured(ROWS[name], setting, interpreter, args) for name in args.rows}
     draw(found, setting, args.out)
 
 
