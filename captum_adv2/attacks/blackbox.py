@@ -24,7 +24,7 @@ from torchattacks.attack import Attack
 
 from captum_adv2.attacks.base import lent
 from captum_adv2.attacks.dual import CoupledAttack, Request
-from captum_adv2.attacks.frameworks import LinfBall
+from captum_adv2.attacks.frameworks import LinfBall, quantize
 from captum_adv2.attacks.loop import Batch, Step
 from captum_adv2.attacks.queries import Oracle, QueryProblem, Squares, search, signs
 from captum_adv2.attacks.terms import MapDistance
@@ -173,7 +173,7 @@ class QueryADV2(CoupledAttack):
             return problem.move(clean, stripes.expand_as(clean))
         with torch.enable_grad(), lent(self.start, targeted=target is not None):
             found = self.start(clean, labels if target is None else target)
-        return problem.move(clean, found.detach() - clean)
+        return problem.move(clean, quantize(found.detach()) - clean)
 
     def _expect_surrogate(self, classes: int, image: Tensor) -> None:
         """Raise unless the adversary's own models have the system's number of classes."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters.base import Explanation, Interpreter, min_max
 from captum_adv2.interpreters.captum import REDUCTIONS, Reduction
-from captum_adv2.spec import Maps, checked, expect
+from captum_adv2.spec import Maps, checked, doubt, expect
 
 
 @final
@@ -61,6 +61,8 @@ class Opaque(Interpreter):
             wanted = f"attributions, a tensor ({len(images)}, C, h, w)"
             raise ValueError(f"expected the function to return {wanted}, got {got}")
         attributions = attributions.detach()
+        if broken := int((~attributions.isfinite()).flatten(1).any(dim=1).sum()):
+            doubt(f"the function's attributions of {broken} of {len(images)} images are not finite")
         if self.reduce is None:
             expect(attributions, Maps, "the function's maps")
             return Explanation(attributions, None)

@@ -22,6 +22,7 @@ from captum_adv2.attacks.queries import BudgetSpent, QueryProblem, Squares
 from captum_adv2.attacks.surrogates import Invariant, Models
 from captum_adv2.attacks.terms import MapDistance
 from captum_adv2.interpreters import CAM, CaptumInterpreter, Interpreter, Opaque
+from captum_adv2.spec import SoundnessWarning
 
 pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
 
@@ -261,6 +262,12 @@ def test_an_opaque_interpreter_scales_or_keeps_maps(model, data):
             Opaque(model, function)(images, labels)
     with pytest.raises(ValueError, match=r"maps in \[0, 1\]"):
         Opaque(model, lambda images, target: images - 5, reduce=None)(images, labels)
+
+
+def test_maps_that_are_not_finite_are_named(model, data):
+    with pytest.warns(SoundnessWarning, match="attributions of 1 of 1 images are not finite"):
+        maps = Opaque(model, lambda images, target: images / 0)(data[0][:1], data[1][:1])
+    assert maps.isnan().all()
 
 
 def test_a_chosen_map_is_pursued(model, data):
