@@ -83,7 +83,9 @@ class Settings:
     curve: bool = option(
         False, "also find, by bisection, each image's least eps that fools class and map"
     )
-    eps: Unit = option(8 / 255, "largest change of a pixel, in [0, 1]")
+    eps: Unit = option(
+        8 / 255, "largest change of a pixel of images in [0, 1]; 8/255 is 8 of their 255 levels"
+    )
     bound: Positive = option(2.0, "largest displacement of a pixel by stAdv along an axis, pixels")
     steps: Count = option(100, "gradient evaluations of attacks on pixels")
     flow_steps: Count = option(200, "gradient evaluations of attacks that move pixels")
