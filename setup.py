@@ -24,7 +24,7 @@ TEST = [
 ORACLES = ["grad-cam>=1.5.7", "timm>=1.0.31"]
 DEV = [*TEST, *ORACLES, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
 MUTATION = [*TEST, "mutmut>=3.8"]
-DOCS = ["sphinx>=7.0", "myst-parser>=3.0", "furo>=2024.8"]
+DOCS = ["sphinx>=7.3", "myst-parser>=4.0", "furo>=2024.8", "sphinx-gallery>=0.19", *TEST, *DEMO]
 
 setup(
     name="captum_adv2",
