@@ -102,7 +102,7 @@ def split(labels: Sequence[int], lesions: Sequence[str], seed: int) -> tuple[lis
 
 
 def pictures(source: Lesions, order: Sequence[int], quiet: bool = False) -> Tensor:
-    """Return pictures of a source ``(N, 3, H, W)`` as uint8: decoded once, they are small enough."""
+    """Return pictures of a source ``(N, 3, H, W)`` as uint8; all of them fit into memory."""
     read = tqdm(order, desc="reading", disable=quiet)
     return torch.stack([(source[index].image * 255).round().byte() for index in read])
 
