@@ -26,6 +26,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -39,9 +40,6 @@ from captum_adv2.spec import Positive
 Derivative: TypeAlias = Callable[[Tensor], Tensor]
 """A function of pre-activations z that returns the derivative of ReLU there, elementwise."""
 
-# Width w of the logistic function in "auto", as a share of a layer's root mean square: it falls
-# from the first to the last value along a cosine, as the steps of an attack do.
-_WIDE, _NARROW = 0.3, 0.005
 _HOOKED = (
     "expected a model without activation checkpointing, got one that saves tensors by hooks; it "
     "would run its ReLUs again, with their own derivative, when this context is left; turn it off"
@@ -110,21 +108,27 @@ class Everywhere(Slope):
         return slope
 
 
+@dataclass(frozen=True)
 class Auto(Slope):
     """The logistic function, as wide as the layer's pre-activations are large in each image.
 
-    It narrows with the progress of the attack, towards the derivative of ReLU itself. Images are
-    along the first dimension of a layer's pre-activations.
+    Its width, as a share of a layer's root mean square, falls with the progress of the attack from
+    ``wide`` to ``narrow`` along a cosine, towards the derivative of ReLU itself. Images are along
+    the first dimension of a layer's pre-activations.
 
     >>> z = torch.tensor([[-2.0, 2.0]])
     >>> [Auto()(scale * z, progress=0.0)(scale * z).round(decimals=2) for scale in (1.0, 8.0)]
     [tensor([[0.0300, 0.9700]]), tensor([[0.0300, 0.9700]])]
     """
 
+    wide: float = 0.3
+    narrow: float = 0.005
+
     @torch.no_grad()
     def __call__(self, z: Tensor, progress: float) -> Derivative:
         """See `Slope`."""
-        share = _NARROW + (_WIDE - _NARROW) * (1 + math.cos(math.pi * progress)) / 2
+        fall = (1 + math.cos(math.pi * progress)) / 2
+        share = self.narrow + (self.wide - self.narrow) * fall
         rows = z.reshape(len(z), -1) if z.ndim else z.view(1, 1)
         # In single precision at least: the squares of half precision overflow.
         dtype = torch.promote_types(z.dtype, torch.float32)

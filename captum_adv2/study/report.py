@@ -24,12 +24,12 @@ from torchvision.transforms.functional import to_pil_image
 
 from captum_adv2 import storage
 from captum_adv2.study import figures, tables
-from captum_adv2.study.claims import judge
+from captum_adv2.study.claims import Verdict, judge
 from captum_adv2.study.figures import DPI
 from captum_adv2.study.frame import Results
 from captum_adv2.study.results import Found, Pictures
 from captum_adv2.study.settings import Settings
-from captum_adv2.study.verdicts import criteria, glance, paper_rows, shares, word
+from captum_adv2.study.verdicts import criteria, glance, paper_rows, shares, summary, word
 
 _PACKAGES = ("captum_adv2", "torch", "torchvision", "captum", "torchattacks", "kornia", "numpy")
 
@@ -39,10 +39,11 @@ _ORDER = (
     *("Figure 11", "Table 7", "Table 8", "Figure 12", "Figure 13", "Table 9", "Figure 14"),
     *("Figure 15", "Figure 16", "Figures 15 and 16"),
 )
+_BRIEF = ("Curve", "Table 2", "Table 7", "Table 8", "Table 13", "Table 14", "Figure 10")
 
 
 def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
-    """Write ``index.html`` and the files that it shows or links to, each whole."""
+    """Write ``index.html``, the files that it shows or links to, and ``report.md``, each whole."""
     results = Results(found.maps, found.scores, found.boxes)
     built, missing = tables.build(results, settings)
     drawings = figures.build(results, found.pictures, settings)
@@ -60,6 +61,7 @@ def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
             with storage.whole(folder / "figures" / name) as part:
                 figure.savefig(part, format="png", dpi=DPI)
     verdicts, skin = judge(results), tables.on_skin(settings)
+    _text(folder / "report.md", _brief(built, verdicts, settings, command))
     _text(
         folder / "index.html",
         _template().render(
@@ -79,6 +81,25 @@ def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
             brief=tables.brief(settings),
         ),
     )
+
+
+def _brief(
+    built: Sequence[tables.Table], verdicts: Sequence[Verdict], settings: Settings, command: str
+) -> str:
+    """Return the verdicts and the main tables as one document in Markdown, to be quoted."""
+    answers, unmet = summary(verdicts, tables.on_skin(settings))
+    shown = [
+        [f"**{table.number}. {table.title}**", "", *tables.markdown(table.cells), ""]
+        for table in built
+        if table.number in _BRIEF
+    ]
+    parts = [
+        ["```bash", command, "```", "", tables.brief(settings), ""],
+        [*tables.markdown(answers), "", "Criteria that are not met, or need more images:", ""],
+        [*tables.markdown(unmet), ""],
+        *shown,
+    ]
+    return "\n".join(line for part in parts for line in part)
 
 
 def _grouped(parts: Sequence[Any]) -> dict[str, list[Any]]:

@@ -34,10 +34,15 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """Return it as a document in Markdown."""
-        header = [*self.cells.columns]
-        lines = [header, ["---"] * len(header), *self.cells.to_numpy().tolist()]
-        body = ("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-        return "\n".join([f"# {self.number}. {self.title}", "", *body, "", self.note, ""])
+        heading = f"# {self.number}. {self.title}"
+        return "\n".join([heading, "", *markdown(self.cells), "", self.note, ""])
+
+
+def markdown(cells: pd.DataFrame) -> list[str]:
+    """Return the lines of a table of texts in Markdown."""
+    header = [*cells.columns]
+    lines = [header, ["---"] * len(header), *cells.to_numpy().tolist()]
+    return ["| " + " | ".join(map(_cell, line)) + " |" for line in lines]
 
 
 def _cell(text: str) -> str:

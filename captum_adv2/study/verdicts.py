@@ -56,6 +56,21 @@ def criteria(verdict: Verdict, skin: bool) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def summary(verdicts: Sequence[Verdict], skin: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the answers for each classifier, and the criteria that are not met, as texts."""
+    answers = [
+        {
+            "observation": f"{line.number}. {line.text}",
+            **dict(zip(verdict.models, map(word, line.models), strict=True)),
+            "the paper's tables": line.paper,
+        }
+        for line, verdict in zip(glance(verdicts), verdicts, strict=True)
+    ]
+    rows = [criteria(each, skin).assign(observation=str(each.number)) for each in verdicts]
+    every = pd.concat([table for table in rows if len(table)] or [pd.DataFrame(columns=["answer"])])
+    return pd.DataFrame(answers), every[every.answer.isin(["does not hold", "too few images"])]
+
+
 def _by_key(checks: Sequence[Check]) -> dict[tuple[str, str], Check]:
     return {(each.subject, each.quantity): each for each in checks if each.answer is not None}
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Measure what §3.2, §3.4 and §3.6 of the paper assert of the attack's parts, one by one.
 
-    python examples/benchmark/ablations.py smoothing warm labels lookahead encoder
+    python examples/benchmark/ablations.py smoothing warm labels lookahead encoder far
 
-``smoothing`` is the derivative of ReLU on GRAD: h, sigma, r; ``warm`` the length of the warm start;
-``labels`` label smoothing on GRAD; ``lookahead`` the steps of Algorithm 1 on MASK; ``encoder`` the
-loss on the encoder on RTS. Protocol as in ``figures.py``, on the embedded networks. Each row after
-the first ends with the paired difference of its L1 from the first, with a 95 % bootstrap interval:
+``smoothing`` is the derivative of ReLU on GRAD: h, sigma, r, and other widths of the default;
+``warm`` the length of the warm start; ``labels`` label smoothing on GRAD; ``lookahead`` the steps
+of Algorithm 1 on MASK; ``encoder`` the loss on the encoder on RTS; ``far`` the weight of target
+maps that are far away. Protocol as in ``figures.py``, on the embedded networks. Each row after the
+first ends with the paired difference of its L1 from the first, with a 95 % bootstrap interval:
 below 0 is better.
 """
 
@@ -22,8 +23,9 @@ from mask import embedded_case, scaled
 from real import Case, parse
 
 from captum_adv2 import ADV2, Report, SoundnessWarning, evaluate
-from captum_adv2.attacks import CrossEntropy
+from captum_adv2.attacks import CrossEntropy, MapDistance, RandomPatch
 from captum_adv2.attacks.terms import Linear
+from captum_adv2.evaluation import metrics
 from captum_adv2.evaluation.metrics import interval
 from captum_adv2.interpreters import (
     CAM,
@@ -35,10 +37,11 @@ from captum_adv2.interpreters import (
     Interpreter,
 )
 from captum_adv2.interpreters.bilevel import Unrolled
-from captum_adv2.interpreters.relu import Smoothing, sigma
+from captum_adv2.interpreters.relu import Auto, Smoothing, sigma
 from captum_adv2.study.embedded import load_densenet, load_resnet, load_rts
 
 Args = argparse.Namespace
+FAR = (15, 0), (150, 0), (150, 1), (150, 10), (30, 10), (60, 10), (150, 30), (200, 30)
 Variants = dict[str, tuple[Interpreter, dict[str, object]]]  # interpreter, and settings of ADV2
 
 
@@ -73,6 +76,9 @@ def smoothing(args: Args) -> None:
         "h(z), tau 1e-4": 1e-4,
         "h(z), tau 1e-2": 1e-2,
         "default: sigma(z / w), narrowing": "auto",
+        "from 0.15 of a layer's size": Auto(wide=0.15),
+        "from 0.5": Auto(wide=0.5),
+        "to 0.05": Auto(narrow=0.05),
     }
     variants: Variants = {
         n: (Gradient(case.model, smoothing=kind), {}) for n, kind in kinds.items()
@@ -136,8 +142,36 @@ def encoder(args: Args) -> None:
     compare("Loss on the encoder, RTS on DenseNet", case, variants, scaled(100, args), args)
 
 
+def far(args: Args) -> None:
+    """The weight of a patch as CAM's target map; L1 and IoU are to the patch."""
+    case, patch = embedded_case(args.images or 24), RandomPatch()
+    cam = CAM(case.model)
+    wanted = patch(cam, *case[1:])
+    print(f"\n## Weight of a far target map, CAM: {len(case.images)} images, L1 and IoU to a patch")
+    for weight, gate in FAR:
+        attack = ADV2(
+            case.model,
+            cam,
+            eps=EPS,
+            steps=scaled(100, args),
+            interpretation=MapDistance(weight, gate=gate),
+            target_map=patch,
+        )
+        adversarial = towards(attack, case.targets, case.images, args.batch)
+        report = evaluate(case.model, cam, case.images, adversarial, case.targets)
+        won, maps = report.success, report.adversarial_maps
+        distance = metrics.l1(maps, wanted)[won]
+        low, high = interval(distance)
+        print(
+            f"weight {weight:g}, times p to the power {gate:g}".ljust(36)
+            + f"ASR {won.float().mean():6.1%}  L1 {distance.mean():.4f} [{low:.4f}, {high:.4f}]  "
+            f"IoU {metrics.iou(maps, wanted)[won].mean():.3f}",
+            flush=True,
+        )
+
+
 CASES: dict[str, Callable[[Args], None]] = {
-    case.__name__: case for case in (smoothing, warm, labels, lookahead, encoder)
+    case.__name__: case for case in (smoothing, warm, labels, lookahead, encoder, far)
 }
 
 

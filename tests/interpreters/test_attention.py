@@ -486,8 +486,8 @@ def test_the_class_changes_and_the_map_stays(kind: Any) -> None:
     chosen = maps.flatten(1).any(dim=1).nonzero()[:6, 0]  # Grad-CAM may have no positive part
     x, benign, target = shapes.images[chosen], maps[chosen], (shapes.labels[chosen] + 1) % 10
     distances = []
-    for warmup in (20, 1):  # the prediction alone, and both
-        attack = ADV2(net, interpreter, steps=20, warmup=warmup)
+    for warmup in (8, 1):  # the prediction alone, and both
+        attack = ADV2(net, interpreter, steps=8, warmup=warmup)
         attack.set_mode_targeted_by_label(quiet=True)
         adversarial = attack(x, target, target_maps=benign)
         assert (net(adversarial).argmax(dim=1) == target).float().mean() > 0.5

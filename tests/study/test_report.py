@@ -81,6 +81,17 @@ def test_files(written: Path) -> None:
     assert not any("part" in name for name in names)
 
 
+def test_the_report_quotes_verdicts_and_tables(tmp_path: Path) -> None:
+    far = setting({"l1": 0.2, "iou": 0.3}, model="resnet", attack="ADV2", interpreter="CAM")
+    lines = (write(tmp_path, far).parent / "report.md").read_text(encoding="utf-8").splitlines()
+    assert COMMAND in lines
+    answers = [line for line in lines if line.startswith("| 2. ")]
+    assert [line.split(" | ")[1:3] for line in answers] == [["does not hold", "holds"]]
+    unmet = [line for line in lines if line.startswith("| resnet | CAM |")]
+    assert any("does not hold" in line for line in unmet)
+    assert "**Table 13. Distances of benign and adversarial maps**" in lines
+
+
 def test_records_are_written_as_they_are(written: Path) -> None:
     models = ("resnet", "densenet")
     for name, rows in zip(("maps", "scores", "boxes"), study(models=models), strict=True):
