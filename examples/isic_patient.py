@@ -158,7 +158,7 @@ def main() -> None:
         shown = compared(name, part, masks[:count], interpreter, pgd[:count], args)
         for title, (images, maps) in shown.items():
             rows[title][name] = images[:2], maps[:2]
-    visualize.grid(rows, bar=True).savefig(args.out / "melanoma.png", dpi=100)
+        visualize.grid(rows, bar=True).savefig(args.out / "melanoma.png", dpi=100)
 
 
 if __name__ == "__main__":
