@@ -146,10 +146,8 @@ def main() -> None:
     if args.smoke:
         builders["MASK"] = partial(MASK, iterations=4)
     print(f"{len(case.images)} melanomas, {args.steps} gradient evaluations, at most 8/255")
-    print("            called nevi, L1, IoU                sum inside the lesion;  largest pixel")
-    print(
-        "            PGD               ADV2              clean, PGD, ADV2; the same    constant map"
-    )
+    print("            called nevi, L1, IoU                sum inside the lesion, largest pixel")
+    print("            PGD               ADV2             clean, PGD, ADV2; the same constant map")
     attack = PGD(model, eps=EPS, alpha=2 / 255, steps=args.steps, random_start=False)
     pgd, rows = attacked(attack, case, args.batch), Rows(dict)
     for name in args.interpreters:
