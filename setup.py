@@ -24,7 +24,7 @@ TEST = [
 ORACLES = ["grad-cam>=1.5.7", "timm>=1.0.31"]
 DEV = [*TEST, *ORACLES, "mypy>=1.11", "ruff>=0.6", "build>=1.2", "coverage>=7.10"]
 MUTATION = [*TEST, "mutmut>=3.8"]
-DOCS = ["sphinx>=7.0", "myst-parser>=3.0", "furo>=2024.8"]
+DOCS = ["sphinx>=7.3", "myst-parser>=4.0", "furo>=2024.8", "sphinx-gallery>=0.19", *TEST, *DEMO]
 
 setup(
     name="captum_adv2",
@@ -68,6 +68,8 @@ setup(
         "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Security",
         "Typing :: Typed",

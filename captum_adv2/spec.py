@@ -39,6 +39,7 @@ _WORDS = {
 _HINTS = {
     "Generator": "; torch.Generator().manual_seed(0) makes one",
     "Interpreter": "; wrap a Captum method in CaptumInterpreter",
+    "Module": "; pass the network itself, not a function or another library's wrapper of it",
 }
 _ROUNDING = 1e-5  # (x - mean) / std and back may miss [0, 1] by this much
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -3,6 +3,7 @@
 
     python examples/blackbox.py                        # embedded ResNet; the DenseNet is surrogate
     python examples/blackbox.py --real DIR             # CIFAR-10: ResNet-20; ResNet-56 is surrogate
+    python examples/blackbox.py --real DIR --imagenet  # MobileNetV2; SqueezeNet is surrogate
     python examples/blackbox.py --interpreter lrp white map      # a map without gradients
 
 One row an attack, by what the adversary sees: scores and map, scores only, or nothing but models of
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from benchmark.real import FOLDER, NORMALIZE, CifarResNet, cifar_resnet, load_case
+from benchmark.real import FOLDER, NORMALIZE, CifarResNet, cifar_resnet, load_case, squeezenet
 from captum.attr import LRP
 from captum.attr._utils.lrp_rules import IdentityRule
 from common import EPS, embedded_case, mean, share
@@ -197,13 +198,14 @@ def draw(found: dict[str, Any], setting: Setting, out: Path) -> None:
         shown[name] = {"map": (images, maps)}
         if records:
             steps, shares, means = records.curves(len(setting.images), 0.5)
-            axes[0].plot(steps, shares, label=name)
+            axes[0].plot(steps, shares, label=ROWS[name].name)
             axes[1].plot(steps, means)
     titles = ("share of successes", "L1 of their maps to the benign")
     for axis, title in zip(axes, titles, strict=True):
         axis.set(xlabel="queries", ylabel=title, xscale="log", ylim=0)
-    axes[0].legend(fontsize="small")
-    figure.savefig(out / "blackbox.png", dpi=80)
+    if axes[0].lines:
+        axes[0].legend(fontsize="small")
+        figure.savefig(out / "blackbox.png", dpi=80)
     visualize.grid(shown).savefig(out / "blackbox-maps.png", dpi=80)
 
 
@@ -211,6 +213,8 @@ def load(args: argparse.Namespace) -> Setting:
     """Return the system and the adversary's models."""
     if args.real is None:
         return Setting(*embedded_case(args.images), [embedded.load_densenet()])
+    if args.imagenet:
+        return Setting(*load_case("mobilenet", args.images, args.real), [squeezenet(args.real)])
     surrogates = [cifar_resnet(56, args.real)]
     if args.second is not None:
         second = CifarResNet(7)
@@ -229,6 +233,7 @@ def main() -> None:
     add("rows", nargs="*", default=[*ROWS][:-1], metavar="row", help=f"attacks: {', '.join(ROWS)}")
     add("--interpreter", choices=INTERPRETERS, default="cam", help="the map; rts: embedded ResNet")
     add("--real", type=Path, nargs="?", const=FOLDER, help="folder of models and pictures")
+    add("--imagenet", action="store_true", help="with --real: ImageNet, not CIFAR-10")
     add("--second", type=Path, help="weights of a ResNet-44, by benchmark/train_surrogate.py")
     add("--images", type=int, default=16, help="pictures (default: 16)")
     add("--queries", type=int, help="budget (default: each row's own)")
@@ -237,6 +242,8 @@ def main() -> None:
     add("--out", type=Path, default=Path(), metavar="FOLDER", help="for the pictures")
     add("--smoke", action="store_true", help="two pictures, ten queries: seconds")
     args = parser.parse_args()
+    if unknown := set(args.rows) - set(ROWS):
+        parser.error(f"expected rows from {', '.join(ROWS)}, got {', '.join(unknown)}")
     if args.smoke:
         args.images, args.queries = 2, 10
     args.out.mkdir(parents=True, exist_ok=True)
@@ -244,11 +251,7 @@ def main() -> None:
     interpreter = INTERPRETERS[args.interpreter](setting.model)
     print(f"{len(setting.images)} images, changes of at most 8/255, finished at L1 {args.stop}")
     print(f"{'attack':32s}budget  spent  {'successes':18s}{'L1 of their maps':25s}IoU")
-    rows = {name: ROWS[name] for name in args.rows}
-    found = {
-        f"{row.name} ({name})": measured(row, setting, interpreter, args)
-        for name, row in rows.items()
-    }
+    found = {name: measured(ROWS[name], setting, interpreter, args) for name in args.rows}
     draw(found, setting, args.out)
 
 

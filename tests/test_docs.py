@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 
 FENCE = re.compile(r"^(```+)([^\n`]*)\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
-UNTESTED = re.compile(r"<!-- no test -->\s*\Z")
+UNTESTED = re.compile(r"<!-- (?:no test|needs (\w+)) -->\s*\Z")
 LINK = re.compile(
     r"\]\(\s*<?([^)\s>]+)|^\[[^\]]+\]:\s*(\S+)|(?:src|href)=\"([^\"]+)\"", re.MULTILINE
 )
@@ -28,11 +28,15 @@ FIGURE = re.compile(r"[\w.-]+/[\w./-]+\.(?:png|jpe?g|svg|gif|webp)")
 DOTTED = re.compile(r"`(captum_adv2(?:\.\w+)+)`")
 
 
-def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
-    """Yield the line before each block of a language, and the block; not those marked no test."""
+def blocks(text: str, language: str, library: str = "") -> Iterator[tuple[int, str]]:
+    """Yield the line before each block of a language, and the block.
+
+    Those marked "no test" are left out, and those marked "needs" another library than ``library``.
+    """
     for match in FENCE.finditer(text):
         marked = UNTESTED.search(text[: match.start()])
-        if match[2].split(maxsplit=1)[:1] == [language] and not marked:
+        wanted = not marked or (library and marked[1] == library)
+        if match[2].split(maxsplit=1)[:1] == [language] and wanted:
             yield text.count("\n", 0, match.start(3)), match[3]
 
 
@@ -58,15 +62,33 @@ def text(name: str) -> str:
     return read(name)
 
 
-def test_code_runs(name: str, text: str, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.fixture
+def execute(tmp_path: Path, monkeypatch: Any) -> Callable[..., None]:
+    """Return a function that executes the blocks of a page, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     # A module, known by its name: dataclasses and pickle look for theirs.
     page = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for line, source in blocks(text, "python"):
-            exec(compile("\n" * line + source, str(ROOT / name), "exec"), vars(page))
+
+    def run(name: str, library: str = "") -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for line, source in blocks(read(name), "python", library):
+                exec(compile("\n" * line + source, str(ROOT / name), "exec"), vars(page))
+
+    return run
+
+
+def test_code_runs(name: str, execute: Callable[..., None]) -> None:
+    execute(name)
+
+
+@pytest.mark.parametrize("library", ["quantus", "art", "foolbox", "lightning", "robustbench"])
+@pytest.mark.filterwarnings("ignore", "error::captum_adv2.SoundnessWarning")
+def test_examples_of_other_libraries_run(library: str, execute: Callable[..., None]) -> None:
+    pytest.importorskip(library)
+    assert f"<!-- needs {library} -->" in read("docs/interoperability.md")
+    execute("docs/interoperability.md", library)
 
 
 def test_links_lead_to_files(name: str, text: str) -> None:

@@ -73,6 +73,18 @@ def test_quickstart_without_the_extra(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("x.xyz", "expected --out to end in .png"), ("no/x.png", "expected to write a file, got No")],
+)
+def test_quickstart_asks_first_where_it_may_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run("quickstart.py", "--out", out, cwd=tmp_path)
+    assert message in capsys.readouterr().err
+
+
 def test_quickstart_with_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     assert "MASK" in run("quickstart.py", "--smoke", "--quiet", "--mask", cwd=tmp_path)

@@ -84,6 +84,13 @@ def test_garbage_and_parts_of_a_file(tmp_path_factory, content):
         storage.load(path, "thing")
 
 
+def test_a_file_of_a_few_bytes(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    with pytest.raises(ValueError, match="got .*file, unreadable: it has only 3 bytes"):
+        storage.read(path, "a file of weights")
+
+
 @pytest.mark.parametrize("value", [torch.ones(2), [1], {"a": 1}, {"kind": 3}, {"kind": "gadget"}])
 def test_other_files_of_torch(tmp_path, value):
     torch.save(value, tmp_path / "file")

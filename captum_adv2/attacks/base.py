@@ -21,6 +21,31 @@ from captum_adv2.spec import expect
 _hints = functools.cache(functools.partial(get_type_hints, include_extras=True))
 
 
+@contextmanager
+def lent(attack: Attack, *, targeted: bool) -> Iterator[None]:
+    """Give an attack of any library images in [0, 1] and classes, or labels to move away from.
+
+    Its settings, and those of the attacks that it is made of, are as before at the end.
+    """
+    if targeted and "targeted" not in attack.supported_mode:
+        name = type(attack).__name__
+        raise ValueError(f"expected an attack that can be targeted, got {name}")
+    every = [attack, *attack._attacks.values()]
+    before = [dict(vars(each)) for each in every]
+    try:
+        for each in every:
+            each.attack_mode, each.targeted = "default", False  # its setter would print
+            if each._normalization_applied:
+                each._normalization_applied = False
+        if targeted:
+            attack.set_mode_targeted_by_label(quiet=True)
+        yield
+    finally:
+        for each, settings in zip(every, before, strict=True):
+            vars(each).clear()
+            vars(each).update(settings)
+
+
 class CarefulAttack(Attack, ABC):  # type: ignore[misc]  # torchattacks is untyped
     """An attack of torchattacks that checks its settings, and restores the model after a call."""
 

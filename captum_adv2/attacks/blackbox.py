@@ -15,16 +15,16 @@ The system answers through an `Oracle`, which counts queries and gives no gradie
 
 from __future__ import annotations
 
-import copy
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from captum_adv2.attacks.base import lent
 from captum_adv2.attacks.dual import CoupledAttack, Request
-from captum_adv2.attacks.frameworks import LinfBall
+from captum_adv2.attacks.frameworks import LinfBall, quantize
 from captum_adv2.attacks.loop import Batch, Step
 from captum_adv2.attacks.queries import Oracle, QueryProblem, Squares, search, signs
 from captum_adv2.attacks.terms import MapDistance
@@ -66,9 +66,10 @@ class QueryADV2(CoupledAttack):
         queries: Budget of each image: no image is sent more often, in itself or changed. Of these,
             the clean image takes up to 4: its class, a random target class, its map, a target map.
         start: An attack whose images to start from, such as `TransferADV2` on a surrogate; it runs
-            on its own model, towards the same classes. Default: stripes, as in Square Attack.
-        substitute: An interpreter of another model: the system then shows its scores only, and the
-            attack pursues the substitute's map in place of the system's.
+            on its own model, with its own normalisation, towards the same classes. Default:
+            stripes, as in Square Attack.
+        substitute: An interpreter of another model of images in [0, 1]: the system then shows its
+            scores only, and the attack pursues the substitute's map in place of the system's.
         step: How to search: `Squares`, or a step rule of `ADV2`, such as ``SignDescent()``, whose
             gradients are estimated (of ``prediction``, ``interpretation`` and ``terms``).
         alpha: Step size of such a rule.
@@ -117,10 +118,11 @@ class QueryADV2(CoupledAttack):
 
     _distance = MapDistance()
 
-    def __post_init__(self) -> None:
-        """Set up torchattacks' part."""
-        super().__post_init__()
-        self.start = self.start  # registered: torchattacks' setters reach it, too
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; torchattacks' setters are of the system, and do not reach ``start``."""
+        super().__setattr__(name, value)
+        if name == "start" and "_attacks" in vars(self):
+            self._attacks.clear()
 
     @torch.no_grad()
     def forward(
@@ -169,14 +171,9 @@ class QueryADV2(CoupledAttack):
             shape = (clean.shape[1], 1, clean.shape[3])
             stripes = self.eps * signs(shape, problem.generator()).to(clean)
             return problem.move(clean, stripes.expand_as(clean))
-        start = copy.copy(self.start)
-        if target is None:
-            start.set_mode_default()
-        else:
-            start.set_mode_targeted_by_label(quiet=True)
-        with torch.enable_grad():
-            found = start(clean, labels if target is None else target)
-        return problem.move(clean, found.detach() - clean)
+        with torch.enable_grad(), lent(self.start, targeted=target is not None):
+            found = self.start(clean, labels if target is None else target)
+        return problem.move(clean, quantize(found.detach()) - clean)
 
     def _expect_surrogate(self, classes: int, image: Tensor) -> None:
         """Raise unless the adversary's own models have the system's number of classes."""

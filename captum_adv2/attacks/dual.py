@@ -30,6 +30,7 @@ from captum_adv2.interpreters.base import Interpreter, Surrogate
 from captum_adv2.interpreters.boundary import (
     differentiable_logits,
     expect_explains,
+    expect_gradients,
     failures_explained,
     outputs_checked,
 )
@@ -161,8 +162,12 @@ class CoupledAttack(CarefulAttack):
                 f"{tuple(maps.shape)}; pass maps at the interpreter's native resolution"
             )
         flat = maps.detach().flatten(1)
-        if bool((flat.amax(dim=1) == flat.amin(dim=1)).any()):
-            doubt("at least one target map is constant: its distance says little")
+        constant = int((flat.amax(dim=1) == flat.amin(dim=1)).sum())
+        if constant:
+            doubt(
+                f"{constant} of {len(maps)} target maps are constant: there is no shape to keep, "
+                "and the distance says little"
+            )
         return maps.detach().to(clean)
 
     @contextmanager
@@ -224,10 +229,7 @@ class DualAttack(CoupledAttack):
 
     def _classified(self, clean: Tensor) -> Tensor:
         """See `CoupledAttack`; raise where logits have no gradient."""
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "expected gradients to be available, got torch.inference_mode(); use no_grad()"
-            )
+        expect_gradients()
         with outputs_checked(self.model, self.get_logits, clean):
             return differentiable_logits(self.get_logits, clean)
 

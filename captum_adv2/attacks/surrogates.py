@@ -15,7 +15,7 @@ from captum_adv2.attacks.adv2 import ADV2
 from captum_adv2.attacks.frameworks import Framework, LinfBall
 from captum_adv2.attacks.terms import Margin, Term
 from captum_adv2.interpreters.base import Explanation, Interpreter, Surrogate
-from captum_adv2.interpreters.ensemble import Together
+from captum_adv2.interpreters.ensemble import Together, resized
 from captum_adv2.seeds import mixed
 from captum_adv2.spec import Count, Unit, expect
 
@@ -53,11 +53,11 @@ class Joint(Interpreter):
         return joined._replace(maps=joined.maps.mean(dim=1, keepdim=True))
 
     def join(self, parts: Sequence[Explanation]) -> Explanation:
-        """Return the members' maps ``(B, J, h, w)``, each of which an attack pursues."""
+        """Return the members' maps ``(B, J, h, w)`` at one size; an attack pursues each."""
         maps, logits, _ = zip(*parts, strict=True)
         known = all(found is not None for found in logits)
         mean = torch.stack(logits).mean(dim=0) if known else None
-        return Explanation(torch.cat(maps, dim=1), mean)
+        return Explanation(torch.cat(resized(maps), dim=1), mean)
 
     def after(self, preprocess: Callable[[Tensor], Tensor]) -> Self:
         """See `Interpreter`."""
@@ -190,11 +190,12 @@ class TransferADV2(ADV2):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; make one model of several, and refuse an even window."""
-        if name == "model" and isinstance(value, list | tuple):
-            expect(value, Sequence[nn.Module], name)
-            if not value:
+        if name == "model" and isinstance(value, list | tuple | nn.ModuleList):
+            models = list(value)
+            expect(models, Sequence[nn.Module], name)
+            if not models:
                 raise ValueError("expected at least one surrogate, got none")
-            value = Models(value)
+            value = Models(models)
         super().__setattr__(name, value)
         if name == "window" and value % 2 == 0:
             raise ValueError(f"expected window to be odd, got {value}")

@@ -80,7 +80,9 @@ class Settings:
     map: str = option(
         "benign", "what the maps should show: benign (as before), patch, or a picture's file"
     )
-    eps: Unit = option(8 / 255, "largest change of a pixel, in [0, 1]")
+    eps: Unit = option(
+        8 / 255, "largest change of a pixel of images in [0, 1]; 8/255 is 8 of their 255 levels"
+    )
     steps: Count = option(100, "gradient evaluations of an attack")
     seed: Index = option(0, "of random target classes and patches")
 

@@ -36,6 +36,7 @@ from captum_adv2.interpreters.boundary import outputs_checked
 from captum_adv2.spec import Array, Bits, Count, Positive, Range, Real, checked
 
 # Squeezers do not look at values: a step of an adaptive attack would have to wait for the GPU.
+Window: TypeAlias = Annotated[int, Range(2, 3, integer=True)]
 Pixels: TypeAlias = Annotated[Tensor, Array(4, hint="; scale images to [0, 1]")]
 
 
@@ -80,7 +81,7 @@ class MedianSmoothing:
     [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
 
-    window: Annotated[int, Range(2, 3, integer=True)] = 3
+    window: Window = 3
 
     @checked
     def __call__(self, images: Pixels) -> Tensor:

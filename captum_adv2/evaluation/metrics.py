@@ -13,7 +13,6 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -94,7 +93,7 @@ def confidence(logits: Logits, target: Classes) -> Tensor:
 
 @checked
 def interval(
-    values: Tensor | npt.NDArray[Any], level: Unit = 0.95, draws: Count = 2000
+    values: Tensor | np.ndarray[Any, Any], level: Unit = 0.95, draws: Count = 2000
 ) -> tuple[float, float]:
     """Return the bootstrap interval of the mean of values ``(n,)``, of any dtype; NaN of none.
 

@@ -60,7 +60,7 @@ class Robustness(NamedTuple):
 
     @property
     def area(self) -> float:
-        """Area above the curve, in [0, 1]: 0 if all are fooled at once, 1 if none ever is."""
+        """Area above the curve, from 0 if all are fooled at once to 1 if none ever is."""
         return float(self.heights().double().mean())
 
     def __str__(self) -> str:

@@ -22,7 +22,11 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 import torch
 from torch import Tensor, nn
 
-from captum_adv2.interpreters.boundary import differentiable_logits, outputs_checked
+from captum_adv2.interpreters.boundary import (
+    differentiable_logits,
+    expect_gradients,
+    outputs_checked,
+)
 from captum_adv2.interpreters.relu import Slope, smooth_relu
 from captum_adv2.spec import Classes, Images, checked, doubt, expect_shape
 
@@ -267,10 +271,7 @@ def differentiable_input(images: Tensor) -> Iterator[tuple[Tensor, bool]]:
     Under ``torch.no_grad()``, or where the images require no gradient, these are a new leaf and no
     graph is kept, which halves the memory.
     """
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "expected gradients to be available, got torch.inference_mode(); use torch.no_grad()"
-        )
+    expect_gradients()
     create_graph = torch.is_grad_enabled() and images.requires_grad
     with torch.enable_grad():
         yield (images if create_graph else images.detach().requires_grad_()), create_graph

@@ -31,6 +31,15 @@ _REASONS = {
 }
 
 
+def expect_gradients() -> None:
+    """Raise in inference mode, where no gradient can be taken."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "expected gradients to be available, got torch.inference_mode(); use torch.no_grad(), "
+            "or Lightning's Trainer(inference_mode=False)"
+        )
+
+
 @contextmanager
 def outputs_checked(
     model: nn.Module | None,

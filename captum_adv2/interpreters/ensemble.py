@@ -143,9 +143,14 @@ class Ensemble(Interpreter):
         )
 
     def _resized(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        height = max(m.shape[2] for m in maps)
-        width = max(m.shape[3] for m in maps)
-        return [_resize(m, self.size or (height, width)) for m in maps]
+        return resized(maps, self.size)
+
+
+def resized(maps: Sequence[Tensor], size: tuple[int, int] | None = None) -> list[Tensor]:
+    """Return maps ``(B, k, h, w)`` of several interpreters at one size; default: the finest's."""
+    height = max(m.shape[2] for m in maps)
+    width = max(m.shape[3] for m in maps)
+    return [_resize(m, size or (height, width)) for m in maps]
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

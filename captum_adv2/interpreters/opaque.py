@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_adv2.interpreters.base import Explanation, Interpreter, min_max
 from captum_adv2.interpreters.captum import REDUCTIONS, Reduction
-from captum_adv2.spec import Maps, checked, expect
+from captum_adv2.spec import Maps, checked, doubt, expect
 
 
 @final
@@ -55,12 +55,14 @@ class Opaque(Interpreter):
         with torch.enable_grad():  # the function's own
             inputs = self.prepare(images.detach().requires_grad_())
             attributions = self.function(inputs, target=target, **self._kwargs)
-        if not isinstance(attributions, Tensor) or attributions.ndim != 4:
-            got = getattr(attributions, "shape", type(attributions).__name__)
-            raise ValueError(
-                f"expected the function to return attributions (B, C, h, w), got {got}"
-            )
+        tensor = isinstance(attributions, Tensor)
+        if not tensor or attributions.ndim != 4 or len(attributions) != len(images):
+            got = attributions.shape if tensor else type(attributions).__name__
+            wanted = f"attributions, a tensor ({len(images)}, C, h, w)"
+            raise ValueError(f"expected the function to return {wanted}, got {got}")
         attributions = attributions.detach()
+        if broken := int((~attributions.isfinite()).flatten(1).any(dim=1).sum()):
+            doubt(f"the function's attributions of {broken} of {len(images)} images are not finite")
         if self.reduce is None:
             expect(attributions, Maps, "the function's maps")
             return Explanation(attributions, None)

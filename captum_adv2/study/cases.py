@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torchattacks import PGD
+from torchattacks import PGD, Square
 
 from captum_adv2.attacks import (
     ADV2,
     BitDepthADV2,
+    QueryADV2,
     RandomClass,
     RandomPatch,
     Squeezing,
@@ -146,6 +147,8 @@ class Plan(NamedTuple):
             yield from self._pixels(every)
         if "stadv" in self.settings.frameworks:
             yield from self._flows()
+        if "query" in self.settings.frameworks:
+            yield from self._queries()
         for name in every if self.settings.curve else ():
             yield Case(CURVE, name, (name,), lambda chunk: chunk.images)
         for (kind, share), level in self.levels.items():
@@ -190,6 +193,21 @@ class Plan(NamedTuple):
                 interpreter = self.subject.interpreters[name]
                 dual = StADV2(model, interpreter, stop=settings.stop or None, **common)
                 yield Case("StADV2", name, (name,), partial(_towards, dual))
+
+    def _queries(self) -> Iterator[Case]:
+        settings, model, seed = self.settings, self.subject.model, self.seed
+        square = Square(model, eps=settings.eps, n_queries=settings.queries, seed=seed)
+        yield Case("Square", "", self.main, partial(_towards, square))
+        for name in self.main if "benign" in settings.targets else ():
+            dual = QueryADV2(
+                model,
+                self.subject.interpreters[name],
+                settings.eps,
+                settings.queries,
+                seed=seed,
+                stop=settings.stop or None,
+            )
+            yield Case("QueryADV2", name, (name,), partial(_towards, dual))
 
     def _aims(self) -> dict[str, TargetMap]:
         aims: dict[str, TargetMap] = {"patch": RandomPatch(seed=self.seed)}

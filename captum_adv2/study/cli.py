@@ -35,6 +35,7 @@ def add_to(commands: Any) -> None:
     study = commands.add_parser(
         "study",
         help="the paper's evaluation of your classifier and pictures",
+        usage="%(prog)s --out FOLDER [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,9 +57,8 @@ def add_to(commands: Any) -> None:
     )
     declare(study, Settings)
     study.set_defaults(run=_run)
-    rules = commands.add_parser(
-        "rules", help="the rule of each observation, applied to the paper's tables"
-    )
+    text = "the rule of each observation, applied to the paper's tables"
+    rules = commands.add_parser("rules", help=text, description=text)
     rules.set_defaults(run=_rules)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from captum_adv2 import storage
 from captum_adv2.progress import progress_bar
+from captum_adv2.spec import doubt
 from captum_adv2.study.cases import (
     DISTILLED,
     NOISE,
@@ -199,6 +200,7 @@ class Part:
         own = zip(chosen.names, chosen.labels, strict=True)
         self._known = dict(zip(chosen.numbers, own, strict=True))
         self._plans: dict[int, Plan] = {}
+        self._damaged: set[Path] = set()
         self._digests = dict(zip([*chosen.numbers, *chosen.held_out], chosen.digests, strict=True))
         if chosen.weights != one.weights:
             raise ValueError(
@@ -260,17 +262,24 @@ class Part:
             bar.update()
 
     def shards(self) -> Iterator[tuple[Task, Case, dict[str, Any]]]:
-        """Yield the results that are there, see `measure`."""
+        """Yield the results that are there, see `measure`; warn of those that cannot be read."""
         for task in self.tasks():
             for case in self.cases(task):
                 file = self._file(task, case)
-                if file.exists():
-                    yield task, case, storage.load(file, _SHARD)
+                if not file.exists():
+                    continue
+                try:
+                    found = storage.load(file, _SHARD)
+                except ValueError as error:
+                    self._damaged.add(file)
+                    doubt(f"{error}; the page leaves it out, and --resume computes it again")
+                else:
+                    yield task, case, found
 
     def absent(self) -> int:
-        """Return the number of results that are not there yet."""
+        """Return the number of results that are not there yet, or could not be read."""
         files = (self._file(task, case) for task in self.tasks() for case in self.cases(task))
-        return sum(not file.exists() for file in files)
+        return sum(not file.exists() or file in self._damaged for file in files)
 
     def class_name(self, number: int) -> str:
         """Return a class's name, or its number."""

@@ -91,7 +91,7 @@ class Gallery:
     def towards(self, attack: str) -> dict[str, Row]:
         """Return rows of clean images, of the maps that an attack aims at, and of its maps."""
         benign, reached = self.row("benign", self._names), self.row(attack, self._names)
-        aims = {name: self._found[attack, name].aim for name in reached}
+        aims = {name: self._found[attack, name].aim for name in reached if name in benign}
         target = {n: Shown(benign[n].images, aim) for n, aim in aims.items() if aim is not None}
         return {"benign": benign, "target": target, "ADV2": reached}
 

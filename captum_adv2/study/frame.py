@@ -13,9 +13,10 @@ image           number of the image in its source, from 0
 name            the source's name for it, for example its file
 label, target   its class, which the classifier gets right; the attacker's class
 attack          what was done to it: benign (nothing), PGD, ADV2 (towards its own map), stAdv,
-                StADV2, patch and class (ADV2 towards other maps), adaptive:SQUEEZER (ADV2 that
-                knows a squeezer; its name may go on: ", Algorithm 2"), curve (ADV2 by bisection of
-                eps), noise:KIND:SHARE (share of images on which the classifier errs)
+                StADV2, Square and QueryADV2 (by queries), patch and class (ADV2 towards other
+                maps), adaptive:SQUEEZER (ADV2 that knows a squeezer; its name may go on:
+                ", Algorithm 2"), curve (ADV2 by bisection of eps), noise:KIND:SHARE (share of
+                images on which the classifier errs)
 aimed           interpreter that the attack knew of; empty for none
 interpreter     (map) interpreter that explains it
 success         (map) 1 where it is classified as the target class, 0 where not
@@ -174,7 +175,7 @@ MEASURES: Mapping[str, Measure] = {
 
 def knows(attack: str) -> bool:
     """Return whether an attack knows of an interpreter."""
-    return attack not in ("benign", "PGD", "stAdv") and not attack.startswith("noise:")
+    return attack not in ("benign", "PGD", "stAdv", "Square") and not attack.startswith("noise:")
 
 
 def difference(first: Values, second: Values) -> Values:

@@ -37,7 +37,7 @@ _ORDER = (
     *("Curve", "Table 2", "Table 3", "Figure 4", "Figure 5", "Figure 6", "Table 13", "Table 10"),
     *("Table 4", "Table 5", "Figure 7", "Figure 8", "Table 14", "Figure 9", "Figure 10", "Table 6"),
     *("Figure 11", "Table 7", "Table 8", "Figure 12", "Figure 13", "Table 9", "Figure 14"),
-    *("Figure 15", "Figure 16", "Figures 15 and 16"),
+    *("Figure 15", "Figure 16", "Figures 15 and 16", "Queries"),
 )
 _BRIEF = ("Curve", "Table 2", "Table 7", "Table 8", "Table 13", "Table 14", "Figure 10")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
+from captum_adv2.attacks.blackbox import Queries
 from captum_adv2.spec import Count, Index, NonNegative, Positive, Unit, checked
 
 T = TypeVar("T")
@@ -62,8 +63,9 @@ class Settings:
     smoothing: NonNegative = option(
         0.0, "tau of GRAD's smoothed ReLU, h(z); 0: as wide as each layer needs"
     )
-    frameworks: tuple[Literal["pgd", "stadv"], ...] = option(
-        ("pgd", "stadv"), "of pgd and stadv: how attacks change images"
+    frameworks: tuple[Literal["pgd", "stadv", "query"], ...] = option(
+        ("pgd", "stadv"),
+        "of pgd, stadv and query: how attacks change images; query is by answers, not by gradients",
     )
     targets: tuple[Literal["benign", "patch", "class"], ...] = option(
         ("benign", "patch", "class"),
@@ -81,10 +83,13 @@ class Settings:
     curve: bool = option(
         False, "also find, by bisection, each image's least eps that fools class and map"
     )
-    eps: Unit = option(8 / 255, "largest change of a pixel, in [0, 1]")
+    eps: Unit = option(
+        8 / 255, "largest change of a pixel of images in [0, 1]; 8/255 is 8 of their 255 levels"
+    )
     bound: Positive = option(2.0, "largest displacement of a pixel by stAdv along an axis, pixels")
     steps: Count = option(100, "gradient evaluations of attacks on pixels")
     flow_steps: Count = option(200, "gradient evaluations of attacks that move pixels")
+    queries: Queries = option(1000, "queries of each image by attacks without gradients")
     stop: Unit = option(
         0.0, "map distance at which ADV2 takes an image out of the batch; 0: it takes all steps"
     )

@@ -58,7 +58,7 @@ class Spec(NamedTuple):
     rows: Callable[[Results, str, str], Rows]  # of a classifier, and its counterpart in the paper
     labels: int = 3
     rule: str = ""  # how it is measured, besides the protocol
-    flow: bool = False  # whether attacks move pixels
+    framework: str = "pgd"  # of the attacks; see `Settings`
 
 
 def build(results: Results, settings: Settings) -> tuple[list[Table], list[str]]:
@@ -76,7 +76,7 @@ def build(results: Results, settings: Settings) -> tuple[list[Table], list[str]]
             cells = pd.DataFrame(rows).fillna("–").map(str)
             if "paper" in cells and cells.paper.eq("–").all():
                 cells = cells.drop(columns="paper")
-            note = spec.rule + protocol(settings, spec.flow)
+            note = spec.rule + protocol(settings, spec.framework)
             tables.append(Table(spec.number, spec.title, cells, note, spec.labels))
         else:
             missing.append(f"{spec.number}: needs {spec.needs}")
@@ -97,15 +97,18 @@ def brief(settings: Settings, flow: bool = False) -> str:
     return f"{strength}, up to {settings.count} images a classifier."
 
 
-def protocol(settings: Settings, flow: bool) -> str:
+def protocol(settings: Settings, framework: str) -> str:
     """Return how attacks and maps were made and measured."""
-    if flow:
-        attack = f"move pixels by at most {settings.bound:g} pixels along each axis"
-    else:
-        attack = f"change pixels by at most eps = {settings.eps * 255:g}/255"
-    steps, seeds = settings.flow_steps if flow else settings.steps, len(settings.seeds)
+    seeds = len(settings.seeds)
+    pixels = f"change pixels by at most eps = {settings.eps * 255:g}/255"
+    attack = {
+        "pgd": f"{pixels}, in {settings.steps} gradient evaluations",
+        "query": f"{pixels}, in at most {settings.queries} queries of an image and no gradients",
+        "stadv": f"move pixels by at most {settings.bound:g} pixels along each axis, in "
+        f"{settings.flow_steps} gradient evaluations",
+    }[framework]
     return (
-        f"Attacks {attack}, in {steps} gradient evaluations; of ADV2's iterates the best one "
+        f"Attacks {attack}; of ADV2's iterates the best one "
         "counts, judged on the interpreter's own map after rounding to 8 bits. All images are "
         "rounded to 8 bits before they are measured. A benign map explains the image's own class, "
         "an adversarial map the target class. IoU and boxes are of map pixels above "
@@ -293,7 +296,9 @@ SPECS = (
          "PGD or ADV2 towards benign maps", Long(_BASIC, ("L1", "L2"))),
     Spec("Curve", "How far explanations can be trusted", "--curve", _curve, 2, _TRUST),
     Spec("Figure 10", "stAdv, and ADV2 on it", "the framework stadv",
-         Long(("stAdv", "StADV2"), ("ASR", "MC", "L1", "IoU")), flow=True),
+         Long(("stAdv", "StADV2"), ("ASR", "MC", "L1", "IoU")), framework="stadv"),
+    Spec("Queries", "Square Attack, and ADV2, without gradients", "the framework query",
+         Long(("Square", "QueryADV2"), ("ASR", "MC", "L1", "IoU")), framework="query"),
     Spec("Figures 15 and 16", f"How far maps move on RTS and on {DISTILLED}",
          f"the interpreters RTS and {DISTILLED}", _distilled, 2, _NOISE),
 )  # fmt: skip

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import torchattacks
 from attack_helpers import FLAT_MAPS, MODES, noting, shifted, targeted
 from captum.attr import Saliency
 from conftest import TinyNet
@@ -21,6 +22,7 @@ from captum_adv2.attacks.queries import BudgetSpent, QueryProblem, Squares
 from captum_adv2.attacks.surrogates import Invariant, Models
 from captum_adv2.attacks.terms import MapDistance
 from captum_adv2.interpreters import CAM, CaptumInterpreter, Interpreter, Opaque
+from captum_adv2.spec import SoundnessWarning
 
 pytestmark = pytest.mark.filterwarnings(FLAT_MAPS)
 
@@ -251,10 +253,21 @@ def test_an_opaque_interpreter_scales_or_keeps_maps(model, data):
     raw = Opaque(model, lambda images, target, gain: images[:, :1] * gain, reduce=None, gain=0.5)
     assert torch.equal(raw(images, labels), images[:, :1] / 2)
     assert not raw.scaled
-    with pytest.raises(ValueError, match=r"attributions \(B, C, h, w\), got torch.Size"):
-        Opaque(model, lambda images, target: images[0])(images, labels)
+    for function, got in (
+        (lambda images, target: images[0], r"torch.Size\(\[3, 16, 16\]\)"),
+        (lambda images, target: images[:1], r"torch.Size\(\[1, 3, 16, 16\]\)"),
+        (lambda images, target: images.detach().numpy(), "ndarray"),
+    ):
+        with pytest.raises(ValueError, match=rf"a tensor \(6, C, h, w\), got {got}"):
+            Opaque(model, function)(images, labels)
     with pytest.raises(ValueError, match=r"maps in \[0, 1\]"):
         Opaque(model, lambda images, target: images - 5, reduce=None)(images, labels)
+
+
+def test_maps_that_are_not_finite_are_named(model, data):
+    with pytest.warns(SoundnessWarning, match="attributions of 1 of 1 images are not finite"):
+        maps = Opaque(model, lambda images, target: images / 0)(data[0][:1], data[1][:1])
+    assert maps.isnan().all()
 
 
 def test_a_chosen_map_is_pursued(model, data):
@@ -284,6 +297,38 @@ def test_another_attack_to_start_from(model, data, with_target):
     assert torch.equal(labels, shifted(*data) if with_target else data[1])
     torch.testing.assert_close(seen[1].images, (data[0] + EPS).clamp(max=1))
     assert start.attack_mode != "targeted(label)"
+
+
+@pytest.mark.parametrize("with_target", [True, False])
+def test_the_attack_to_start_from_is_left_as_it_was(model, data, with_target, capsys):
+    net = nn.Sequential(nn.AvgPool2d(1), model).eval()
+    start = TransferADV2(net, CAM, eps=EPS, steps=4)
+    start.set_normalization_used([0.0] * 3, [1.0] * 3)
+    start.set_mode_targeted_random(quiet=True)
+    seen = []
+    net[0].register_forward_hook(lambda *call: seen.append(call[1][0]))
+    attack = QueryADV2(model, CAM(model), EPS, 7, start=start)
+    before = dict(vars(start))
+    attack = targeted(attack) if with_target else attack
+    attack.start = start  # set again
+    attack(*data)
+    attack.set_model(copy.deepcopy(model))
+    attack.set_normalization_used([0.5] * 3, [0.5] * 3)
+    assert start.model is net
+    assert vars(start) == before
+    assert min(images.min() for images in seen) >= 0
+    assert capsys.readouterr().out == ""
+
+
+def test_attacks_within_the_attack_to_start_from(model, data):
+    parts = [torchattacks.PGD(model, steps=1), torchattacks.FGSM(model)]
+    parts[0].set_mode_targeted_random(quiet=True)
+    multi = torchattacks.MultiAttack(parts)
+    attack = QueryADV2(model, CAM(model), EPS, 7, start=multi)
+    attack(*data)
+    assert parts[0].attack_mode == "targeted(random)"
+    with pytest.raises(ValueError, match="an attack that can be targeted, got MultiAttack"):
+        targeted(attack)(*data)
 
 
 def test_the_estimate_is_the_gradient(smooth, data):
@@ -337,6 +382,13 @@ def test_several_surrogates_are_fooled_together(model, data):
     assert attack.interpreter.model is attack.model
     attack.set_normalization_used([0.25] * 3, [0.5] * 3)
     attack(attack.normalize(data[0]), data[1])
+
+
+def test_surrogates_may_have_maps_of_different_sizes(model, data):
+    coarse = nn.Sequential(nn.AvgPool2d(2), model).eval()
+    attack = TransferADV2(nn.ModuleList([coarse, model]), CAM, eps=EPS, steps=2)
+    assert attack.interpreter(*data).shape == CAM(model)(*data).shape
+    assert targeted(attack)(*data).shape == data[0].shape
 
 
 def test_the_window_smooths_the_gradient():

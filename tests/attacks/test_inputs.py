@@ -156,7 +156,7 @@ def test_callers(attacked, model, data, call):
 def test_inference_mode_is_refused(attacked, model, data):
     if attacked.name == GRADIENTLESS:
         pytest.skip("it takes no gradient")
-    refused = pytest.raises(RuntimeError, match=r"inference_mode\(\); use no_grad")
+    refused = pytest.raises(RuntimeError, match=r"inference_mode\(\); use torch.no_grad")
     with unchanged(model, *data), torch.inference_mode(), refused:
         attacked.build(model)(*data)
 

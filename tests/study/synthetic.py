@@ -45,6 +45,8 @@ ATTACKS = [  # with the interpreters that an attack knows, and those that explai
     *((f"adaptive:{known}", "RTS", ("RTS",)) for known in SQUEEZERS),
     ("stAdv", "", NAMES),
     *(("StADV2", name, (name,)) for name in NAMES),
+    ("Square", "", NAMES),
+    *(("QueryADV2", name, (name,)) for name in NAMES),
     *((noise, "", ("RTS", "RTS-A")) for noise in NOISES),
     *(("curve", name, (name,)) for name in EVERY),
 ]
@@ -55,6 +57,7 @@ def _distance(attack: str, aimed: str, name: str) -> float:
     if name == "RTS-A" and attack != "benign":
         return 0.3
     levels = {"benign": 0.0, "PGD": 0.25, "patch": 0.4, "class": 0.4, "stAdv": 0.2, "StADV2": 0.05}
+    levels |= {"Square": 0.25, "QueryADV2": 0.1}
     if attack.startswith("noise"):
         return 0.05
     if attack == "ADV2" and aimed != name:

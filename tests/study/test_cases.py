@@ -171,6 +171,7 @@ def test_settings_determine_the_cases() -> None:
         ({}, WHOLE),
         ({"frameworks": ("pgd",)}, WHOLE - {"stAdv", "StADV2"}),
         ({"frameworks": ("stadv",)}, {"benign", "stAdv", "StADV2"}),
+        ({"frameworks": ("query",)}, {"benign", "Square", "QueryADV2"}),
         ({"targets": ("patch",)}, WHOLE - {"ADV2", "StADV2", "class"}),
         ({"detectors": ()}, WHOLE - {"adaptive"}),
         ({"curve": True}, WHOLE | {"curve"}),

@@ -52,7 +52,7 @@ def test_a_study_is_made(tmp_path: Path) -> None:
         (["--eps", "1e400"], "expected eps in [0, 1], got inf"),
         (["--eps", "1e999999999"], "expected eps in [0, 1], got inf"),
         (["--eps", "nan"], "expected eps in [0, 1], got nan"),
-        (["--frameworks", "cw"], "one of ['pgd', 'stadv'], got 'cw'"),
+        (["--frameworks", "cw"], "one of ['pgd', 'stadv', 'query'], got 'cw'"),
         (["--targets", "cat"], "one of ['benign', 'patch', 'class'], got 'cat'"),
         (["--models"], "expected at least one of models, got none"),
         (["--seeds", "0", "0"], "expected different seeds, got 0, 0"),

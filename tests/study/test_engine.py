@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_adv2 import evaluate, storage
+from captum_adv2 import SoundnessWarning, evaluate, storage
 from captum_adv2.interpreters import CAM
 from captum_adv2.study import Settings, engine, page, run
 from captum_adv2.study.data import Embedded, Sample
@@ -193,6 +194,12 @@ def test_a_page_of_what_is_there_so_far(tmp_path: Path) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert "4 parts of the study are not there yet" in text
     assert "--count 5 --held-out 8" in text  # the command that repeats it
+    damaged = [folder.rglob(f"seed-0/00000/{name}.pt") for name in ("benign", "PGD")]
+    for file in itertools.chain(*damaged):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(SoundnessWarning, match=r"\.pt, unreadable: .* --resume computes it again"):
+        part = page(folder)
+    assert part.missing == 4 + 2
 
 
 def test_chunks_do_not_matter(tmp_path: Path, found: Found) -> None:

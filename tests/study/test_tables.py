@@ -33,7 +33,7 @@ def line(table: Table, *labels: str) -> pd.Series:
 
 def test_all_tables_in_the_papers_order(whole) -> None:
     paper = [*(f"Table {n}" for n in (2, 3, 4, 5, 6, 7, 8, 9, 13)), "Figure 10"]
-    assert list(whole) == [*paper[:-1], "Curve", paper[-1], "Figures 15 and 16"]
+    assert list(whole) == [*paper[:-1], "Curve", paper[-1], "Queries", "Figures 15 and 16"]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,7 @@ def test_all_tables_in_the_papers_order(whole) -> None:
         ("Table 8", ("class",), ("ASR", "MC", "L1 to target", "IoU to target")),
         ("Table 13", ("PGD", "ADV2"), ("L1", "L2")),
         ("Figure 10", ("stAdv", "StADV2"), ("ASR", "MC", "L1", "IoU")),
+        ("Queries", ("Square", "QueryADV2"), ("ASR", "MC", "L1", "IoU")),
     ],
 )
 def test_long_tables(number: str, attacks: tuple[str, ...], titles: tuple[str, ...], whole) -> None:
@@ -129,6 +130,7 @@ def test_grad_cam() -> None:
         ([], []),
         ([without(attack="patch")], ["Table 6", "Table 7"]),
         ([without(attack="stAdv"), without(attack="StADV2")], ["Figure 10"]),
+        ([without(attack="Square"), without(attack="QueryADV2")], ["Queries"]),
         ([without(aimed="GRAD"), without(aimed="CAM")], ["Table 9"]),
         ([without(target=-1)], ["Table 4"]),
         ([lambda row: None if "squeezer" in row else row], ["Table 4"]),
@@ -175,4 +177,5 @@ def test_notes_name_the_protocol() -> None:
         assert words in every["Table 3"].note
     assert "2 pixels" in every["Figure 10"].note
     assert "200 gradient" in every["Figure 10"].note
+    assert "at most 1000 queries" in every["Queries"].note
     assert "5 %" in every["Table 4"].note

@@ -28,6 +28,7 @@ from captum_adv2.spec import Count, Index, Range, checked
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Bools: TypeAlias = npt.NDArray[np.bool_]
+Side: TypeAlias = Annotated[int, Range(16, integer=True)]
 
 _BLOCK = 50  # pictures drawn by one generator; a multiple of the number of classes
 _REFERENCE_SIZE = 64  # side of the picture that lengths in pixels are meant for
@@ -269,9 +270,7 @@ def _draw_block(seed: int, block: int, size: int) -> Shapes:
 
 
 @checked
-def make_shapes(
-    count: Count, *, seed: Index = 0, size: Annotated[int, Range(16, integer=True)] = 64
-) -> Shapes:
+def make_shapes(count: Count, *, seed: Index = 0, size: Side = 64) -> Shapes:
     """Generate pictures of ten classes of objects, with masks and boxes.
 
     The classes are balanced and shuffled. The same arguments give the same pictures, and a smaller
