@@ -355,6 +355,13 @@ def test_the_attackers_gradient_has_the_penalty_once(model, encoder, data):
     torch.testing.assert_close(gradients[1] - gradients[0], expected, rtol=1e-3, atol=1e-5)
 
 
+def test_the_embedded_masking_models_are_for_the_embedded_network() -> None:
+    other = load_resnet()
+    next(other.parameters()).data += 0.01
+    with pytest.raises(ValueError, match=r"the residual network of load_resnet\(\) as the encoder"):
+        load_rts(other)
+
+
 def test_adv2_brings_the_map_near_its_target():
     shapes, model = make_shapes(4, seed=99), load_resnet()
     rts, target = RTS(model, load_rts(model)), (shapes.labels + 1) % 10

@@ -85,8 +85,8 @@ def test_a_study_goes_on_with_the_networks_that_it_began_with(
         change[0] = level
         torch.save(change, bias)
         model = load_resnet()
-        model[1].fc.bias.data += change
         found = load_rts(model, name)
+        model[1].fc.bias.data += change
         found.save(masking)
 
     model = f"mine_networks:network={bias}"

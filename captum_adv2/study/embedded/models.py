@@ -16,6 +16,7 @@ from torchvision.models import DenseNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import v2
 
+from captum_adv2 import storage
 from captum_adv2.interpreters import MaskingModel
 
 _FOLDER = Path(__file__).resolve().parent
@@ -115,4 +116,9 @@ def load_rts(encoder: nn.Module, name: str = "resnet") -> MaskingModel:
         name: ``"resnet"`` explains the residual network, ``"resnet-aid"`` is trained to resist
             ADV2, ``"densenet"`` explains the DenseNet.
     """
+    if storage.digest(encoder) != storage.digest(load_resnet()):
+        raise ValueError(
+            "expected the residual network of load_resnet() as the encoder, got another network, "
+            "or other weights; cast it later, or train a masking model for yours"
+        )
     return MaskingModel.load(_FOLDER / f"rts-{name}.pt", encoder)
