@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Does training against ADV2 make an interpreter reveal attacks? The two studies of §5 Q3.
+"""Does training against ADV2 make an interpreter reveal attacks? The studies of §5 Q3.
 
     python examples/aid.py                              # embedded models
     python examples/aid.py --case cifar10 --models DIR  # trained by train_rts.py cifar10
+    python examples/aid.py --rts-a rts-resnet-own.pt    # another RTS^A of the embedded model
 
 RTS^A is RTS trained further by adversarial interpretation distillation. (a) Figure 15: noise at
 which the classifier errs on 3 % and 30 % of the images; do their maps change? (b) Figure 16: ADV2
-on each, and the distance of RTS^A's maps of clean images to RTS's.
+on each, and the distance of RTS^A's maps of clean images to RTS's. (c) Does RTS^A resist, or only
+hide its gradient? Attacks that would get past that: from a random start, with five times the steps,
+made on RTS, and by queries.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from typing import Any
 
 import torch
 from benchmark.real import FOLDER, Case, load_case
-from common import attacked, embedded_case, mean
+from common import attacked, embedded_case, first, mean
 from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, evaluate
+from captum_adv2.attacks.blackbox import QueryADV2
 from captum_adv2.attacks.frameworks import quantize
 from captum_adv2.evaluation import metrics, visualize
 from captum_adv2.interpreters import RTS, MaskingModel
@@ -112,6 +116,23 @@ def attack_study(case: Case, interpreters: dict[str, RTS], steps: int, out: Path
     visualize.grid(shown).savefig(out / "aid-attack.png", dpi=80)
 
 
+def masking_study(case: Case, interpreters: dict[str, RTS], steps: int) -> None:
+    """Print the results on RTS^A of attacks that do not depend on its gradient at the image."""
+    print(f"\n## (c) attacks on RTS^A, {len(case.images)} images")
+    rts, hardened = interpreters.values()
+    attacks = {
+        f"{steps} steps": ADV2(case.model, hardened, steps=steps),
+        "random start": ADV2(case.model, hardened, steps=steps, random_start=True),
+        f"{5 * steps} steps": ADV2(case.model, hardened, steps=5 * steps),
+        "made on RTS": ADV2(case.model, rts, steps=steps),
+        f"{10 * steps} queries": QueryADV2(case.model, hardened, queries=10 * steps),
+    }
+    for name, attack in attacks.items():
+        adversarial = attacked(attack, case)
+        report = evaluate(case.model, hardened, case.images, adversarial, case.targets)
+        print(name.ljust(16), report, flush=True)
+
+
 def load(args: argparse.Namespace) -> tuple[Case, dict[str, RTS]]:
     """Return a case of images that the model gets right, and its two interpreters."""
     if args.case == "cifar10":
@@ -121,29 +142,33 @@ def load(args: argparse.Namespace) -> tuple[Case, dict[str, RTS]]:
     else:
         case = embedded_case(args.images)
         found = [load_rts(case.model, name) for name in ("resnet", "resnet-aid")]
+    if args.rts_a:
+        found[1] = MaskingModel.load(args.rts_a, case.model)
     pairs = zip(("RTS", "RTS^A"), found, strict=True)
     return case, {title: RTS(case.model, masking_model) for title, masking_model in pairs}
 
 
 def main() -> None:
-    """Run both studies."""
+    """Run the studies."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--case", choices=("embedded", "cifar10"), default="embedded")
     parser.add_argument("--models", type=Path, default=Path(), help="folder of masking models")
+    parser.add_argument("--rts-a", type=Path, metavar="FILE", help="masking model of RTS^A")
     parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
     parser.add_argument("--images", type=int, default=1969, help="images of the noise study")
     parser.add_argument("--attacked", type=int, default=100, help="images of the attack study")
+    parser.add_argument("--checked", type=int, default=12, help="images of the third study")
     parser.add_argument("--steps", type=int, default=100, help="gradient evaluations of attacks")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for pictures")
     parser.add_argument("--smoke", action="store_true", help="a few images and steps")
     args = parser.parse_args()
     if args.smoke:
-        args.images, args.attacked, args.steps = 100, 4, 4
+        args.images, args.attacked, args.checked, args.steps = 100, 4, 2, 4
     args.out.mkdir(parents=True, exist_ok=True)
     case, interpreters = load(args)
     noise_study(case, interpreters, args.out)
-    few = Case(case.model, *(part[: args.attacked] for part in case[1:]))
-    attack_study(few, interpreters, args.steps, args.out)
+    attack_study(first(case, args.attacked), interpreters, args.steps, args.out)
+    masking_study(first(case, args.checked), interpreters, args.steps)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python examples/train_rts.py resnet                    # the classifier as encoder, 20 minutes
     python examples/train_rts.py densenet                  # another network as encoder
     python examples/train_rts.py cifar10                   # ResNet-20, on photographs
+    python examples/train_rts.py resnet --own              # RTS^A has its own encoder, too
     python examples/train_rts.py resnet --smoke            # a few seconds
 
 Writes ``rts-NAME.pt`` and ``rts-NAME-aid.pt``; the package's own (`load_rts`) were trained like
@@ -68,6 +69,8 @@ PLANS = {
     ),
 }
 
+OWN = {"encoder": "own", "goal": "absent", "select": 1.0, "steps": 3, "alpha": 4 / 255, "lr": 1e-3}
+
 
 def train(name: str, args: argparse.Namespace) -> None:
     """Carry out a plan."""
@@ -92,8 +95,9 @@ def train(name: str, args: argparse.Namespace) -> None:
     train_masking_model(model, loader(64), masking_model, **settings(stem, plan.epochs))
     write(masking_model, args.out / f"{stem}.pt")
     if plan.aid_epochs:
-        hardened = settings(f"{stem}-aid", plan.aid_epochs)
-        write(distill(model, loader(32), masking_model, **hardened), args.out / f"{stem}-aid.pt")
+        title = f"{stem}-own" if args.own else f"{stem}-aid"
+        hardened = settings(title, plan.aid_epochs) | (OWN if args.own else {})
+        write(distill(model, loader(32), masking_model, **hardened), args.out / f"{title}.pt")
 
 
 def write(masking_model: MaskingModel, path: Path) -> None:
@@ -110,6 +114,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, default=FOLDER, help="folder of models and pictures")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the masking models")
     parser.add_argument("--checkpoints", type=Path, help="folder for checkpoints")
+    parser.add_argument("--own", action="store_true", help="RTS^A trains a copy of the encoder")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--smoke", action="store_true", help="a tiny run")
     args = parser.parse_args()

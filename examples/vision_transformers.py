@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import argparse
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import torch
 from benchmark.real import NORMALIZE, Case
 from common import EPS, Rows, attacked, first, parsed
+from lesions import CLASSES, Lesions
 from torch import Tensor, nn
 from torchattacks import PGD
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from captum_adv2 import ADV2
@@ -47,7 +45,7 @@ INTERPRETERS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "GRAD": Gradient,
 }
 DISEASES = ("AKIEC", "BCC", "BKL", "DF", "MEL", "NV", "VASC")  # as the head has them
-CROP = v2.Compose([v2.Resize(224), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])
+CROP = v2.Compose([v2.Resize(224), v2.CenterCrop(224)])
 
 
 def dinov2(folder: Path) -> nn.Module:
@@ -65,17 +63,11 @@ def dinov2(folder: Path) -> nn.Module:
 
 def dermoscopy(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     """Return pictures of HAM10000 ``(N, 3, 224, 224)``, of each disease in turn, and the labels."""
-    with zipfile.ZipFile(folder / "ham10000.zip") as file:
-        with file.open("ISIC2018_Task3_Training_GroundTruth.csv") as text:
-            table = pd.read_csv(text, index_col="image")[list(DISEASES)]
-        each = {k: table.index[table[name] == 1] for k, name in enumerate(DISEASES)}
-        names = [(each[k][row], k) for row in range(-(-count // 7)) for k in each][:count]
-        pictures = []
-        for name, _ in names:
-            data = file.read(f"ISIC2018_Task3_Training_Input/{name}.jpg")
-            bits = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            pictures.append(CROP(decode_image(bits, ImageReadMode.RGB)))
-    return torch.stack(pictures), torch.tensor([label for _, label in names])
+    source = Lesions(folder / "ham10000.zip", CROP)
+    own = torch.tensor([DISEASES.index(CLASSES[label]) for label in source.labels])
+    each = [(own == label).nonzero()[:, 0].tolist() for label in range(len(DISEASES))]
+    chosen = [numbers[row] for row in range(-(-count // len(each))) for numbers in each][:count]
+    return torch.stack([source[number].image for number in chosen]), own[chosen]
 
 
 def case_of(count: int, images: Tensor, labels: Tensor, *models: nn.Module) -> Case:

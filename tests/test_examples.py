@@ -98,9 +98,10 @@ SCRIPTS = [
     ("random_targets.py", (), ("MASK", "patch", "class", "PGD"), ("random-targets.png",)),
     ("transfer.py", (), ("GradCAM", "PGD", "From the ResNet"), ("transfer.png",)),
     ("vision_transformers.py", (), ("Rollout", "CAM, ResNet", "betrayed"), ("transformers.png",)),
+    ("isic_patient.py", (), ("MASK", "RTS", "constant map"), ("melanoma.png",)),
     ("ensemble.py", (), ("none", "ADV2 on RTS", "agreement"), ("ensemble.png",)),
     ("squeezing.py", (), ("thresholds", "Algorithm 2, 3 bits", "adaptive"), ("squeezing.png",)),
-    ("aid.py", (), ("ADV2 on RTS^A",), ("aid-noise.png", "aid-attack.png")),
+    ("aid.py", (), ("ADV2 on RTS^A", "random start"), ("aid-noise.png", "aid-attack.png")),
     (
         "captum_methods.py",
         (),
@@ -112,6 +113,9 @@ SCRIPTS = [
         (),
         ("Square", "scores and map", "scores only", "surrogate only"),
         ("blackbox.png", "blackbox-maps.png"),
+    ),
+    pytest.param(
+        "benchmark/aid.py", ("own",), ("own ", "drift", "ADV2"), (), marks=pytest.mark.slow
     ),
     ("benchmark/captum_catalogue.py", (), ("| `Saliency` | ", "| `LRP` | it reads"), ()),
     ("benchmark/rts.py", (), ("localisation error", "F an iteration", "skipped"), ()),
@@ -167,13 +171,16 @@ def test_training_of_masking_models(tmp_path: Path) -> None:
 
 
 def test_skin_cancer_application(tmp_path: Path) -> None:
-    table = run("isic.py", "--smoke", "--quiet", "--out", "trained/lesions.pt", cwd=tmp_path)
-    for word in ("VASC", "weighted multi-class accuracy", "7 images held out"):
+    table = run("isic.py", "--smoke", "--quiet", "--out", "trained", cwd=tmp_path)
+    for word in ("VASC", "balanced accuracy", "14 images held out"):
         assert word in table
-    assert (tmp_path / "trained" / "lesions.png").read_bytes().startswith(PNG)
+    folder = tmp_path / "trained"
+    assert (folder / "confusion.png").read_bytes().startswith(PNG)
+    model, images = isic.classifier(folder / "classifier.pt"), torch.rand(1, 3, 64, 64)
+    masking_model = MaskingModel.load(folder / "rts.pt", model)
     with torch.no_grad():
-        logits = isic.classifier(tmp_path / "trained" / "lesions.pt")(torch.rand(1, 3, 64, 64))
-    assert logits.shape == (1, 7)
+        assert model(images).shape == (1, 7)
+        assert masking_model(images, torch.tensor([0])).shape[:2] == (1, 1)
 
 
 def test_the_catalogue_agrees_with_the_adapter() -> None:

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""The skin-cancer application: split, weights, turns and confusion by hand, and a stop."""
+"""The skin-cancer application: data, split, weights, confusion and maps by hand, and a stop."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import isic
+import isic_patient
+import lesions
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import Around
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from captum_adv2 import study
+from captum_adv2.study.data import CorruptImage
 
-CROP = v2.Compose([v2.Resize(18), v2.CenterCrop(16)])
 diagnoses = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 
 
@@ -28,19 +30,19 @@ def test_lesions_are_held_out_whole_and_every_class_is_there(
 ) -> None:
     # A lesion per entry, seen several times.
     labels = [label for label in classes for _ in range(views)]
-    lesions = [f"HAM_{number}" for number in range(len(classes)) for _ in range(views)]
-    train, held_out = isic.split(labels, lesions, seed)
+    seen = [f"HAM_{number}" for number in range(len(classes)) for _ in range(views)]
+    train, held_out = isic.split(labels, seen, seed)
     assert sorted(train + held_out) == list(range(len(labels)))
-    assert not {lesions[index] for index in train} & {lesions[index] for index in held_out}
+    assert not {seen[index] for index in train} & {seen[index] for index in held_out}
     counts = Counter(labels[index] for index in held_out)
     for label, lesions_of in Counter(classes).items():
         assert counts[label] == views * max(1, round(0.1 * lesions_of))
-    assert isic.split(labels, lesions, seed) == (train, held_out)
+    assert isic.split(labels, seen, seed) == (train, held_out)
 
 
 @given(diagnoses)
 def test_every_class_weighs_the_same(labels: list[int]) -> None:
-    weights = isic.class_weights(labels)[labels].double()
+    weights = isic.class_weights(torch.tensor(labels))[labels].double()
     totals = torch.zeros(7, dtype=torch.double).index_add_(0, torch.tensor(labels), weights)
     torch.testing.assert_close(totals[totals > 0], totals.max().expand(len(set(labels))))
     assert weights.mean().item() == pytest.approx(1)
@@ -60,8 +62,33 @@ def test_recall_by_hand() -> None:
     matrix = torch.diag(torch.tensor([3, 8, 0, 1, 5, 2, 4]))
     matrix[0, 1], matrix[4, 0] = 1, 5
     text = isic.report(matrix)
-    assert "weighted multi-class accuracy 87.50%, accuracy 79.31%, on 29 images" in text
+    assert "balanced accuracy 87.50%, accuracy 79.31%, on 29 images" in text
     assert "75.0%" in text
+
+
+def test_the_share_of_a_map_inside_a_lesion_by_hand() -> None:
+    maps = torch.tensor([[[[0.6, 0.2], [0.2, 0.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
+    masks = torch.tensor([[[[True, False], [True, False]]], [[[False, True], [True, True]]]])
+    share, largest = isic_patient.inside(maps, masks)
+    torch.testing.assert_close(share, torch.tensor([0.8, 0.0]))
+    assert largest.tolist() == [True, False]
+
+
+def test_calibration_keeps_the_function_and_makes_training_mode_agree() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU6(), nn.Conv2d(5, 4, 3)),
+        *(nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2)),
+    )
+    for norm in (net[1], net[4]):  # as folded ones are: the statistics say nothing
+        nn.init.normal_(norm.bias)
+    images = 3 * torch.rand(64, 3, 8, 8)
+    net.eval()
+    before = net(images)
+    isic.calibrate(net, images)
+    torch.testing.assert_close(net.eval()(images), before)
+    torch.testing.assert_close(net.train()(images), before, rtol=1e-3, atol=1e-2)
+    assert all(not module._forward_pre_hooks for module in net.modules())
 
 
 class Colours(nn.Module):
@@ -75,49 +102,92 @@ class Colours(nn.Module):
         return self.fc(nn.functional.adaptive_avg_pool2d(images, 3).flatten(1))
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("isic")
+    return lesions.generate(folder / "lesions", 28, size=(24, 32))
+
+
 @pytest.fixture
-def source(tmp_path: Path) -> isic.Lesions:
-    return isic.Lesions(*isic.generate(tmp_path, 28, size=(24, 32)), CROP)
+def source(data: Path) -> lesions.Lesions:
+    return lesions.Lesions(data, lesions.crop(16))
 
 
 @pytest.fixture
 def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(isic.models, "get_model", lambda name, weights: Colours())
-    run = {"out": tmp_path / "isic.pt", "device": "cpu", "workers": 0, "resume": True}
-    how = {"model": "resnet18", "weights": "none", "epochs": 3, "batch": 8, "lr": 1e-2, "size": 16}
-    return argparse.Namespace(**run, **how, seed=0, quiet=True)
+    run = {"out": tmp_path, "device": "cpu", "resume": True, "quiet": True}
+    how = {
+        "model": "resnet18",
+        "weights": "none",
+        "frozen": 0,
+        "epochs": 3,
+        "batch": 8,
+        "lr": 1e-2,
+        "size": 16,
+    }
+    return argparse.Namespace(**run, **how, seed=0)
 
 
-def test_lesions_have_the_diagnoses_of_the_table(source: isic.Lesions, tmp_path: Path) -> None:
+def everything(source: lesions.Lesions) -> tuple[Tensor, Tensor]:
+    return isic.pictures(source, range(len(source)), quiet=True), torch.tensor(source.labels)
+
+
+def test_lesions_of_a_folder_and_of_its_zip_file(
+    data: Path, source: lesions.Lesions, tmp_path: Path
+) -> None:
     assert Counter(source.labels) == dict.fromkeys(range(7), 4)
-    assert (len(source), source[0].image.shape) == (28, (3, 16, 16))
-    table = tmp_path / "ground-truth.csv"
-    name, *cells = table.read_text().splitlines()[3].split(",")
-    assert source[2].name == f"images/{name}.jpg"
+    assert Counter(Counter(source.groups()).values()) == {2: 14}
+    table = (data / lesions.TABLE).read_text()
+    name, *cells = table.splitlines()[3].split(",")
+    assert source[2].name == f"{name}.jpg"
     assert float(cells[source[2].label]) == 1
-    part = isic.lesions(CROP, f"{tmp_path / 'images'}:{table}")
-    assert torch.equal(part[2].image, source[2].image)
+    held_out = tmp_path / "held-out.csv"
+    held_out.write_text("\n".join(table.splitlines()[i] for i in (0, 3, 5)))
+    file = shutil.make_archive(str(tmp_path / "lesions"), "zip", data)
+    part = isic.lesions(lesions.crop(16), f"{file}:{held_out}")
+    assert (len(part), part.groups()) == (2, [source.groups()[index] for index in (2, 4)])
+    assert all(torch.equal(*pair) for pair in zip(part[1][::3], source[4][::3], strict=True))
+
+
+def test_the_box_is_that_of_the_mask(source: lesions.Lesions) -> None:
+    for index in range(len(source)):
+        image, mask = source.masked(index)
+        assert (image.shape, mask.shape) == ((3, 16, 16), (1, 16, 16))
+        rows, columns = mask[0].any(dim=1).nonzero(), mask[0].any(dim=0).nonzero()
+        corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert source[index].boxes.tolist() == [[int(corner) for corner in corners]]
+
+
+def test_lesions_without_masks_and_damaged_ones(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(data, folder, ignore=shutil.ignore_patterns("masks", "lesions.csv"))
+    source = lesions.Lesions(folder, lesions.crop(16))
+    assert source[0].boxes.shape == (0, 4)
+    assert source.groups() == source.names
+    (folder / lesions.PICTURES / source[0].name).write_bytes(b"no picture")
+    with pytest.raises(CorruptImage, match=source.names[0]):
+        source[0]
+    table = folder / lesions.TABLE
     table.write_text(table.read_text().replace("1.0", "0.5"))
     with pytest.raises(ValueError, match=r"one 1\.0 and six 0\.0"):
-        isic.Lesions(tmp_path / "images", table, CROP)
+        lesions.Lesions(folder, lesions.crop(16))
 
 
-def test_confusion_counts_every_image(source: isic.Lesions, args: argparse.Namespace) -> None:
+def test_confusion_counts_every_image(source: lesions.Lesions) -> None:
     always = Around(None, lambda _, images: torch.eye(7)[4].expand(len(images), 7))
-    found = isic.confusion(always, source, list(range(28)), args)
     expected = torch.zeros(7, 7, dtype=torch.long)
     expected[:, 4] = 4
-    assert torch.equal(found, expected)
+    assert torch.equal(isic.confusion(always, *everything(source)), expected)
 
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_killed_run_is_continued(
-    after: int, source: isic.Lesions, args: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+    after: int, source: lesions.Lesions, args: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = list(range(20))
-    args.out = args.out.with_name("whole.pt")
-    whole = isic.train(source, order, args).state_dict()
-    args.out = args.out.with_name("parts.pt")
+    images, labels = everything(source)
+    whole = isic.train(images, labels, args).state_dict()
+    (args.out / "classifier.pt").unlink()
     save, saved = isic.storage.save, []
 
     def killed(record: dict[str, object], *rest: object) -> None:
@@ -128,31 +198,30 @@ def test_a_killed_run_is_continued(
 
     monkeypatch.setattr(isic.storage, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        isic.train(source, order, args)
-    half = isic.classifier(args.out).state_dict()
+        isic.train(images, labels, args)
+    half = isic.classifier(args.out / "classifier.pt").state_dict()
     torch.manual_seed(99)
-    again = isic.train(source, order, args).state_dict()
+    again = isic.train(images, labels, args).state_dict()
     assert saved == [1, 2, 3]
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
     assert not torch.equal(half["1.fc.weight"], whole["1.fc.weight"])
     # A trained classifier is not trained again, nor with other settings.
-    isic.train(source, order, args)
+    isic.train(images, labels, args)
     assert saved == [1, 2, 3]
     args.lr = 1.0
     with pytest.raises(SystemExit, match="to resume"):
-        isic.train(source, order, args)
+        isic.train(images, labels, args)
 
 
 @pytest.mark.filterwarnings("ignore::captum_adv2.SoundnessWarning")  # Colours is linear
-def test_a_study_of_lesions(args: argparse.Namespace, tmp_path: Path) -> None:
-    files = isic.generate(tmp_path / "lesions", 28, size=(24, 32))
-    source, args.epochs, args.lr = isic.Lesions(*files, CROP), 60, 0.1
-    model = isic.train(source, list(range(28)), args)
-    matrix = isic.confusion(model, source, list(range(28)), args)
-    assert matrix.diagonal().sum() > 17  # of 28: it learns the colours
+def test_a_study_of_lesions(data: Path, args: argparse.Namespace, tmp_path: Path) -> None:
+    source, args.epochs, args.lr = lesions.Lesions(data, lesions.crop(16)), 60, 0.1
+    images, labels = everything(source)
+    model = isic.train(images, labels, args)
+    assert isic.confusion(model, images, labels).diagonal().sum() > 17  # of 28: it learns colours
     settings = study.Settings(
-        models=(f"isic:classifier={args.out}",),
-        images=f"isic:lesions={files[0]}:{files[1]}",
+        models=(f"isic:classifier={tmp_path / 'classifier.pt'}",),
+        images=f"isic:lesions={data}:{data / lesions.TABLE}",
         size=16,
         interpreters=("GRAD",),
         frameworks=("pgd",),
@@ -169,5 +238,6 @@ def test_a_study_of_lesions(args: argparse.Namespace, tmp_path: Path) -> None:
     assert (found.maps.attack == "ADV2").sum() == 5
     page = (tmp_path / "study" / "index.html").read_text(encoding="utf-8")
     assert "Table 14" in page
+    assert "Localisation by maps" in page  # of boxes from masks
     assert "Table 13" not in page
     assert (tmp_path / "study" / "figures" / "figure-08-l1.png").exists()

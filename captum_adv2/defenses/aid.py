@@ -11,6 +11,11 @@ the attack are to differ.
 
 Eq. 23 alone moves the maps of clean images as much as those of attacked ones. A third term, the
 *anchor* :math:`\|g(x; \theta) - g(x; \theta_0)\|_1`, keeps the former near the maps before.
+
+The encoder of RTS is as easy to fool as the classifier: an attacked image shows it features of the
+target class. ``distill(encoder="own")`` trains a copy of it, too. With ``goal="absent"`` this is
+adversarial training (Madry et al. 2018): an attacked image is to show as little of the target class
+as the clean image does.
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_adv2.attacks.adv2 import ADV2
@@ -37,14 +44,21 @@ class Distillation:
     Args:
         attack: Returns adversarial images for images and target classes.
         teacher: Gives the maps that clean images should keep.
-        weight: Weight of Eq. 23.
+        weight: Weight of the loss on the maps of adversarial images.
         anchor: Weight of the L1 distance of clean images' maps to the teacher's.
+        select: Weight of the selector's logistic loss: the class of the clean image is present, the
+            target class of the adversarial one is not.
+        goal: Which maps adversarial images should have: any that are ``"far"`` from the clean
+            image's (Eq. 23); or ``"absent"``, those of the teacher for the clean image and the
+            target class, which it does not show.
     """
 
     attack: Callable[[Tensor, Tensor], Tensor]
     teacher: MaskingModel
     weight: NonNegative = 20.0
     anchor: NonNegative = 20.0
+    select: NonNegative = 0.0
+    goal: Literal["far", "absent"] = "far"
 
     def __call__(
         self,
@@ -53,16 +67,22 @@ class Distillation:
         labels: Tensor,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Return both terms ``(B,)``."""
+        """Return the terms ``(B,)``."""
         target = training.random_others(labels, masking_model.classes, generator)
         adversarial = self.attack(images, target)
+        asked = torch.cat([labels, target])
         with torch.no_grad():
+            encoded = self.teacher.encode(images)
+            before, absent = (self.teacher.decode(encoded, c) for c in (labels, target))
+        with torch.set_grad_enabled(masking_model.own_encoder):
             encoded = masking_model.encode(torch.cat([images, adversarial]))
-            before = self.teacher(images, labels)
-        clean, fooled = masking_model.decode(encoded, torch.cat([labels, target])).chunk(2)
+        clean, fooled = masking_model.decode(encoded, asked).chunk(2)
+        shown, claimed = masking_model.presence(encoded, asked).chunk(2)
+        aid = -_l1(clean, fooled) if self.goal == "far" else _l1(fooled, absent)
         return {
-            "aid": -self.weight * _l1(clean, fooled),
+            "aid": self.weight * aid,
             "anchor": self.anchor * _l1(clean, before),
+            "select": self.select * (F.softplus(-shown) + F.softplus(claimed)) / 2,
         }
 
 
@@ -81,6 +101,9 @@ def distill(
     steps: Count = 10,
     weight: NonNegative = 20.0,
     anchor: NonNegative = 20.0,
+    select: NonNegative = 0.0,
+    goal: Literal["far", "absent"] = "far",
+    encoder: Literal["frozen", "own"] = "frozen",
     loss: training.Objective | None = None,
     epochs: Count = 4,
     lr: Positive = 3e-3,
@@ -99,6 +122,10 @@ def distill(
         steps: Number of steps of the attack, each about three times the cost of a forward pass.
         weight: Weight of the distillation loss (Eq. 23).
         anchor: Weight of the L1 distance of clean images' maps to those before; 0 is the paper's.
+        select: Weight of the selector's loss on clean and adversarial images; see `Distillation`.
+        goal: Which maps adversarial images should have; see `Distillation`.
+        encoder: Train selector and decoder alone, or a copy of the encoder with them, which the
+            returned model then has as its own.
         loss: The masking model's own loss; default: ``MaskingLoss(model)``.
         epochs: As of `train_masking_model`, like those that follow.
         lr: Initial learning rate.
@@ -115,11 +142,14 @@ def distill(
     >>> torch.equal(after.selector.weight, before.selector.weight)
     False
     """
-    encoder = masking_model.encoder  # not copied: it may be the classifier, and is not trained
-    student = copy.deepcopy(masking_model, {id(encoder): encoder})
+    if encoder == "own" or masking_model.own_encoder:
+        student = masking_model.with_own_encoder()
+    else:  # not copied: it may be the classifier
+        shared = masking_model.encoder
+        student = copy.deepcopy(masking_model, {id(shared): shared})
     attack = ADV2(model, RTS(model, student), eps, alpha, steps, keep="final")
     attack.set_mode_targeted_by_label(quiet=True)
-    distillation = Distillation(attack, masking_model, weight, anchor)
+    distillation = Distillation(attack, masking_model, weight, anchor, select, goal)
     return training.train_masking_model(
         model,
         loader,

@@ -16,6 +16,7 @@ If the encoder is the classifier itself, one forward pass gives both map and pre
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class MaskingModel(nn.Module):
 
     Args:
         encoder: Module that computes feature maps from the images the classifier sees, or the
-            classifier itself; neither trained nor saved.
+            classifier itself; neither trained nor saved, unless ``own_encoder``.
         classes: Number of classes to select from; default: the encoder's number of outputs.
         layers: Modules of the encoder, or their dotted names, whose outputs to use, coarse to fine;
             default: the last module at each of the four coarsest resolutions below the image's.
@@ -101,6 +102,7 @@ class MaskingModel(nn.Module):
             encoder's at that scale, at least 16.
         confidence: Agreement of features with a class at which the gate is half open.
         image_shape: Channels, height and width of an image that the encoder accepts.
+        own_encoder: Have a copy of the encoder, which is trained and saved with the rest.
 
     >>> encoder = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1),
     ...                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
@@ -121,9 +123,11 @@ class MaskingModel(nn.Module):
         width: Count | None = None,
         confidence: Real = 0.0,
         image_shape: Sequence[Count] = (3, 224, 224),
+        own_encoder: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = copy.deepcopy(encoder).requires_grad_() if own_encoder else encoder
+        self.own_encoder = own_encoder
         self.image_shape = tuple(image_shape)
         self.confidence = confidence
         like = next(encoder.parameters(), torch.zeros(()))
@@ -202,10 +206,22 @@ class MaskingModel(nn.Module):
             raise ValueError(f"expected {wanted}, got one for {self.classes}")
         return logits
 
+    def with_own_encoder(self) -> MaskingModel:
+        """Return a copy that shares nothing with this one, with an encoder of its own."""
+        found = copy.deepcopy(self)
+        found.encoder.requires_grad_()
+        found.own_encoder = True
+        return found
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the parameters to train: those of selector, decoder and an own encoder."""
+        parts = [self.selector, self.decoder, *[self.encoder] * self.own_encoder]
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def trained(self) -> dict[str, Tensor]:
-        """Return the weights of selector and decoder by name."""
-        state = self.state_dict()
-        return {name: value for name, value in state.items() if not name.startswith("encoder.")}
+        """Return the weights of selector, decoder and an own encoder by name."""
+        kept = ("selector.", "decoder.", *["encoder."] * self.own_encoder)
+        return {name: value for name, value in self.state_dict().items() if name.startswith(kept)}
 
     def restore(self, trained: dict[str, Tensor]) -> None:
         """Set the weights that `trained` returned; a mismatch changes none of them."""
@@ -219,20 +235,25 @@ class MaskingModel(nn.Module):
             value.copy_(trained[name])
 
     def save(self, path: str | Path) -> None:
-        """Write selector and decoder, with the settings needed to build them again."""
-        names = ("classes", "layers", "width", "confidence", "image_shape")
+        """Write what is trained, with the settings needed to build it again."""
+        names = ("classes", "layers", "width", "confidence", "image_shape", "own_encoder")
         settings = {name: getattr(self, name) for name in names}
-        record = {"settings": settings, "encoder": storage.digest(self.encoder)}
+        encoder = None if self.own_encoder else storage.digest(self.encoder)
+        record = {"settings": settings, "encoder": encoder}
         storage.save(record | {"trained": self.trained()}, path, "masking model")
 
     @classmethod
     def load(cls, path: str | Path, encoder: nn.Module) -> Self:
-        """Read a masking model that `save` wrote; the encoder must be the one it had."""
+        """Read a masking model that `save` wrote; the encoder must be the one it had.
+
+        If the file has an encoder of its own, only the architecture of the one passed counts.
+        """
         hints = {"settings": Mapping[str, Any], "trained": Mapping[str, Tensor]}
         record = storage.load(path, "masking model", hints)
         settings, trained = record["settings"], record["trained"]
         wanted = f"expected a masking model for this encoder in {path}"
-        if record.get("encoder") not in (None, storage.digest(encoder)):  # None: an early file
+        # None: a file with an encoder of its own, or an early one.
+        if record.get("encoder") not in (None, storage.digest(encoder)):
             raise ValueError(f"{wanted}, got one for other weights; cast the encoder later")
         # A number that does not fit could take all memory.
         for name, weight, dim in ("classes", "selector", 0), ("width", "decoder.final", 1):

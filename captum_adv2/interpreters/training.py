@@ -149,7 +149,7 @@ class MaskingLoss:
         absent = (torch.rand(batch, generator=generator) < self.absent).to(labels.device)
         others = random_others(labels, masking_model.classes, generator)
         asked = torch.where(absent, others, labels)
-        with torch.no_grad():
+        with torch.set_grad_enabled(masking_model.own_encoder):
             encoded = masking_model.encode(images)
         maps = masking_model.decode(encoded, asked)
         large = F.interpolate(maps, size, mode="bilinear")
@@ -234,7 +234,7 @@ def train_masking_model(
             masking_model = masking_model or MaskingModel(model, image_shape=first[0].shape[1:])
         run |= {"networks": storage.digest(model, masking_model.encoder)}
         run |= {"loss's settings": storage.digest(losses), "first batch": storage.digest(first)}
-    parameters = [*masking_model.selector.parameters(), *masking_model.decoder.parameters()]
+    parameters = masking_model.trainable()
     optimizer = torch.optim.Adam(parameters)
     optimizer.zero_grad()
     masking_model.eval()

@@ -21,31 +21,39 @@ QUICK = {"epochs": 2, "lr": 0.01, "steps": 2, "verbose": False}
 # The loss
 
 
-@pytest.mark.parametrize("weight", [0.0, 2.5])
-@pytest.mark.parametrize("anchor", [0.0, 3.0])
-def test_both_terms_are_l1_distances_of_maps(model, weight, anchor):
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("goal", ["far", "absent"])
+@pytest.mark.parametrize("weights", [(0.0, 3.0, 0.0), (2.5, 0.0, 2.0), (2.5, 3.0, 2.0)])
+def test_the_terms_are_distances_of_maps_and_a_logistic_loss(model, weights, goal, own):
     (images, labels), student, teacher = (
         blobs(5, seed=3),
         untrained(model),
         untrained(model, seed=1),
     )
+    student = student.with_own_encoder() if own else student
     attack = ADV2(model, RTS(model, student), eps=0.1, alpha=0.03, steps=4)
     attack.set_mode_targeted_by_label(quiet=True)
     generator = torch.Generator().manual_seed(4)
     target = random_others(labels, 4, torch.Generator().manual_seed(4))
     with unchanged(model):
-        found = Distillation(attack, teacher, weight, anchor)(student, images, labels, generator)
-    clean, kept = student(images, labels), teacher(images, labels)
-    fooled = student(attack(images, target), target)
+        distillation = Distillation(attack, teacher, *weights, goal=goal)
+        found = distillation(student, images, labels, generator)
+    (aid, anchor, select), adversarial = weights, attack(images, target)
+    clean, fooled = student(images, labels), student(adversarial, target)
+    wanted = teacher(images, target) if goal == "absent" else clean
+    present = student.presence(student.encode(images), labels)
+    absent = student.presence(student.encode(adversarial), target)
     expected = {
-        "aid": -weight * (clean - fooled).abs().mean(dim=(1, 2, 3)),
-        "anchor": anchor * (clean - kept).abs().mean(dim=(1, 2, 3)),
+        "aid": (aid if goal == "absent" else -aid) * (fooled - wanted).abs().mean(dim=(1, 2, 3)),
+        "anchor": anchor * (clean - teacher(images, labels)).abs().mean(dim=(1, 2, 3)),
+        "select": -select * (present.sigmoid().log() + (-absent).sigmoid().log()) / 2,
     }
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-    if weight:
-        parameters = [*student.selector.parameters(), *student.decoder.parameters()]
-        gradients = torch.autograd.grad(sum(found.values()).sum(), parameters)
-        assert all(gradient.any() for gradient in gradients)
+    reached = [
+        p for p in student.trainable() if not any(p is q for q in student.encoder.fc.parameters())
+    ]
+    gradients = torch.autograd.grad(sum(found.values()).sum(), reached, allow_unused=True)
+    assert sum(g is not None and bool(g.any()) for g in gradients) == len(reached)
 
 
 # Training
@@ -61,6 +69,20 @@ def test_teacher_classifier_and_encoder_stay_as_they_are(trained, shared):
     assert student.encoder is encoder
     assert not student.training
     assert not any(torch.equal(student.trained()[n], v) for n, v in teacher.trained().items())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_own_encoder_is_trained_and_the_others_are_not(trained, shared):
+    model = copy.deepcopy(trained).train()
+    teacher = untrained(model if shared else TinyNet().train())
+    teacher = teacher.with_own_encoder() if not shared else teacher
+    with unchanged(model), unchanged(teacher):
+        student = distill(model, [blobs(4)] * 2, teacher, **QUICK, encoder="own", select=1.0)
+    assert student.encoder is not teacher.encoder
+    before, after = (dict(each.encoder.named_parameters()) for each in (teacher, student))
+    assert not torch.equal(before["stem.0.weight"], after["stem.0.weight"])
+    assert torch.equal(teacher.encoder.norm.running_mean, student.encoder.norm.running_mean)
+    assert RTS(model, student)(*blobs(2)).shape == (2, 1, 8, 8)
 
 
 def test_both_losses_are_taken_in_turn_and_the_attack_is_on_the_student(model, monkeypatch):

@@ -217,6 +217,23 @@ def test_a_file_is_for_the_encoder_that_it_was_trained_on(tmp_path, model):
         MaskingModel.load(tmp_path / "file", other)
 
 
+def test_an_own_encoder_is_a_copy_and_in_the_file(tmp_path, model, data):
+    model = copy.deepcopy(model).requires_grad_(False)
+    other = TinyNet().eval()
+    with unchanged(model), unchanged(other):
+        own = masking(model, own_encoder=True)
+        assert torch.equal(own(*data), masking(model)(*data))
+        assert {id(p) for p in own.trainable()} == {id(p) for p in own.parameters()}
+        assert all(parameter.requires_grad for parameter in own.trainable())
+        own.encoder.stem[0].weight.data += 0.1
+        own.save(tmp_path / "file")
+        again = MaskingModel.load(tmp_path / "file", other)
+        assert torch.equal(again(*data), own(*data))
+        assert not torch.equal(own(*data), masking(model)(*data))
+    with pytest.raises(ValueError, match="masking model for this encoder"):
+        MaskingModel.load(tmp_path / "file", TinyNet(width=4))
+
+
 # The interpreter
 
 

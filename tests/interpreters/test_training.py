@@ -85,6 +85,7 @@ class Fixed:
     """A masking model with given maps and log-odds."""
 
     classes = 4
+    own_encoder = False
 
     def __init__(self, maps, odds):
         self.maps, self.odds, self.asked = maps, odds, []
