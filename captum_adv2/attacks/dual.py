@@ -158,8 +158,8 @@ class CoupledAttack(CarefulAttack):
         shape = (len(clean), 1, *size)
         if maps.shape != shape:
             raise ValueError(
-                f"expected target_maps of shape {shape} from {type(interpreter).__name__}, got "
-                f"{tuple(maps.shape)}; pass maps at the interpreter's native resolution"
+                f"expected target_maps of shape {shape}, the interpreter's own, got "
+                f"{tuple(maps.shape)}; resize them to its maps"
             )
         flat = maps.detach().flatten(1)
         constant = int((flat.amax(dim=1) == flat.amin(dim=1)).sum())

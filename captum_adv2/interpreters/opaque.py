@@ -53,11 +53,12 @@ class Opaque(Interpreter):
     def explain(self, images: Tensor, target: Tensor) -> Explanation:
         """See `Interpreter`; the maps carry no graph."""
         with torch.enable_grad():  # the function's own
-            inputs = self.prepare(images.detach().requires_grad_())
+            copies = images.detach().clone()  # the function may work in place
+            inputs = self.prepare(copies.requires_grad_())
             attributions = self.function(inputs, target=target, **self._kwargs)
         tensor = isinstance(attributions, Tensor)
         if not tensor or attributions.ndim != 4 or len(attributions) != len(images):
-            got = attributions.shape if tensor else type(attributions).__name__
+            got = tuple(attributions.shape) if tensor else type(attributions).__name__
             wanted = f"attributions, a tensor ({len(images)}, C, h, w)"
             raise ValueError(f"expected the function to return {wanted}, got {got}")
         attributions = attributions.detach()

@@ -237,7 +237,8 @@ def build(results: Results, pictures: Sequence[Pictures], settings: Settings) ->
     specs = (*(SKIN if on_skin(settings) else PHOTOGRAPHS), *SPECS)
     found = []
     for spec in specs:
-        strength = brief(settings, isinstance(spec, Grid | Bars) and spec.flow)
+        moved = isinstance(spec, Grid | Bars) and spec.flow
+        strength = brief(settings, "stadv" if moved else "pgd")
         if spec is trust:
             strength = f"{settings.steps} gradient evaluations at each eps."
         for drawing in spec(results, galleries):

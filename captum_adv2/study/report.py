@@ -39,7 +39,7 @@ _ORDER = (
     *("Figure 11", "Table 7", "Table 8", "Figure 12", "Figure 13", "Table 9", "Figure 14"),
     *("Figure 15", "Figure 16", "Figures 15 and 16", "Queries"),
 )
-_BRIEF = ("Curve", "Table 2", "Table 7", "Table 8", "Table 13", "Table 14", "Figure 10")
+_BRIEF = ("Curve", "Table 2", "Table 7", "Table 8", "Table 13", "Table 14", "Figure 10", "Queries")
 
 
 def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
@@ -78,7 +78,7 @@ def write(folder: Path, found: Found, settings: Settings, command: str) -> None:
             found=found,
             corrupt=list(dict.fromkeys(e for s in found.selections.values() for e in s.corrupt)),
             missing=[*found.left_out, *missing],
-            brief=tables.brief(settings),
+            brief=tables.brief(settings, *settings.frameworks),
         ),
     )
 
@@ -94,9 +94,11 @@ def _brief(
         if table.number in _BRIEF
     ]
     parts = [
-        ["```bash", command, "```", "", tables.brief(settings), ""],
-        [*tables.markdown(answers), "", "Criteria that are not met, or need more images:", ""],
-        [*tables.markdown(unmet), ""],
+        ["```bash", command, "```", "", tables.brief(settings, *settings.frameworks), ""],
+        [*tables.markdown(answers), ""],
+        ["Criteria that are not met, or need more images:", "", *tables.markdown(unmet), ""]
+        if len(unmet)
+        else [],
         *shown,
     ]
     return "\n".join(line for part in parts for line in part)

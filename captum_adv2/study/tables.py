@@ -88,13 +88,16 @@ def on_skin(settings: Settings) -> bool:
     return settings.images.startswith("isic:")
 
 
-def brief(settings: Settings, flow: bool = False) -> str:
+def brief(settings: Settings, *frameworks: str) -> str:
     """Return the strength of attacks and the number of images, for a caption."""
-    if flow:
-        strength = f"at most {settings.bound:g} pixels, {settings.flow_steps} gradient evaluations"
-    else:
-        strength = f"ε = {settings.eps * 255:g}/255, {settings.steps} gradient evaluations"
-    return f"{strength}, up to {settings.count} images a classifier."
+    eps = f"ε = {settings.eps * 255:g}/255"
+    strength = {
+        "pgd": f"{eps}, {settings.steps} gradient evaluations",
+        "query": f"{eps}, at most {settings.queries} queries of an image",
+        "stadv": f"at most {settings.bound:g} pixels, {settings.flow_steps} gradient evaluations",
+    }
+    count = f"up to {settings.count} images a classifier."
+    return "; ".join([*(strength[each] for each in frameworks), count])
 
 
 def protocol(settings: Settings, framework: str) -> str:

@@ -42,9 +42,9 @@ for name, attack in attacks.items():
     shown[name] = {"CAM": (adversarial, reports[name].adversarial_maps)}
 
 # %%
-# Both reach the class for every picture (ASR, the attack's success rate). The L1 distance of the
-# map to the clean image's is what tells them apart, and the eye agrees: with PGD the red region
-# leaves the object, with ADV2 it stays.
+# Both reach the class for every picture (ASR, the attack's success rate). They differ in the L1
+# distance of the map to the clean image's, and the eye agrees: with PGD the red region moves and
+# changes its shape, with ADV2 it stays.
 
 shown = {"clean": {"CAM": (images, reports["ADV2"].benign_maps)}, **shown}
 notes = {name: {"CAM": [f"L1 {d:.3f}" for d in each.l1]} for name, each in reports.items()}

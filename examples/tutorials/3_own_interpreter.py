@@ -49,8 +49,8 @@ except AssertionError as error:
     print(error)
 
 # %%
-# The last line divides by a largest value, which is 0 where nothing matters, and is that of the
-# whole batch. ``min_max`` scales each map by its own extremes, and makes a constant one zero.
+# ``Cover`` divides by a largest value, which is 0 where nothing matters, and is that of the whole
+# batch. ``min_max`` scales each map by its own extremes, and makes a constant one zero.
 
 
 class Mended(Interpreter):
@@ -65,7 +65,7 @@ class Mended(Interpreter):
 print(testing.check_interpreter(Mended, max_examples=3))
 
 # %%
-# A test file needs that one line. What holds can be attacked:
+# A test file needs that one line. An interpreter that passes can be attacked:
 
 model = load_resnet()
 images, labels, *_ = make_shapes(3, seed=7)

@@ -53,5 +53,6 @@ figure
 # %%
 # An AUC of 0.5 is guessing. Squeezing sees ADV2 better than PGD, whose predictions are so sure that
 # a blur does not move them; the ensemble sees PGD, which changes the maps. The attack that knows
-# the squeezer is flagged less often, and with 100 steps hardly ever. So judge a detector by the
-# attacker who knows it, and take agreement of maps for no proof of a clean image.
+# the squeezer is flagged less often, and with 100 steps hardly ever: its scores are below the
+# threshold, though above those of most benign images, which the AUC counts. So judge a detector by
+# the attacker who knows it, and do not take agreement of maps as proof of a clean image.

@@ -7,10 +7,11 @@ patch, to the patch.
 
 - **PGD** looks at the class alone.
 - **ADV2** keeps the map; with a **patch** as target map it shows what the attacker wants.
-- **StADV2** moves pixels, by 2 at most, and keeps the map.
-- **QueryADV2** takes no gradient: it asks the model for scores and maps, here 120 times.
+- **StADV2** moves pixels, by 2 at most, and aims to keep the map.
+- **QueryADV2** aims at the same without gradients: it asks the model for scores and maps.
 
-All stay within 8/255 (StADV2 apart), with 24 gradient evaluations; more keep maps better.
+All stay within 8/255 (StADV2 apart). They take 24 gradient evaluations, or 120 queries, which keeps
+this page quick; with so few, StADV2 and QueryADV2 reach the class but often lose the map.
 """
 
 import torchattacks

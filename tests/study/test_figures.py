@@ -121,7 +121,7 @@ def test_class_confidence_and_l1_stand_below_the_pictures(whole) -> None:
     assert below == ["cat 0.00", *[""] * 3, *["cat 0.00", *["L1 0.125"] * 3] * 2]
     (text,) = whole["figure-04-resnet"].texts
     assert "ADV2 (cat 0.00): GRAD L1 0.125, CAM L1 0.125, RTS L1 0.125" in text
-    assert "8/255, 100 gradient evaluations, up to 40 images" in whole["figure-04-resnet"].caption
+    assert "8/255, 100 gradient evaluations; up to 40 images" in whole["figure-04-resnet"].caption
     assert "200 gradient evaluations" in whole["figure-10-l1"].caption
 
 

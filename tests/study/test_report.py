@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -90,6 +91,19 @@ def test_the_report_quotes_verdicts_and_tables(tmp_path: Path) -> None:
     unmet = [line for line in lines if line.startswith("| resnet | CAM |")]
     assert any("does not hold" in line for line in unmet)
     assert "**Table 13. Distances of benign and adversarial maps**" in lines
+
+
+def test_a_report_of_queries_quotes_their_table_and_budget(tmp_path: Path) -> None:
+    maps, *others = study(models=("resnet",))
+    maps = maps[maps.attack.isin(["Square", "QueryADV2"])]
+    found = Found(maps, *(each.iloc[:0] for each in others), (), {}, (), ())
+    settings = replace(SETTINGS, frameworks=("query",), queries=70)
+    report.write(tmp_path, found, settings, COMMAND)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "at most 70 queries of an image" in text
+    assert "gradient evaluations" not in text
+    assert "**Queries. Square Attack, and ADV2, without gradients**" in text
+    assert "Criteria that are not met" not in text
 
 
 def test_records_are_written_as_they_are(written: Path) -> None:
