@@ -146,8 +146,12 @@ MAP = torch.linspace(0, 1, 64).view(1, 1, 8, 8).repeat(6, 1, 1, 1)  # the tiny n
 @pytest.mark.parametrize(
     ("maps", "error", "message"),
     [
-        (MAP[..., :7], ValueError, r"\(6, 1, 8, 8\) from CAM, got \(6, 1, 8, 7\).*native"),
-        (MAP[:5], ValueError, r"\(6, 1, 8, 8\) from CAM, got \(5, 1, 8, 8\)"),
+        (
+            MAP[..., :7],
+            ValueError,
+            r"\(6, 1, 8, 8\), the interpreter.s own, got \(6, 1, 8, 7\); resize",
+        ),
+        (MAP[:5], ValueError, r"\(6, 1, 8, 8\), the interpreter.s own, got \(5, 1, 8, 8\)"),
         (2 * MAP, ValueError, r"in \[0, 1\], got values in \[0, 2\]; 1 means important"),
         (MAP.tolist(), TypeError, "target_maps to be a torch.Tensor, got list"),
     ],
