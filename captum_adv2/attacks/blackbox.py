@@ -37,6 +37,7 @@ from captum_adv2.spec import (
     Positive,
     Range,
     Unit,
+    doubt,
     expect_logits,
     warn_of_logits,
 )
@@ -135,7 +136,10 @@ class QueryADV2(CoupledAttack):
         first = self._first(request, problem)
         problem.ask(first)
         with self._reporting(self.queries, "query") as report:
-            return search(problem, first, self.step, report).detach()
+            found = search(problem, first, self.step, report).detach()
+        if bool(problem.interpreter.broken):
+            doubt("some of the model's answers were NaN: these images counted as no better")
+        return found
 
     def _problem(self, request: Request, target_maps: Tensor | None) -> QueryProblem:
         """Return the problem whose answers the attack may ask for."""

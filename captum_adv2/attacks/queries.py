@@ -50,6 +50,7 @@ class Oracle(Interpreter):
 
     Attributes:
         spent: Queries so far of each image that is still under attack.
+        broken: Whether a score was NaN so far, a bool or a tensor.
 
     >>> from captum_adv2.interpreters import Gradient
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
@@ -76,6 +77,7 @@ class Oracle(Interpreter):
         self.budget = budget
         self.substitute = substitute
         self.spent = 0
+        self.broken: bool | Tensor = False
         self._scores = scores
 
     @property
@@ -101,6 +103,7 @@ class Oracle(Interpreter):
         parts = zip(torch.split(images.detach(), size), torch.split(target, size), strict=True)
         with torch.no_grad(), eval_mode(self.interpreter.model if self.substitute else None):
             logits, maps = zip(*(self._answer(*part) for part in parts), strict=True)
+        self.broken = self.broken | torch.cat(logits).isnan().any()
         return torch.cat(logits).detach(), torch.cat(maps).detach()
 
     def _spend(self, queries: int) -> None:

@@ -279,6 +279,18 @@ def test_maps_that_are_not_finite_are_named(model, data):
     assert maps.isnan().all()
 
 
+def test_answers_that_become_nan_are_named(model, data, monkeypatch):
+    images, labels = data[0][:2], data[1][:2]
+    answer = model.forward
+    calls = iter(range(100))
+    late = lambda x: answer(x) * (float("nan") if next(calls) > 6 else 1)  # noqa: E731
+    monkeypatch.setattr(model, "forward", late)
+    attack = targeted(QueryADV2(model, CAM, queries=20))
+    with pytest.warns(SoundnessWarning, match="the model's answers were NaN"):
+        adversarial = attack(images, labels)
+    assert (adversarial - images).abs().amax() <= attack.eps + 1e-6
+
+
 def test_a_chosen_map_is_pursued(model, data):
     attack = QueryADV2(model, CAM(model), EPS, 300, target_map=RandomPatch(), confidence=0.3)
     maps = RandomPatch()(CAM(model), *data, data[1])
