@@ -56,6 +56,7 @@ def noisy(case: Case, kind: str, share: float) -> tuple[float, Tensor]:
         noise = torch.randn(shape, generator=generator)
     else:
         noise = 3**0.5 * (2 * torch.rand(shape, generator=generator) - 1)
+    noise = noise.to(case.images.device)
     low, high = 0.0, 1.0
     for _ in range(12):
         middle = (low + high) / 2

@@ -24,7 +24,15 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from benchmark.real import FOLDER, NORMALIZE, CifarResNet, cifar_resnet, load_case, squeezenet
+from benchmark.real import (
+    DEVICE,
+    FOLDER,
+    NORMALIZE,
+    CifarResNet,
+    cifar_resnet,
+    load_case,
+    squeezenet,
+)
 from captum.attr import LRP
 from captum.attr._utils.lrp_rules import IdentityRule
 from common import EPS, embedded_case, mean, share
@@ -212,14 +220,16 @@ def draw(found: dict[str, Any], setting: Setting, out: Path) -> None:
 def load(args: argparse.Namespace) -> Setting:
     """Return the system and the adversary's models."""
     if args.real is None:
-        return Setting(*embedded_case(args.images), [embedded.load_densenet()])
+        return Setting(*embedded_case(args.images), [embedded.load_densenet().to(DEVICE)])
     if args.imagenet:
-        return Setting(*load_case("mobilenet", args.images, args.real), [squeezenet(args.real)])
-    surrogates = [cifar_resnet(56, args.real)]
+        return Setting(
+            *load_case("mobilenet", args.images, args.real), [squeezenet(args.real).to(DEVICE)]
+        )
+    surrogates = [cifar_resnet(56, args.real).to(DEVICE)]
     if args.second is not None:
         second = CifarResNet(7)
         second.load_state_dict(torch.load(args.second, weights_only=True))
-        surrogates.append(nn.Sequential(NORMALIZE, second).eval())
+        surrogates.append(nn.Sequential(NORMALIZE, second).eval().to(DEVICE))
     return Setting(*load_case("resnet20", args.images, args.real), surrogates)
 
 

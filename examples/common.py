@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benchmark.real import Case
+from benchmark.real import DEVICE, Case
 from torch import Tensor, nn
 
 from captum_adv2.attacks.frameworks import quantize
@@ -35,7 +35,7 @@ def _rts(model: nn.Module) -> RTS:
     """Return RTS for either classifier; the residual network is the encoder."""
     if isinstance(model[1], embedded.SmallResNet):
         return RTS(model, embedded.load_rts(model))
-    return RTS(model, embedded.load_rts(embedded.load_resnet(), "densenet"))
+    return RTS(model, embedded.load_rts(embedded.load_resnet().to(DEVICE), "densenet"))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -103,12 +103,13 @@ def embedded_case(count: int) -> Case:
     shift = torch.randint(
         1, len(embedded.CLASSES), labels.shape, generator=torch.Generator().manual_seed(0)
     )
-    return Case(model, shapes.images[right], labels, (labels + shift) % len(embedded.CLASSES))
+    targets = (labels + shift) % len(embedded.CLASSES)
+    return Case(model, shapes.images[right], labels, targets).to(DEVICE)
 
 
 def subjects(args: argparse.Namespace) -> list[Subject]:
     """Return the chosen classifiers, on the same pictures, which each of them gets right."""
-    models = {name: MODELS[name]() for name in args.models}
+    models = {name: MODELS[name]().to(DEVICE) for name in args.models}
     case = embedded_case(2 * args.images)
     with torch.no_grad():
         wrong = [model(case.images).argmax(dim=1) != case.labels for model in models.values()]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmark.real import DEVICE
 from common import EPS, Subject, attacked, mean, options, share, subjects
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -52,7 +53,7 @@ def main() -> None:
     args = options(__doc__, ("CAM", "GRAD", "RTS"), steps=100)
     if "MASK" in args.interpreters:
         args.images = min(args.images, args.mask_images)
-    own = make_shapes(max(20, 2 * args.images), seed=5).images
+    own = make_shapes(max(20, 2 * args.images), seed=5).images.to(DEVICE)
     figure = Figure(figsize=(4.5 * len(args.models), 4.5), layout="constrained")
     axes = figure.subplots(1, len(args.models), squeeze=False)[0]
     print(f"{args.images} images, {args.steps} gradient evaluations, changes of at most 8/255")

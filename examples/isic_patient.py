@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from benchmark.real import Case
+from benchmark.real import DEVICE, Case
 from common import EPS, Rows, attacked, few, parsed
 from isic import build, classifier
 from lesions import CLASSES, Lesions, crop, generate
@@ -50,7 +50,7 @@ def melanomas(model: nn.Module, source: Lesions, count: int) -> tuple[Case, Tens
         if label == MELANOMA and len(images) < count:
             image, mask = source.masked(index)
             with torch.no_grad():
-                found = model(image[None]).argmax()
+                found = model(image[None].to(DEVICE)).argmax()
             if len(mask) and found == MELANOMA:
                 images.append(image)
                 masks.append(mask)
@@ -58,7 +58,9 @@ def melanomas(model: nn.Module, source: Lesions, count: int) -> tuple[Case, Tens
         raise SystemExit("expected melanomas that the classifier recognises, got none")
     labels = torch.full((len(images),), MELANOMA)
     targets = torch.full_like(labels, NEVUS)
-    return Case(model, torch.stack(images), labels, targets), torch.stack(masks)
+    return Case(model, torch.stack(images), labels, targets).to(DEVICE), torch.stack(masks).to(
+        DEVICE
+    )
 
 
 def inside(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +125,7 @@ def parse() -> argparse.Namespace:
 def drawn(args: argparse.Namespace) -> tuple[nn.Module, Lesions, MaskingModel]:
     """Return a network and a masking model that are not trained, and drawn lesions."""
     torch.manual_seed(0)
-    model = build("resnet18").eval()
+    model = build("resnet18").eval().to(DEVICE)
     source = Lesions(generate(Path(tempfile.mkdtemp()), 14, size=(60, 80)), crop(64))
     with torch.no_grad():
         head = model[1].fc  # with which everything is a melanoma
@@ -138,7 +140,7 @@ def main() -> None:
     if args.smoke:
         model, source, masking_model = drawn(args)
     else:
-        model = classifier(args.trained / "classifier.pt").requires_grad_(False)
+        model = classifier(args.trained / "classifier.pt").requires_grad_(False).to(DEVICE)
         source = Lesions(args.data, crop(args.size), args.trained / "held-out.csv")
         masking_model = MaskingModel.load(args.trained / "rts.pt", model)
     case, masks = melanomas(model, source, args.images)

@@ -12,6 +12,7 @@ shows the distance of an adversarial image to the target map without that aim.
 
 from __future__ import annotations
 
+from benchmark.real import DEVICE
 from common import EPS, Rows, attacked, few, mean, options, subjects
 from torch import Tensor
 from torchattacks import PGD
@@ -38,7 +39,8 @@ def main() -> None:
     """Attack, print, draw."""
     args = options(__doc__, ("CAM", "GRAD", "RTS", "MASK"), steps=100)
     pool = make_shapes(100, seed=5)
-    aims = {"patch": RandomPatch(), "class": RandomClass(pool.images, pool.labels)}
+    classes = RandomClass(pool.images.to(DEVICE), pool.labels.to(DEVICE))
+    aims = {"patch": RandomPatch(), "class": classes}
     print(f"{args.steps} gradient evaluations, on MASK {3 * args.steps}; changes of at most 8/255")
     print(
         f"{'model':9s} {'explains':8s} {'target':6s} {'attack':6s} images    ASR  confidence  "

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmark.real import Case, load_case
+from benchmark.real import DEVICE, Case, load_case
 from common import EPS, INTERPRETERS, attacked, embedded_case, first, share
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ def main() -> None:
         case, benign = first(whole, count), whole.images[count:]
     else:
         case, names = embedded_case(args.images or 100), ("CAM", "RTS")
-        benign = make_shapes(20 if args.smoke else 500, seed=5).images
+        benign = make_shapes(20 if args.smoke else 500, seed=5).images.to(DEVICE)
     interpreters = {name: INTERPRETERS[name](case.model) for name in names}
     args.out.mkdir(parents=True, exist_ok=True)
     study(case, benign, interpreters, args.steps).savefig(args.out / "squeezing.png", dpi=80)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from benchmark.real import FOLDER, cifar_resnet
+from benchmark.real import DEVICE, FOLDER, cifar_resnet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -75,7 +75,7 @@ OWN = {"encoder": "own", "goal": "absent", "select": 1.0, "steps": 3, "alpha": 4
 def train(name: str, args: argparse.Namespace) -> None:
     """Carry out a plan."""
     plan = PLANS[name]
-    model, encoder = plan.models(args.real)
+    model, encoder = (network.to(DEVICE) for network in plan.models(args.real))
     images, labels = plan.data(args.real)
     if args.smoke:
         plan = plan._replace(epochs=1, aid_epochs=min(1, plan.aid_epochs))

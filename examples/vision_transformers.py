@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from benchmark.real import NORMALIZE, Case
+from benchmark.real import DEVICE, NORMALIZE, Case
 from common import EPS, Rows, attacked, first, parsed
 from lesions import CLASSES, Lesions
 from torch import Tensor, nn
@@ -75,13 +75,14 @@ def case_of(count: int, images: Tensor, labels: Tensor, *models: nn.Module) -> C
     with torch.no_grad():
         right = torch.ones_like(labels, dtype=torch.bool)
         for model in models:
-            logits = torch.cat([model(part) for part in images.split(16)])
+            parts = images.to(next(model.parameters()).device).split(16)
+            logits = torch.cat([model(part).cpu() for part in parts])
             right &= logits.argmax(dim=1) == labels
     chosen = right.nonzero()[:count, 0]
     generator = torch.Generator().manual_seed(0)
     shift = torch.randint(1, logits.shape[1], chosen.shape, generator=generator)
     targets = (labels[chosen] + shift) % logits.shape[1]
-    return Case(models[0], images[chosen], labels[chosen], targets)
+    return Case(models[0], images[chosen], labels[chosen], targets).to(DEVICE)
 
 
 def auc(attacks: Tensor, others: Tensor) -> float:
@@ -151,7 +152,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Attack, print, draw."""
     args = parse()
-    cnn = embedded.load_resnet()
+    cnn = embedded.load_resnet().to(DEVICE)
     if args.dinov2:
         model = dinov2(args.dinov2)
         case = case_of(args.images, *dermoscopy(args.dinov2, 3 * args.images), model)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from figures import EPS, line, towards
 from mask import embedded_case, scaled
-from real import Case, parse
+from real import DEVICE, Case, parse
 
 from captum_adv2 import ADV2, Report, SoundnessWarning, evaluate
 from captum_adv2.attacks import CrossEntropy, MapDistance, RandomPatch
@@ -129,12 +129,12 @@ def lookahead(args: Args) -> None:
 
 def encoder(args: Args) -> None:
     """The loss on the encoder, where the encoder is another network than the classifier."""
-    count, model = args.images or 100, load_densenet()
+    count, model = args.images or 100, load_densenet().to(DEVICE)
     case = embedded_case(2 * count)
     with torch.no_grad():
         right = (model(case.images).argmax(dim=1) == case.labels).nonzero()[:count, 0]
     case = Case(model, *(part[right] for part in case[1:]))
-    rts = RTS(model, load_rts(load_resnet(), "densenet"))
+    rts = RTS(model, load_rts(load_resnet().to(DEVICE), "densenet"))
     variants: Variants = {
         f"weight {weight:g}": (rts, {"surrogate": EncoderGuided(weight)})
         for weight in (0.0, 0.1, 1.0)

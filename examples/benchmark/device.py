@@ -10,6 +10,7 @@ the device, by ``torch.cuda.set_sync_debug_mode``.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 import warnings
@@ -59,6 +60,9 @@ def waits(attack: Any, images: Tensor, labels: Tensor) -> float:
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=4, help="of all attacks in turn (4)")
+    args = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
     for name, batch in BATCHES.items():
         model = models.get_model(name, weights=None).cuda().eval()
@@ -75,7 +79,7 @@ def main() -> None:
             torch.backends.cudnn.allow_tf32 = tf32
             rounds = [
                 {title: measured(attack, images, labels) for title, attack in attacks.items()}
-                for _ in range(4)
+                for _ in range(args.rounds)
             ]
             for title in attacks:
                 ratio = statistics.median(each[title][0] / each["PGD"][0] for each in rounds)

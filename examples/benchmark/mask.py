@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from figures import EPS, Flops, f_units, flops, line, towards
-from real import Case, load_case, parse
+from real import DEVICE, Case, load_case, parse
 from torch import Tensor
 from torchattacks import PGD
 
@@ -200,11 +200,12 @@ def empty(maps: Tensor) -> Tensor:
 def quality(args: Args) -> None:
     """Whether MASK's maps point at the object: mass inside its mask, beside its share of area."""
     shapes = make_shapes(args.images or 100, seed=99)
-    case = Case(load_resnet(), shapes.images, shapes.labels, shapes.labels)
+    case = Case(load_resnet(), shapes.images, shapes.labels, shapes.labels).to(DEVICE)
     maps = maps_of(mask_for(case, args), case.images, case.labels, args)
     large = F.interpolate(maps, shapes.images.shape[-2:], mode="bilinear")
-    inside = (large * shapes.masks).sum(dim=(1, 2, 3)) / large.sum(dim=(1, 2, 3)).clamp(min=1e-9)
-    area = shapes.masks.float().mean(dim=(1, 2, 3))
+    masks = shapes.masks.to(large)
+    inside = (large * masks).sum(dim=(1, 2, 3)) / large.sum(dim=(1, 2, 3)).clamp(min=1e-9)
+    area = masks.mean(dim=(1, 2, 3))
     density = inside / area / ((1 - inside) / (1 - area)).clamp(min=1e-9)
     some = ~empty(maps)
     print(f"\n## MASK's maps on the embedded data, {len(maps)} images")
@@ -243,7 +244,7 @@ def settings(args: Args) -> None:
 def shift(case: Case, mask: MASK, args: Args) -> tuple[Tensor, Tensor]:
     """Return maps, and how far a change of every pixel by 1/255 at random moves them (L1)."""
     up = torch.rand(case.images.shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    changed = (case.images + torch.where(up, 1, -1) / 255).clamp(0, 1)
+    changed = (case.images + torch.where(up, 1, -1).to(DEVICE) / 255).clamp(0, 1)
     before, after = (maps_of(mask, x, case.labels, args) for x in (case.images, changed))
     return before, metrics.l1(before, after).mean()
 

