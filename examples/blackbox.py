@@ -145,7 +145,8 @@ class Records(list[Progress]):
         confidence, distance = torch.zeros(count), torch.full((count,), torch.nan)
         steps, shares, means = [], [], []
         for step, sure, far, rows in self:
-            confidence[rows], distance[rows] = sure.float(), far.float()
+            rows = rows.cpu()
+            confidence[rows], distance[rows] = sure.float().cpu(), far.float().cpu()
             won = confidence >= floor
             steps.append(step)
             shares.append(won.float().mean().item())
@@ -156,7 +157,7 @@ class Records(list[Progress]):
         """Return the mean number of queries."""
         queries = torch.zeros(count)
         for step, _, _, rows in self:
-            queries[rows] = step
+            queries[rows.cpu()] = step
         return queries.mean().item()
 
 

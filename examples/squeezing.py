@@ -73,7 +73,7 @@ def study(case: Case, benign: Tensor, interpreters: dict[str, Interpreter], step
     axes = figure.subplots(1, len(interpreters), squeeze=False)[0]
     for axis, (name, interpreter) in zip(axes, interpreters.items(), strict=True):
         print(f"\n## {name}, {len(case.images)} images, {steps} gradient evaluations")
-        scores = {"benign": detector.score(benign)}
+        scores = {"benign": detector.score(benign).cpu()}
         for title, attack in attacks(case.model, interpreter, steps).items():
             adversarial = attacked(attack, case, batch=20)
             report = evaluate(case.model, interpreter, case.images, adversarial, case.targets)
@@ -83,7 +83,7 @@ def study(case: Case, benign: Tensor, interpreters: dict[str, Interpreter], step
                 continue
             row(title, report, detector, won)
             if title in ("PGD", "ADV2", "adaptive, all"):
-                scores[title] = detector.score(won)
+                scores[title] = detector.score(won).cpu()
         axis.hist(list(scores.values()), bins=10, range=(0, 2), density=True, label=list(scores))
         axis.axvline(detector.threshold, color="black", linestyle=":")
         axis.set(title=name, xlabel="joint score", ylabel="density")

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import reproduction
 from synthetic import SETTINGS, pictures, setting, study, without
 
 from captum_adv2.study import report
@@ -188,3 +191,21 @@ def test_first_comes_an_overview_of_all_classifiers_and_of_the_paper(reader: Rea
 def test_a_page_of_next_to_nothing(whole: bool, tmp_path: Path) -> None:
     held = (lambda row: row if row.get("target") == -1 else None) if whole else (lambda row: None)
     Reader(write(tmp_path, held))
+
+
+def test_tables_over_several_studies(tmp_path: Path, capsys, monkeypatch) -> None:
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        write(folder, without(attack="class"))
+        (folder / "study.json").write_text(json.dumps(asdict(SETTINGS)))
+    monkeypatch.setattr(sys, "argv", ["", *map(str, folders)])
+    reproduction.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "||paper" + "|resnet|densenet" * 2 + "|"
+    (first,) = (line for line in lines if line.startswith("|1. "))
+    assert first.split("|")[2:] == ["holds"] * 5 + [""]
+    title = lines.index("**Tables 13, 14: L1 (IoU) to the benign map, PGD, ADV2**")
+    ours = lines[title + 4].split("|")
+    assert ours[1:3] == ["GRAD", "0.100, 0.040"]
+    assert ours[3] == ours[5] != "–"
+    assert "GRAD" not in lines[lines.index("**Table 8: class, L1 to the other map (IoU)**") + 4]
