@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """MASK and the attacks on it: the figures and the curve of ``docs/mask.md``.
 
-    python examples/benchmark/mask.py embedded squeezenet paper variants cost quality settings
+    python examples/benchmark/mask.py embedded squeezenet paper followers variants
+    python examples/benchmark/mask.py cost quality settings
 
 Protocol as in ``figures.py``. Maps are those of MASK from its initial mask, on images rounded to
 8 bits, with the same settings in every row of a table. ``--images N`` makes every case smaller,
@@ -32,7 +33,7 @@ from captum_adv2.attacks import MapDistance, presets
 from captum_adv2.evaluation import metrics, visualize
 from captum_adv2.interpreters import MASK, FiniteDifference
 from captum_adv2.interpreters.mask import Blur, Noise
-from captum_adv2.study.embedded import load_resnet, make_shapes
+from captum_adv2.study.embedded import load_densenet, load_resnet, make_shapes
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import embedded_case
@@ -128,6 +129,24 @@ def paper(args: Args) -> None:
         for steps in counts[: 1 if args.smoke else None]:
             attack = build(case, mask, steps, args)
             attacked(f"{name}, {steps} steps", case, mask, attack, args)
+
+
+def followers(args: Args) -> None:
+    """One follower and five, on both embedded networks."""
+    for title, build in (("DenseNet", load_densenet), ("ResNet", load_resnet)):
+        model = build().to(DEVICE)
+        case = embedded_case(2 * (args.images or 16))
+        with torch.no_grad():
+            right = (model(case.images).argmax(dim=1) == case.labels).nonzero()[:, 0]
+        rows = right[: args.images or 16]
+        case = Case(model, *(part[rows] for part in case[1:]))
+        mask = mask_for(case, args)
+        print(f"\n## Followers, embedded {title}, {len(case.images)} images")
+        pgd = PGD(case.model, eps=EPS, steps=scaled(100, args), random_start=False)
+        attacked("PGD", case, mask, pgd, args)
+        for number in (1, 5):
+            attack = default(case, mask, 300, args, followers=number)
+            attacked(f"{number} followers, 300 steps", case, mask, attack, args)
 
 
 VARIANTS: dict[str, dict[str, float]] = {
@@ -250,7 +269,8 @@ def shift(case: Case, mask: MASK, args: Args) -> tuple[Tensor, Tensor]:
 
 
 CASES: dict[str, Callable[[Args], None]] = {
-    case.__name__: case for case in (embedded, squeezenet, paper, variants, cost, quality, settings)
+    case.__name__: case
+    for case in (embedded, squeezenet, paper, followers, variants, cost, quality, settings)
 }
 
 

@@ -23,8 +23,13 @@ from captum_adv2.testing import unchanged
 
 SEEDS = st.integers(0, 2**32 - 1)
 SETTINGS = {"size": 4, "iterations": 5, "perturb": Blur(4.0)}
-SURROGATES = [FiniteDifference(n_step=2, cycle=3), Unrolled(n_step=2, n_reset=2)]
-both_surrogates = pytest.mark.parametrize("surrogate", SURROGATES, ids=["difference", "unrolled"])
+SURROGATES = [
+    FiniteDifference(n_step=2, cycle=3),
+    FiniteDifference(n_step=1, cycle=3, followers=2),
+    Unrolled(n_step=2, n_reset=2),
+]
+NAMES = ["difference", "two followers", "unrolled"]
+both_surrogates = pytest.mark.parametrize("surrogate", SURROGATES, ids=NAMES)
 
 
 def weights64(seed=3, steps=1):
@@ -102,6 +107,30 @@ def test_a_surrogate_leaves_state_model_and_images_unchanged(net, surrogate):
 
 
 # FiniteDifference
+
+
+def test_followers_are_at_different_places_of_the_cycle(net):
+    x, mask = images64(), MASK(net, **SETTINGS)
+    one, two = (FiniteDifference(n_step=1, cycle=4, followers=n) for n in (1, 2))
+    for turns in range(1, 6):
+        alone, both = moved(one, mask, x, turns=turns), moved(two, mask, x, turns=turns)
+        assert_same(both.followers[0], alone.followers[0])
+        # The second one is half a cycle ahead, and restarts then.
+        assert both.followers[1].step == (turns if turns < 3 else turns - 2)
+
+
+def test_several_followers_pull_as_the_mean_of_each(net):
+    x, mask, weights = images64(), MASK(net, **SETTINGS), weights64()
+    surrogate = FiniteDifference(n_step=2, cycle=4, followers=2)
+    state = moved(surrogate, mask, x)
+    alone = [
+        pulled(surrogate, mask, state, x, torch.cat([weights * on, weights * (1 - on)], 1))[0]
+        for on in (0, 1)
+    ]
+    together, explained = pulled(surrogate, mask, state, x, weights)
+    still = pulled(surrogate, mask, state, x, 0 * weights)[0]
+    assert explained.maps.shape == (3, 2, 4, 4)
+    torch.testing.assert_close(together, sum(alone) - still)
 
 
 class Pull(NamedTuple):
