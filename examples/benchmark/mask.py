@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """MASK and the attacks on it: the figures and the curve of ``docs/mask.md``.
 
-    python examples/benchmark/mask.py embedded squeezenet paper followers variants
+    python examples/benchmark/mask.py embedded squeezenet resnet56 paper followers variants
     python examples/benchmark/mask.py cost quality settings
 
 Protocol as in ``figures.py``. Maps are those of MASK from its initial mask, on images rounded to
@@ -102,6 +102,11 @@ def embedded(args: Args) -> None:
 def squeezenet(args: Args) -> None:
     """MASK on SqueezeNet, 28x28 masks."""
     beside_pgd("squeezenet", load_case("squeezenet", args.images or 16, args.real), args)
+
+
+def resnet56(args: Args) -> None:
+    """MASK on ResNet-56 on CIFAR-10, 16x16 masks."""
+    beside_pgd("resnet56", load_case("resnet56", args.images or 100, args.real), args)
 
 
 def default(case: Case, mask: MASK, steps: int, args: Args, **changes: Any) -> ADV2:
