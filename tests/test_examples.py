@@ -99,6 +99,7 @@ SCRIPTS = [
     ("transfer.py", (), ("GradCAM", "PGD", "From the ResNet"), ("transfer.png",)),
     ("vision_transformers.py", (), ("Rollout", "CAM, ResNet", "betrayed"), ("transformers.png",)),
     ("isic_patient.py", (), ("MASK", "RTS", "constant map"), ("melanoma.png",)),
+    ("train_resistant.py", ("embedded", "--quiet"), ("rts-embedded-resistant.pt: ",), ()),
     ("ensemble.py", (), ("none", "ADV2 on RTS", "agreement"), ("ensemble.png",)),
     ("squeezing.py", (), ("thresholds", "Algorithm 2, 3 bits", "adaptive"), ("squeezing.png",)),
     ("aid.py", (), ("ADV2 on RTS^A", "random start"), ("aid-noise.png", "aid-attack.png")),
