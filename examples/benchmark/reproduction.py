@@ -71,14 +71,13 @@ def pair(*cells: tuple[str, str]) -> Cell:
     return cell
 
 
-def detection(attack: str, aimed: bool) -> Cell:
+def detection(attack: str, aimed: str) -> Cell:
     """Return a cell of detection rates after an attack, one for each squeezer."""
 
     def cell(evidence: Evidence, model: str, name: str) -> str:
         found = []
         for squeezer in evidence.squeezers:
-            done = attack.replace("*", squeezer)
-            rate = evidence.detection(model, done, name if aimed else "", squeezer)
+            rate = evidence.detection(model, attack.replace("*", squeezer), aimed, squeezer)
             found.append(f"{100 * rate.mean:.0f}" if rate.size else "–")
         return "–" if {*found} <= {"–"} else ", ".join(found)
 
@@ -100,28 +99,38 @@ TABLES: dict[str, Cell] = {
     "Figure 10: success of ADV2 on stAdv": pair(("StADV2", "ASR")),
     "Table 2: wrong boxes at the threshold 0.5": pair(("benign", "localisation error")),
 }
-DETECTION: dict[str, Cell] = {
-    "PGD": detection("PGD", aimed=False),
-    "ADV2": detection("ADV2", aimed=True),
-    "adaptive": detection("adaptive:*", aimed=True),
-}
+
+
+def names(studies: Sequence[tuple[Results, bool]]) -> list[str]:
+    """Return the interpreters of all studies."""
+    return list(dict.fromkeys(name for results, _ in studies for name in results.every))
+
+
+def row(studies: Sequence[tuple[Results, bool]], cell: Cell, name: str) -> list[str]:
+    """Return the paper's number for an interpreter, then each network's."""
+    paper = cell(PAPER, counterpart("resnet", skin=all(skin for _, skin in studies)), name)
+    return [paper, *(cell(results, m, name) for results, _ in studies for m in results.models)]
 
 
 def rows(studies: Sequence[tuple[Results, bool]], cell: Cell) -> Iterator[list[str]]:
-    """Yield a row for each interpreter: the paper's numbers, then each network's."""
-    names = dict.fromkeys(name for results, _ in studies for name in results.every)
-    for name in names:
-        paper = cell(PAPER, counterpart("resnet", skin=all(skin for _, skin in studies)), name)
-        found = [cell(results, model, name) for results, _ in studies for model in results.models]
-        yield [name, paper, *found]
+    """Yield a row for each interpreter."""
+    for name in names(studies):
+        yield [name, *row(studies, cell, name)]
+
+
+def detections(studies: Sequence[tuple[Results, bool]]) -> Iterator[list[str]]:
+    """Yield a row for PGD, and one for each attack on an interpreter."""
+    yield ["PGD", *row(studies, detection("PGD", ""), "")]
+    for title, attack in (("ADV2", "ADV2"), ("adaptive", "adaptive:*")):
+        for name in names(studies):
+            yield [f"{title} on {name}", *row(studies, detection(attack, name), name)]
 
 
 def observations(studies: Sequence[tuple[Results, bool]]) -> Iterator[list[str]]:
     """Yield the answer of each of the nine rules, the paper's own tables' first."""
     answers = [summary(judge(results), skin)[0] for results, skin in studies]
-    for number_ in range(len(answers[0])):
-        first = answers[0].iloc[number_]
-        cells = [text for each in answers for text in each.iloc[number_, 1:-1]]
+    for place, first in answers[0].iterrows():
+        cells = [text for each in answers for text in each.iloc[place, 1:-1]]
         yield [first["observation"], first["the paper's tables"], *(SHORT.get(c, c) for c in cells)]
 
 
@@ -146,8 +155,7 @@ def main() -> None:
     for title, cell in TABLES.items():
         print(f"\n**{title}**\n\n{table(columns, rows(studies, cell))}")
     print("\n**Table 4: detected by 2 bits, 3 bits, 3x3, 11-3-4, in percent**\n")
-    for kind, cell in DETECTION.items():
-        print(f"{kind}\n\n{table(columns, rows(studies, cell))}\n")
+    print(table(columns, detections(studies)))
 
 
 if __name__ == "__main__":
