@@ -139,6 +139,7 @@ def load(args: argparse.Namespace) -> tuple[Case, dict[str, RTS]]:
     if args.case == "cifar10":
         case = load_case("resnet20", args.images, args.real)
         files = [args.models / f"rts-cifar10{kind}.pt" for kind in ("", "-aid")]
+        files[1] = args.rts_a or files[1]
         found = [MaskingModel.load(file, case.model) for file in files]
     else:
         case = embedded_case(args.images)

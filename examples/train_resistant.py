@@ -6,9 +6,9 @@
     python examples/aid.py --rts-a rts-embedded-resistant.pt --steps 300
 
 Adversarial training (Madry et al. 2018) of a masking model with an encoder of its own. What a short
-attack cannot teach it, a long one can: each picture keeps its perturbation and target class from
-epoch to epoch, and a few steps go on from there (Zheng et al. 2020), so that after 40 epochs of 5
-steps each it has been attacked for 200. A picture in seven starts anew. Of each batch it minimises
+attack cannot teach it, a longer one can: each picture keeps its perturbation and target class from
+epoch to epoch, and a few steps go on from there (Zheng et al. 2020), until by chance, after seven
+epochs on average, it starts anew. Of each batch it minimises
 
 - a hinge on the distance of the attacked picture's map, for the target class, to the clean one's;
 - the distance of clean maps, for the own class and another one, to those of RTS (the drift);
@@ -75,7 +75,8 @@ def attack(
 ) -> Tensor:  # fmt: skip
     """Return images that a few more steps take to the target class, and their maps to benign ones.
 
-    A simple ADV2: momentum, signs, and a weight of the map that differs from image to image.
+    A simple ADV2: momentum, signs, and a weight of the map that differs from image to image. Images
+    and start are ``(B, C, H, W)``, benign maps ``(B, 1, h, w)``, target classes ``(B,)``.
     """
     low, high = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
     weight = 10 * 20 ** torch.rand(len(images)).to(DEVICE)
@@ -95,7 +96,7 @@ def attack(
 
 
 def others(labels: Tensor, classes: int) -> Tensor:
-    """Return another class for each label."""
+    """Return another class for each label ``(B,)``."""
     return (labels + torch.randint(1, classes, labels.shape).to(labels)) % classes
 
 
@@ -103,7 +104,7 @@ def losses(
     plan: Plan, student: MaskingModel, images: Tensor, labels: Tensor, fooled: Tensor,
     target: Tensor, args: argparse.Namespace,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Return the weighted terms of a batch."""
+    """Return the weighted terms ``(B,)``, or ``(2 B,)``, of a batch."""
     other = others(labels, student.classes)
     with torch.no_grad():
         before = plan.teacher.encode(images)
@@ -183,6 +184,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke:
         args.pictures, args.epochs, args.steps = 8, 1, 1
+    if args.pictures < args.batch and not args.smoke:
+        parser.error(f"expected at least --batch {args.batch} pictures, got {args.pictures}")
+    args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"rts-{args.plan}-resistant.pt"
     train(PLANS[args.plan](args), args).save(file)
     print(f"{file}: {file.stat().st_size / 1000:.0f} kB")

@@ -104,7 +104,7 @@ def compared(
     adversarial = attacked(attack, case, args.batch)
     cost = (time.process_time() - start) / cost
     signs = torch.randint(2, case.images.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    noisy = (case.images + EPS * signs).clamp(0, 1)
+    noisy = (case.images + EPS * signs.to(case.images)).clamp(0, 1)
 
     def report(images: Tensor, target: Tensor) -> Report:
         return evaluate(case.model, interpreter, case.images, images, target, case.labels)

@@ -88,7 +88,8 @@ class FiniteDifference(Surrogate):
             difference of MASK's objective at the mask and at the target map.
         damping: Added to the root of v; a large one makes d proportional to g.
         gain: Weight of the map against the prediction, at a given weight of the map loss.
-        followers: Number of followers; five take four times as long, and come nearer.
+        followers: Number of followers; with five, maps come nearer, and a step takes three times as
+            long. An attack then judges its iterates by the mean over masks of all ages.
 
     Reference: for first-order bilevel optimisation, Liu et al., BOME, NeurIPS 2022.
     """
@@ -118,12 +119,12 @@ class FiniteDifference(Surrogate):
         return Pursuit(tuple(moved), target, iteration + 1, slope)
 
     def _ages(self, iteration: int) -> list[int]:
-        """Return each follower's place in its cycle, from 0."""
+        """Return each follower's place in its cycle, from 0; all but one begin with a short one."""
         apart = [number * self.cycle // self.followers for number in range(self.followers)]
         return [(iteration + offset) % self.cycle for offset in apart]
 
     def __call__(self, mask: Any, images: Tensor, state: Pursuit, progress: float) -> Explanation:
-        """Return the followers' maps ``(B, followers, h, w)``; finite differences derive them."""
+        """Return the followers' maps ``(B, followers, h, w)``; their gradient is a difference."""
         pull = partial(self._pull, mask, state)
         maps = torch.cat([1 - follower.kept for follower in state.followers], dim=1)
         return Explanation(_Pull.apply(images, maps, pull), mask.logits(images))

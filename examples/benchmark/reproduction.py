@@ -25,6 +25,7 @@ from captum_adv2.study.verdicts import summary
 
 Cell = Callable[[Evidence, str, str], str]  # of a classifier and an interpreter
 SHORT = {"does not hold": "no", "too few images": "few images", "not measured": "–"}
+SHORT |= {"too few digits": "few digits", "no numbers printed": "–"}
 
 
 def read(folder: Path) -> Results:
@@ -131,7 +132,8 @@ def observations(studies: Sequence[tuple[Results, bool]]) -> Iterator[list[str]]
     answers = [summary(judge(results), skin)[0] for results, skin in studies]
     for place, first in answers[0].iterrows():
         cells = [text for each in answers for text in each.iloc[place, 1:-1]]
-        yield [first["observation"], first["the paper's tables"], *(SHORT.get(c, c) for c in cells)]
+        cells = [SHORT.get(cell, cell) for cell in (first["the paper's tables"], *cells)]
+        yield [first["observation"], *cells]
 
 
 def unmet(studies: Sequence[tuple[Results, bool]]) -> Iterator[str]:

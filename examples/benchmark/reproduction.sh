@@ -7,7 +7,7 @@
 # isic.py wrote. Of ImageNet there are 40 pictures: their mirror images are held out.
 set -euo pipefail
 real="$1" isic="$2" out="$3" here="$(cd "$(dirname "$0")" && pwd)"
-export PYTHONPATH="$here:$here/..:$here/../..${PYTHONPATH:+:$PYTHONPATH}"
+export REAL="$real" PYTHONPATH="$here:$here/..:$here/../..${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$out"
 python - "$real/imagenet_dev.pt" "$out/imagenet.pt" <<'PYTHON'
 import sys

@@ -123,14 +123,15 @@ def test_several_followers_pull_as_the_mean_of_each(net):
     x, mask, weights = images64(), MASK(net, **SETTINGS), weights64()
     surrogate = FiniteDifference(n_step=2, cycle=4, followers=2)
     state = moved(surrogate, mask, x)
-    alone = [
-        pulled(surrogate, mask, state, x, torch.cat([weights * on, weights * (1 - on)], 1))[0]
-        for on in (0, 1)
-    ]
     together, explained = pulled(surrogate, mask, state, x, weights)
-    still = pulled(surrogate, mask, state, x, 0 * weights)[0]
     assert explained.maps.shape == (3, 2, 4, 4)
-    torch.testing.assert_close(together, sum(alone) - still)
+    single = FiniteDifference(n_step=2, cycle=4)
+    iterations = (3, 1)  # the second one restarted half a cycle later
+    alone = [
+        pulled(single, mask, state._replace(followers=(each,), iteration=at), x, weights)[0]
+        for each, at in zip(state.followers, iterations, strict=True)
+    ]
+    torch.testing.assert_close(together, sum(alone) / 2)
 
 
 class Pull(NamedTuple):
