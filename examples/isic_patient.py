@@ -58,9 +58,8 @@ def melanomas(model: nn.Module, source: Lesions, count: int) -> tuple[Case, Tens
         raise SystemExit("expected melanomas that the classifier recognises, got none")
     labels = torch.full((len(images),), MELANOMA)
     targets = torch.full_like(labels, NEVUS)
-    return Case(model, torch.stack(images), labels, targets).to(DEVICE), torch.stack(masks).to(
-        DEVICE
-    )
+    case = Case(model, torch.stack(images), labels, targets)
+    return case.to(DEVICE), torch.stack(masks).to(DEVICE)
 
 
 def inside(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

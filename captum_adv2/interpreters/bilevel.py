@@ -88,8 +88,8 @@ class FiniteDifference(Surrogate):
             difference of MASK's objective at the mask and at the target map.
         damping: Added to the root of v; a large one makes d proportional to g.
         gain: Weight of the map against the prediction, at a given weight of the map loss.
-        followers: Number of followers; with five, maps come nearer, and a step takes three times as
-            long. An attack then judges its iterates by the mean over masks of all ages.
+        followers: Number of followers; with five, maps come nearer, and a step costs four times as
+            much. An attack then judges its iterates by the mean over masks of all ages.
 
     Reference: for first-order bilevel optimisation, Liu et al., BOME, NeurIPS 2022.
     """
