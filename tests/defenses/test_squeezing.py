@@ -67,7 +67,8 @@ def test_squeezed_images_are_images(
     assert torch.equal(x, before)
     assert torch.equal(squeezed, squeezer(x))
     singles = torch.cat([squeezer(image) for image in x.split(1)])
-    torch.testing.assert_close(squeezed, singles, atol=1e-6, rtol=0)
+    # Sums round by the size of the batch; another image would count for a level, 1 / 255.
+    torch.testing.assert_close(squeezed, singles, atol=1e-5, rtol=0)
 
 
 @squeezers
