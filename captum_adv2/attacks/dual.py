@@ -36,7 +36,7 @@ from captum_adv2.interpreters.boundary import (
 )
 from captum_adv2.interpreters.gradient import Gradient
 from captum_adv2.progress import progress_bar
-from captum_adv2.spec import Index, Unit, doubt
+from captum_adv2.spec import Count, Index, Unit, doubt
 
 _CROSS_ENTROPY = CrossEntropy(rho=0.0)
 _GATE = 30.0  # of far target maps; docs/benchmarks.md has what else was tried
@@ -213,7 +213,7 @@ class DualAttack(CoupledAttack):
     _: KW_ONLY
     warmup: Index | None = None
     surrogate: Surrogate | None = None
-    keep: Literal["best", "final"] = "best"
+    keep: Literal["best", "final"] | Count = "best"
 
     @abstractmethod
     def _framework(self) -> Framework:
@@ -239,6 +239,9 @@ class DualAttack(CoupledAttack):
         if self.warmup is not None and self.warmup > self.steps:
             wanted = f"expected warmup at most {self.steps}, the steps, got {self.warmup}"
             raise ValueError(f"{wanted}; pass a shorter warmup, too")
+        if self.surrogate and not hasattr(interpreter, self.surrogate.needs):
+            name, given = type(interpreter).__name__, type(self.surrogate).__name__
+            raise TypeError(f"expected a surrogate for {name}, got {given}; None is its own")
         return interpreter
 
     def _attack(self, request: Request, target_maps: Tensor | None) -> Tensor:
@@ -281,6 +284,7 @@ class DualAttack(CoupledAttack):
                 state=surrogate.init(interpreter, started, target),
                 floor=self.confidence,
                 stop=self.stop,
+                late=self.keep if isinstance(self.keep, int) else 0,
             )
             _, final = descend(dual, variable, self.step, range(warmup, self.steps), report)
         return final if self.keep == "final" else dual.better(final, batch)

@@ -81,6 +81,7 @@ class Problem:
     untargeted: bool = False  # whether to move away from the batch's target
     floor: float = 0.0  # confidence that is enough
     stop: float | None = None  # map distance at which an image is finished
+    late: int = 0  # iterates near the end that `better` judges, too
     progress: float = field(default=0.0, init=False)  # share of the phase that is done
     confidence: Tensor = field(init=False)
     distance: Tensor = field(init=False)
@@ -90,6 +91,7 @@ class Problem:
     seen: Tensor = field(init=False)
     best: Tensor | None = field(default=None, init=False)
     _score: Tensor = field(init=False)  # of the best iterates (B, 2); see `_judge`
+    _late: dict[int, Tensor] = field(default_factory=dict, init=False)  # by step
     _advanced: float | None = field(default=None, init=False)  # progress of the surrogate's state
 
     def __post_init__(self) -> None:
@@ -121,17 +123,24 @@ class Problem:
 
     @torch.no_grad()
     def better(self, final: Tensor, whole: Batch) -> Tensor:
-        """Return each image's last or best iterate, by its reported map after 8-bit rounding."""
+        """Return each image's last, best or a late iterate, by its reported map after rounding."""
         if self.best is None:
             return final
-        scores, (_, target, target_maps, rows) = [], whole
-        for images in (final, self.best):
-            rounded = quantize(images)
-            maps, logits, _ = self.interpreter.explain(rounded, target)
-            logits = self.logits(rounded) if logits is None else logits
-            candidate = Candidate(rounded, logits, maps, target, target_maps, 1.0, rows)
-            scores.append(self._judge(candidate, total(self.terms[2:], candidate))[-1])
-        return torch.where(before(*scores).view(-1, 1, 1, 1), final, self.best)
+        chosen, least = self.best, self._reported(self.best, whole)
+        for images in (*self._late.values(), final):
+            score = self._reported(images, whole)
+            lower = before(score, least)[:, None]
+            chosen = torch.where(lower[..., None, None], images, chosen)
+            least = torch.where(lower, score, least)
+        return chosen
+
+    def _reported(self, images: Tensor, whole: Batch) -> Tensor:
+        """Return the scores of images that are rounded to 8 bits, by their reported maps."""
+        rounded, (_, target, target_maps, rows) = quantize(images), whole
+        maps, logits, _ = self.interpreter.explain(rounded, target)
+        logits = self.logits(rounded) if logits is None else logits
+        candidate = Candidate(rounded, logits, maps, target, target_maps, 1.0, rows)
+        return self._judge(candidate, total(self.terms[2:], candidate))[-1]
 
     def take_finished(self, last: Tensor) -> Tensor | None:
         """Remove finished images from the batch; put those whose maps were judged into ``last``.
@@ -181,7 +190,7 @@ class Problem:
 
     @torch.no_grad()
     def _keep_best(self, candidate: Candidate, further: Tensor) -> None:
-        """Judge an iterate; keep it where it scores lower than the image's best."""
+        """Judge an iterate; keep it where it scores lower than the image's best, or it is due."""
         rows, self.seen = self.batch.rows, candidate.images.detach()
         self.confidence, self.distance, self.enough, score = self._judge(candidate, further)
         if self.best is None:  # the first iterate: no image is finished yet
@@ -191,6 +200,9 @@ class Problem:
         lower = before(score, least)
         self.best[rows] = torch.where(lower.view(-1, 1, 1, 1), self.seen, best)
         self._score[rows] = torch.where(lower[:, None], score, least)
+        step, apart = round(self.progress * self.steps), 0.4 * self.steps / max(1, self.late)
+        if step in (round(self.steps - apart * (n + 1)) for n in range(self.late)):
+            self._late[step] = self.best.index_copy(0, rows, self.seen)
 
     @torch.no_grad()
     def _judge(self, candidate: Candidate, further: Tensor) -> tuple[Tensor, ...]:

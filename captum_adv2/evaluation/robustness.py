@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captum_adv2 import spec
 from captum_adv2.attacks.adv2 import ADV2
+from captum_adv2.evaluation import metrics
 from captum_adv2.evaluation.evaluate import evaluate
 from captum_adv2.evaluation.metrics import interval, wilson
 from captum_adv2.interpreters.base import Interpreter, eval_mode
@@ -81,13 +82,15 @@ def robustness(
     steps: Count = 100,
     levels: Sequence[Positive] = LEVELS,
     iou: Unit = 0.5,
+    threshold: Unit = 0.5,
     attack: Callable[[float], Any] | None = None,
 ) -> Robustness:
     """Find, by bisection, the least eps at which each image's class and map are both fooled.
 
     They are where the image, rounded to 8 bits, is of the target class, and its map has more than
     ``iou`` in common with the benign one. Bisection takes success to grow with eps; of 13 levels,
-    an image is attacked at four. As 8 bits have no half, rounding may add half a level to eps.
+    an image is attacked at four. Rounding may add up to half of 1/255 to eps, or undo the attack:
+    of 8-bit images, no change below half of 1/255 is left.
 
     Args:
         model: The classifier.
@@ -99,6 +102,7 @@ def robustness(
         steps: Gradient evaluations of each attack.
         levels: Values of eps to choose from, rising.
         iou: Intersection over union of two maps that look alike.
+        threshold: Value that a map must exceed to count for it.
         attack: Makes an attack of an eps; default: `ADV2` on the interpreter, in steps of a quarter
             of eps.
 
@@ -121,6 +125,12 @@ def robustness(
         target = (own + shift.to(own)) % logits.shape[1]
     spec.expect_classes(target, logits, "target")
     target = target.long()
+    same = int((target == own).sum())
+    if same:
+        raise ValueError(
+            f"expected target classes other than the images' own, got the own class of {same} of "
+            f"{len(own)} images; classes of the benign maps go to labels"
+        )
     benign = interpreter(images, own).detach()
 
     def fooled(rows: Tensor, eps: float) -> Tensor:
@@ -131,7 +141,7 @@ def robustness(
         clean, wanted, maps = images[rows], target[rows], benign[rows]
         adversarial = made(clean, wanted)
         report = evaluate(model, interpreter, clean, adversarial, wanted, benign_maps=maps)
-        return report.success & (report.iou > iou)
+        return report.success & (metrics.iou(report.adversarial_maps, maps, threshold) > iou)
 
     # The attack is known to fail at the level `below`, and to succeed at `least`, or at none.
     below = torch.full_like(own, -1)

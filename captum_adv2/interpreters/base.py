@@ -56,7 +56,12 @@ class Surrogate(ABC):
 
     Its state is a tensor with the batch first, a number, or a tuple of these, so that finished
     images can be taken out of it. ``interpreter`` is the interpreter under attack, throughout.
+
+    Attributes:
+        needs: Name of a method of the interpreters that it is for.
     """
+
+    needs: ClassVar[str] = "explain"
 
     def init(self, interpreter: Any, images: Tensor, target: Tensor) -> Any:
         """Return the state to start from; by default, the classes ``(B,)`` to explain."""

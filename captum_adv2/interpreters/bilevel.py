@@ -94,6 +94,8 @@ class FiniteDifference(Surrogate):
     Reference: for first-order bilevel optimisation, Liu et al., BOME, NeurIPS 2022.
     """
 
+    needs = "descend"
+
     n_step: Count = 4
     cycle: Count = 25
     pace: Positive = 3.0
@@ -175,6 +177,8 @@ class Unrolled(Surrogate):
         shrink: Factor on the gradients in Adam's moments at a reset.
         count: Adam's step count after a reset.
     """
+
+    needs = "descend"
 
     n_step: Count = 4
     n_reset: Count = 50

@@ -113,6 +113,8 @@ class FirstOrder(base.Surrogate):
     must do the same: what a model draws must come from PyTorch's global generators.
     """
 
+    needs = "explain_by"
+
     slope: Slope
 
     def init(self, interpreter: GradientBased, images: Tensor, target: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
 
 from captum_adv2.interpreters.tap import Mode, eagerly
-from captum_adv2.spec import Positive
+from captum_adv2.spec import Positive, checked
 
 Derivative: TypeAlias = Callable[[Tensor], Tensor]
 """A function of pre-activations z that returns the derivative of ReLU there, elementwise."""
@@ -108,6 +108,7 @@ class Everywhere(Slope):
         return slope
 
 
+@checked
 @dataclass(frozen=True)
 class Auto(Slope):
     """The logistic function, as wide as the layer's pre-activations are large in each image.
@@ -121,8 +122,8 @@ class Auto(Slope):
     [tensor([[0.0300, 0.9700]]), tensor([[0.0300, 0.9700]])]
     """
 
-    wide: float = 0.3
-    narrow: float = 0.005
+    wide: Positive = 0.3
+    narrow: Positive = 0.005
 
     @torch.no_grad()
     def __call__(self, z: Tensor, progress: float) -> Derivative:

@@ -319,6 +319,8 @@ class EncoderGuided(Surrogate):
         weight: Weight of that loss (lambda_2 of Table 11, 12); 0 omits it.
     """
 
+    needs = "look"
+
     weight: NonNegative = 0.1
 
     def __call__(self, rts: RTS, images: Tensor, state: Tensor, progress: float) -> Explanation:

@@ -291,18 +291,19 @@ def _least(case: Case, plan: Plan, chunk: Chunk) -> dict[str, Any]:
         chunk.target,
         chunk.labels,
         steps=plan.settings.steps,
+        threshold=plan.settings.threshold,
     )
     nothing = {"maps": {}, "aim": {}, "scores": chunk.images.new_zeros(len(chunk.images), 0)}
     measures = {case.aimed: {"least": found.least}}
     return nothing | {"target": chunk.target, "measures": measures}
 
 
-def held_out(plan: Plan, chunk: Chunk, tune: bool) -> dict[str, Any]:
-    """Return the scores of held-out images, and what each threshold makes of their boxes."""
+def held_out(plan: Plan, chunk: Chunk, tune: int) -> dict[str, Any]:
+    """Return the scores of held-out images; of the first, what each threshold makes of boxes."""
     boxes: dict[str, Tensor] = {}
     if tune and any(map(len, chunk.boxes)):
         for name, interpreter in plan.subject.interpreters.items():
-            boxes[name] = tried(interpreter(chunk.images, chunk.labels), chunk)
+            boxes[name] = tried(interpreter(chunk.images[:tune], chunk.labels[:tune]), chunk)
     return _cpu({"scores": scores(plan, chunk.images), "boxes": boxes})  # type: ignore[no-any-return]
 
 
@@ -341,10 +342,10 @@ def _missed(maps: Tensor, chunk: Chunk, threshold: float) -> Tensor:
 
 
 def tried(maps: Tensor, chunk: Chunk) -> Tensor:
-    """Return the same for all of `localization.THRESHOLDS`, ``(B, K)``."""
+    """Return the same for all of `localization.THRESHOLDS`, ``(B, K)``; NaN past the maps."""
     height, width = chunk.images.shape[-2:]
     missed = _unknown(chunk)[:, None].repeat(1, len(localization.THRESHOLDS))
-    known = [i for i, boxes in enumerate(chunk.boxes) if len(boxes)]
+    known = [i for i, boxes in enumerate(chunk.boxes[: len(maps)]) if len(boxes)]
     if known:
         truth = [chunk.boxes[i] for i in known]
         missed[known] = localization.errors(maps[known].cpu(), (height, width), truth).float()

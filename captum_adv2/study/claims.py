@@ -4,9 +4,9 @@
 A rule has criteria, each a number with a 95 % interval and a limit. A criterion *holds* where the
 whole interval meets the limit, *does not hold* where none of it does, and else there are *too few
 images* to tell. An observation does not hold if one of its criteria does not; it holds if all do.
-What was not measured, or has no successful attack whose map could be compared, decides nothing.
-Classifiers are judged apart. `DISTILLED` is no interpreter of observations 1 to 8: it was trained
-to break the second.
+What was not measured, or has no successful attack whose map could be compared, decides nothing;
+the answer then names what it is without. Classifiers are judged apart. `DISTILLED` is no
+interpreter of observations 1 to 8: it was trained to break the second.
 
 The docstring of a rule is what the page prints.
 """
@@ -57,6 +57,11 @@ class Verdict(NamedTuple):
     models: Mapping[str, Answer | None]  # classifier by classifier
     checks: Mapping[str, Sequence[Check]]  # likewise
 
+    def without(self, model: str) -> list[str]:
+        """Return what was not measured of a classifier, though it has an answer."""
+        subjects = _subjects(self.checks[model]) if self.models[model] else {}
+        return [subject for subject, answers in subjects.items() if _joint(answers) is None]
+
 
 _BASIC = "PGD, and ADV2 towards benign maps"
 _PAIRS = f"{_BASIC} of at least two interpreters"
@@ -90,11 +95,17 @@ def _verdict(number: int, claim: Claim, evidence: Evidence) -> Verdict:
 
 def _of(checks: Iterable[Check], complete: bool) -> Answer | None:
     """Return the answer of criteria; those of one subject are needed together."""
+    answers = _subjects(checks).values()
+    return _worst(_joint(each) if complete else _worst(each) for each in answers)
+
+
+def _subjects(checks: Iterable[Check]) -> dict[str, list[Answer | None]]:
+    """Return the answers of the criteria that decide, by subject."""
     subjects: dict[str, list[Answer | None]] = {}
     for check in checks:
         if check.decides:
             subjects.setdefault(check.subject, []).append(check.answer)
-    return _worst(_joint(each) if complete else _worst(each) for each in subjects.values())
+    return subjects
 
 
 def _joint(answers: Sequence[Answer | None]) -> Answer | None:

@@ -249,7 +249,7 @@ class Part:
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 if task.held_out:
-                    tune = task.number * self._settings.chunk < self._settings.tuned
+                    tune = max(0, self._settings.tuned - task.number * self._settings.chunk)
                     found: dict[str, Any] = held_out(plan, chunk, tune)
                 else:
                     found = measure(case, plan, chunk, benign)

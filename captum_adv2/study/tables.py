@@ -106,6 +106,7 @@ def protocol(settings: Settings, framework: str) -> str:
     pixels = f"change pixels by at most eps = {settings.eps * 255:g}/255"
     attack = {
         "pgd": f"{pixels}, in {settings.steps} gradient evaluations",
+        "curve": f"take {settings.steps} gradient evaluations at each eps",
         "query": f"{pixels}, in at most {settings.queries} queries of an image and no gradients",
         "stadv": f"move pixels by at most {settings.bound:g} pixels along each axis, in "
         f"{settings.flow_steps} gradient evaluations",
@@ -268,7 +269,8 @@ _TRUST = (
     "For each image, the least of 13 values of eps from 0.25/255 to 16/255 at which ADV2, rounded "
     "to 8 bits, reaches its class and a map with more than half of its salient pixels in common "
     "with the benign one, found by bisection. The area above the curve, over the logarithm of eps, "
-    "is 0 where all images are fooled by the least eps, and 1 where none is by the largest. "
+    "is 0 where all images are fooled by the least eps, and 1 where none is by the largest; of "
+    "8-bit images, no change below 0.5/255 is left after rounding. "
 )
 
 SPECS = (
@@ -297,7 +299,8 @@ SPECS = (
          "PGD or ADV2 towards benign maps", Long(_BASIC, ("L1", "L2"))),
     Spec("Table 14", "Distances of benign and adversarial maps of skin lesions",
          "PGD or ADV2 towards benign maps", Long(_BASIC, ("L1", "L2"))),
-    Spec("Curve", "How far explanations can be trusted", "--curve", _curve, 2, _TRUST),
+    Spec("Curve", "How far explanations can be trusted", "--curve", _curve, 2, _TRUST,
+         "curve"),
     Spec("Figure 10", "stAdv, and ADV2 on it", "the framework stadv",
          Long(("stAdv", "StADV2"), ("ASR", "MC", "L1", "IoU")), framework="stadv"),
     Spec("Queries", "Square Attack, and ADV2, without gradients", "the framework query",

@@ -20,7 +20,7 @@ class Glance(NamedTuple):
 
     number: int
     text: str
-    models: Sequence[Answer | None]
+    models: Sequence[tuple[Answer | None, str]]  # with what was not measured, in words
     paper: str
 
 
@@ -37,9 +37,15 @@ def on_paper(answer: Answer | None) -> str:
 def glance(verdicts: Sequence[Verdict]) -> list[Glance]:
     """Return the nine observations, a line each."""
     return [
-        Glance(ours.number, ours.claim.text, [*ours.models.values()], on_paper(theirs.answer))
+        Glance(ours.number, ours.claim.text, _answers(ours), on_paper(theirs.answer))
         for ours, theirs in zip(verdicts, judge(PAPER), strict=True)
     ]
+
+
+def _answers(verdict: Verdict) -> list[tuple[Answer | None, str]]:
+    """Return each classifier's answer, and what it is without."""
+    lists = {model: ", ".join(verdict.without(model)) for model in verdict.models}
+    return [(a, f" without {lists[m]}" * bool(lists[m])) for m, a in verdict.models.items()]
 
 
 def criteria(verdict: Verdict, skin: bool) -> pd.DataFrame:
@@ -61,7 +67,7 @@ def summary(verdicts: Sequence[Verdict], skin: bool) -> tuple[pd.DataFrame, pd.D
     answers = [
         {
             "observation": f"{line.number}. {line.text}",
-            **dict(zip(verdict.models, map(word, line.models), strict=True)),
+            **dict(zip(verdict.models, (word(a) + rest for a, rest in line.models), strict=True)),
             "the paper's tables": line.paper,
         }
         for line, verdict in zip(glance(verdicts), verdicts, strict=True)

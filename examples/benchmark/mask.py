@@ -137,7 +137,7 @@ def paper(args: Args) -> None:
 
 
 def followers(args: Args) -> None:
-    """One follower and five, on both embedded networks."""
+    """One follower and five, and late iterates judged, on both embedded networks."""
     for title, build in (("DenseNet", load_densenet), ("ResNet", load_resnet)):
         model = build().to(DEVICE)
         case = embedded_case(2 * (args.images or 16))
@@ -149,9 +149,10 @@ def followers(args: Args) -> None:
         print(f"\n## Followers, embedded {title}, {len(case.images)} images")
         pgd = PGD(case.model, eps=EPS, steps=scaled(100, args), random_start=False)
         attacked("PGD", case, mask, pgd, args)
-        for number in (1, 5):
+        for number, keep in ((1, "best"), (1, 12), (5, "best"), (5, 12)):
             attack = default(case, mask, 300, args, followers=number)
-            attacked(f"{number} followers, 300 steps", case, mask, attack, args)
+            attack.keep = keep
+            attacked(f"{number} followers, keep {keep}", case, mask, attack, args)
 
 
 VARIANTS: dict[str, dict[str, float]] = {

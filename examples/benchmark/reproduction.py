@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The paper's tables over several studies, as Markdown: what ``docs/reproduction.md`` shows.
 
-    python examples/benchmark/reproduction.py STUDY...
+    python examples/benchmark/reproduction.py STUDY... --curves STUDY... --out FOLDER
 
 Each argument is the folder of a study. Networks are columns; cells are means, or rates, and those
-of the paper stand at the left, of ResNet-50 or, for skin lesions, of its skin-cancer classifier.
+of the paper stand at the left: of its ResNet-50 or, where all studies are of skin lesions, of its
+skin-cancer classifier. The curves of trust become a table, and ``study-curve.png``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from captum_adv2.study import plots
 from captum_adv2.study.claims import judge
 from captum_adv2.study.engine import stored
-from captum_adv2.study.estimates import Evidence
+from captum_adv2.study.estimates import Estimate, Evidence
 from captum_adv2.study.frame import Results
 from captum_adv2.study.paper import PAPER, counterpart
 from captum_adv2.study.tables import on_skin
@@ -122,9 +124,17 @@ def rows(studies: Sequence[tuple[Results, bool]], cell: Cell) -> Iterator[list[s
 def detections(studies: Sequence[tuple[Results, bool]]) -> Iterator[list[str]]:
     """Yield a row for PGD, and one for each attack on an interpreter."""
     yield ["PGD", *row(studies, detection("PGD", ""), "")]
-    for title, attack in (("ADV2", "ADV2"), ("adaptive", "adaptive:*")):
+    known = "adaptive:*"
+    every = ("ADV2", "ADV2"), ("adaptive", known), ("Algorithm 2", f"{known}, Algorithm 2")
+    for title, attack in every:
         for name in names(studies):
             yield [f"{title} on {name}", *row(studies, detection(attack, name), name)]
+
+
+def shorter(text: str) -> str:
+    """Return an answer in fewer words."""
+    answer, without, rest = text.partition(" without ")
+    return SHORT.get(answer, answer) + without + rest
 
 
 def observations(studies: Sequence[tuple[Results, bool]]) -> Iterator[list[str]]:
@@ -132,7 +142,7 @@ def observations(studies: Sequence[tuple[Results, bool]]) -> Iterator[list[str]]
     answers = [summary(judge(results), skin)[0] for results, skin in studies]
     for place, first in answers[0].iterrows():
         cells = [text for each in answers for text in each.iloc[place, 1:-1]]
-        cells = [SHORT.get(cell, cell) for cell in (first["the paper's tables"], *cells)]
+        cells = [shorter(cell) for cell in (first["the paper's tables"], *cells)]
         yield [first["observation"], *cells]
 
 
@@ -145,11 +155,34 @@ def unmet(studies: Sequence[tuple[Results, bool]]) -> Iterator[str]:
             yield f"- {observation}, {model}: {'; '.join(texts)}"
 
 
+def trust(folders: Sequence[Path], out: Path) -> None:
+    """Print the areas above the curves of trust, with 95 % intervals; draw the curves."""
+    every = [read(folder) for folder in folders]
+    panels = {
+        model: {name: found for name in each.every if (found := each.trust(model, name))}
+        for each in every
+        for model in each.models
+    }
+
+    def rows() -> Iterator[list[str]]:
+        for name in dict.fromkeys(name for each in every for name in each.every):
+            found = [curves.get(name) for curves in panels.values()]
+            areas = ["–" if one is None else str(Estimate.of(one.heights())) for one in found]
+            yield [name, *areas]
+
+    print("\n**Area above the curve of trust**\n")
+    print(table([*panels], rows()))
+    plots.trusted(panels).savefig(out / "study-curve.png", dpi=80)
+
+
 def main() -> None:
     """Print the tables of the studies."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("studies", nargs="+", type=Path, help="folders of studies")
-    folders = parser.parse_args().studies
+    parser.add_argument("--curves", nargs="+", type=Path, help="folders of studies with --curve")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture")
+    args = parser.parse_args()
+    folders = args.studies
     studies = [(read(folder), on_skin(stored(folder))) for folder in folders]
     columns = ["paper", *(model for results, _ in studies for model in results.models)]
     print(table(columns, observations(studies)))
@@ -158,6 +191,8 @@ def main() -> None:
         print(f"\n**{title}**\n\n{table(columns, rows(studies, cell))}")
     print("\n**Table 4: detected by 2 bits, 3 bits, 3x3, 11-3-4, in percent**\n")
     print(table(columns, detections(studies)))
+    if args.curves:
+        trust(args.curves, args.out)
 
 
 if __name__ == "__main__":

@@ -250,15 +250,18 @@ def test_target_maps_of_a_call_win_stay_with_their_images_and_are_not_kept(train
 
 
 @MODES
-@pytest.mark.parametrize("keep", ["best", "final"])
+@pytest.mark.parametrize(("keep", "judged"), [("best", 2), ("final", 0), (2, 4)])
 @pytest.mark.parametrize("interpreter", [CAM, GradCAM, Gradient])
 @pytest.mark.filterwarnings(FLAT_MAPS)
-def test_a_step_is_one_pass_one_report_and_one_candidate(trained, data, mode, keep, interpreter):
+def test_a_step_is_one_pass_one_report_and_one_candidate(
+    trained, data, mode, keep, judged, interpreter
+):
     """Map and prediction share one forward pass, GRAD's gradient takes one more; a few are around.
 
     Around them: one for the images' own classes, one to see that the map can be attacked, one for
     the benign map; untargeted, one where the
-    warm start has landed; for the best iterate, two that judge it and the last one.
+    warm start has landed; for the best iterate, two that judge it and the last one, and one for
+    each late iterate.
     """
     model, sizes, seen, reports = copy.deepcopy(trained), [], [], []
     model.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
@@ -266,12 +269,12 @@ def test_a_step_is_one_pass_one_report_and_one_candidate(trained, data, mode, ke
     attack.callback = reports.append
     attack(*data)
     passes = 2 if interpreter is Gradient else 1
-    assert len(sizes) == 4 + 5 * passes + 2 + passes + (not attack.targeted) + 2 * (keep == "best")
+    assert len(sizes) == 4 + 5 * passes + 2 + passes + (not attack.targeted) + judged
     assert set(sizes) == {6}  # a model may accept no other number of images
     assert [report.step for report in reports] == list(range(9))
     assert all(report.rows.tolist() == list(range(6)) for report in reports)
     assert all(report.distance.isnan().all() for report in reports[:4])
-    progress = [0.0, 0.2, 0.4, 0.6, 0.8] + [1.0, 1.0] * (keep == "best")
+    progress = [0.0, 0.2, 0.4, 0.6, 0.8] + [1.0] * judged
     assert [candidate.progress for candidate in seen] == progress
     for report, candidate in zip(reports[4:], seen[:5], strict=True):
         torch.testing.assert_close(report.distance, distance_of(candidate))
@@ -321,6 +324,20 @@ def test_a_surrogate_takes_the_interpreters_place(model, data):
         assert torch.equal(candidate.maps, F.avg_pool2d(candidate.images[:, :1], 2))
     with pytest.raises(ValueError, match="expected a differentiable interpreter, got CAM"):
         attack(steps=3, surrogate=Red(graph=False))(*data)
+
+
+def test_late_iterates_are_judged_by_the_reported_map(trained, data):
+    attack = partial(ADV2, trained, CAM(trained), eps=0.1, steps=20, confidence=0.0)
+    reports = [
+        evaluate(trained, CAM(trained), data[0], made, shifted(*data))
+        for keep in ("best", 8)
+        for made in [targeted(attack(surrogate=Red(), keep=keep))(*data)]
+    ]
+    best, late = reports
+    assert (late.success >= best.success).all()
+    both = best.success & late.success
+    assert (late.l1[both] <= best.l1[both] + 1e-6).all()
+    assert (late.l1[both] < best.l1[both] - 1e-6).any()  # red is another map
 
 
 # Bounds and formats

@@ -31,6 +31,7 @@ MISTAKES = [
     (lambda m: ADV2(m, step=SignDescent), TypeError, r"step .*; pass SignDescent\(\)"),
     (lambda m: ADV2(m, prediction=Margin), TypeError, r"prediction .*; pass Margin\(\)"),
     (lambda m: ADV2(m, terms=[Margin]), TypeError, r"terms\[0\] .*; pass Margin\(\)"),
+    (lambda m: ADV2(m, CAM(m), surrogate=Unrolled()), TypeError, "a surrogate for CAM, got Unroll"),
     (lambda m: ADV2(m, surrogate=Unrolled), TypeError, r"surrogate .*; pass Unrolled\(\.\.\.\)"),
     (lambda m: ADV2(m, generator=3), TypeError, "a torch.Generator, got int; torch.Gen"),
     (lambda m: BitDepthADV2(StADV2(m), 3), TypeError, "attack to be an ADV2, got StADV2"),

@@ -71,6 +71,23 @@ def test_other_levels() -> None:
         robustness(model, Echo(model), IMAGES, ONES, levels=[0.2, 0.1])
 
 
+def test_labels_in_place_of_targets_are_refused() -> None:
+    model = Brightness()
+    own = model(IMAGES).argmax(dim=1)
+    with pytest.raises(ValueError, match="got the own class of 4 of 4 images"):
+        robustness(model, Echo(model), IMAGES, own)
+
+
+def test_the_maps_threshold() -> None:
+    model = Brightness()
+    how = {"iou": 0.0, "attack": brighten}  # bright images' maps have values near one half
+    low, high = (
+        robustness(model, Echo(model, 1.0), IMAGES, ONES, threshold=each, **how)
+        for each in (0.1, 0.5)
+    )
+    assert low.area < high.area == 1
+
+
 def test_numbers_of_a_curve() -> None:
     found = Robustness(torch.tensor([1.0, 2.0, 2.0, math.inf]) / 255, (1 / 255, 2 / 255, 4 / 255))
     assert found.shares() == [0.25, 0.75, 0.75]

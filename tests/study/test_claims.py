@@ -245,6 +245,13 @@ def test_without_success_there_is_no_map_to_compare() -> None:
     assert {number: found[number].answer for number in wanted} == wanted
 
 
+def test_an_answer_names_what_it_is_without() -> None:
+    found = verdicts(without(attack="ADV2", aimed="RTS"))
+    assert [found[number].without("resnet") for number in (1, 2, 3)] == [["RTS"], ["RTS"], []]
+    assert found[2].models == {"resnet": "holds"}
+    assert verdicts(without(attack="PGD"))[2].without("resnet") == []  # there is no answer
+
+
 def test_half_of_a_rule_decides_nothing() -> None:
     found = verdicts(without(attack="PGD"))[2]
     assert {check.answer for check in found.checks["resnet"]} == {None, "holds"}

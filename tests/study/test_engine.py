@@ -177,6 +177,12 @@ def test_a_study_may_get_more_seeds_and_the_curve(tmp_path: Path) -> None:
         run(replace(tiny, seeds=(0, 1)), tmp_path / "x", resume=True, verbose=False)
 
 
+def test_as_many_images_set_a_threshold_as_it_says(tmp_path: Path) -> None:
+    tiny = replace(SMALL, interpreters=("CAM",), frameworks=(), detectors=(), tuned=3, count=2)
+    rows = quiet(tiny, tmp_path / "x").boxes.dropna()
+    assert rows.held_out.value_counts().to_dict() == {1.0: 3, 0.0: 2}
+
+
 def test_a_page_of_what_is_there_so_far(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     with pytest.raises(FileNotFoundError, match="expected a study in"):
