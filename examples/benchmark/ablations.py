@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Measure what §3.2, §3.4 and §3.6 of the paper assert of the attack's parts, one by one.
 
-    python examples/benchmark/ablations.py smoothing warm labels lookahead encoder far
+    python examples/benchmark/ablations.py smoothing warm labels lookahead encoder scores far
 
 ``smoothing`` is the derivative of ReLU on GRAD: h, sigma, r, and other widths of the default;
 ``warm`` the length of the warm start; ``labels`` label smoothing on GRAD; ``lookahead`` the steps
-of Algorithm 1 on MASK; ``encoder`` the loss on the encoder on RTS; ``far`` the weight of target
-maps that are far away. Protocol as in ``figures.py``, on the embedded networks. Each row after the
-first ends with the paired difference of its L1 from the first, with a 95 % bootstrap interval:
-below 0 is better.
+of Algorithm 1 on MASK; ``encoder`` the loss on the encoder on RTS; ``scores`` what Grad-CAM
+differentiates; ``far`` the weight of target maps that are far away. Protocol as in ``figures.py``,
+on the embedded networks. Each row after the first ends with the paired difference of its L1 from
+the first, with a 95 % bootstrap interval: below 0 is better.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from figures import EPS, line, towards
 from mask import embedded_case, scaled
 from real import DEVICE, Case, parse
 
-from captum_adv2 import ADV2, Report, SoundnessWarning, evaluate
+from captum_adv2 import ADV2, Report, SoundnessWarning, StADV2, evaluate
 from captum_adv2.attacks import CrossEntropy, MapDistance, RandomPatch
 from captum_adv2.attacks.terms import Linear
 from captum_adv2.evaluation import metrics
@@ -33,6 +34,7 @@ from captum_adv2.interpreters import (
     RTS,
     EncoderGuided,
     FiniteDifference,
+    GradCAM,
     Gradient,
     Interpreter,
 )
@@ -142,36 +144,44 @@ def encoder(args: Args) -> None:
     compare("Loss on the encoder, RTS on DenseNet", case, variants, scaled(100, args), args)
 
 
+def scores(args: Args) -> None:
+    """Grad-CAM of logits and of probabilities (Eq. 14)."""
+    case = embedded_case(args.images or 100)
+    logit, probability = (GradCAM(case.model, score=of) for of in ("logit", "probability"))
+    variants: Variants = {"logits": (logit, {}), "probabilities": (probability, {})}
+    compare("Score of Grad-CAM", case, variants, scaled(100, args), args)
+    apart = metrics.l1(*(each(case.images, case.labels) for each in (logit, probability)))
+    print(f"benign maps of the two are {apart.mean():.4f} apart (L1)")
+
+
 def far(args: Args) -> None:
-    """The weight of a patch as CAM's target map; L1 and IoU are to the patch."""
+    """The weight of a patch as CAM's target map, on pixels and on stAdv; L1 and IoU are to it."""
     case, patch = embedded_case(args.images or 24), RandomPatch()
     cam = CAM(case.model)
     wanted = patch(cam, *case[1:])
     print(f"\n## Weight of a far target map, CAM: {len(case.images)} images, L1 and IoU to a patch")
-    for weight, gate in FAR:
-        attack = ADV2(
-            case.model,
-            cam,
-            eps=EPS,
-            steps=scaled(100, args),
-            interpretation=MapDistance(weight, gate=gate),
-            target_map=patch,
-        )
+    pixels = partial(ADV2, eps=EPS, steps=scaled(100, args))
+    flows = partial(StADV2, bound=2.0, steps=scaled(200, args))
+    rows = [("ADV2", pixels, *pair) for pair in FAR]
+    rows += [("StADV2", flows, 150, gate) for gate in (0, 30)]
+    for title, build, weight, gate in rows:
+        distance = MapDistance(weight, gate=gate)
+        attack = build(case.model, cam, interpretation=distance, target_map=patch)
         adversarial = towards(attack, case.targets, case.images, args.batch)
         report = evaluate(case.model, cam, case.images, adversarial, case.targets)
         won, maps = report.success, report.adversarial_maps
-        distance = metrics.l1(maps, wanted)[won]
-        low, high = interval(distance)
+        l1 = metrics.l1(maps, wanted)[won]
+        low, high = interval(l1)
         print(
-            f"weight {weight:g}, times p to the power {gate:g}".ljust(36)
-            + f"ASR {won.float().mean():6.1%}  L1 {distance.mean():.4f} [{low:.4f}, {high:.4f}]  "
+            f"{title}, weight {weight:g}, times p to the power {gate:g}".ljust(44)
+            + f"ASR {won.float().mean():6.1%}  L1 {l1.mean():.4f} [{low:.4f}, {high:.4f}]  "
             f"IoU {metrics.iou(maps, wanted)[won].mean():.3f}",
             flush=True,
         )
 
 
 CASES: dict[str, Callable[[Args], None]] = {
-    case.__name__: case for case in (smoothing, warm, labels, lookahead, encoder, far)
+    case.__name__: case for case in (smoothing, warm, labels, lookahead, encoder, scores, far)
 }
 
 

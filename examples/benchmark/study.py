@@ -24,7 +24,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = """--models embedded:resnet --interpreters CAM RTS --count 8 --held-out 20 --chunk 2
     --steps 10 --flow-steps 10 --targets benign patch --adaptive""".split()  # noqa: SIM905
 
@@ -33,7 +32,7 @@ def start(folder: Path, processes: int, *options: str) -> subprocess.Popen[str]:
     """Start a study in processes of one thread each."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else ()), "-m", "captum_adv2", "study"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}  # the installed package
     return subprocess.Popen(
         [*command, *options, "--quiet", "--out", str(folder)],
         env=env,
