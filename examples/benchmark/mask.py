@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """MASK and the attacks on it: the figures and the curve of ``docs/mask.md``.
 
-    python examples/benchmark/mask.py embedded squeezenet resnet56 paper followers variants
+    python examples/benchmark/mask.py embedded squeezenet resnet56 paper followers far variants
     python examples/benchmark/mask.py cost quality settings
 
 Protocol as in ``figures.py``. Maps are those of MASK from its initial mask, on images rounded to
@@ -29,7 +29,7 @@ from torch import Tensor
 from torchattacks import PGD
 
 from captum_adv2 import ADV2, Report, evaluate
-from captum_adv2.attacks import MapDistance, presets
+from captum_adv2.attacks import MapDistance, RandomClass, RandomPatch, presets
 from captum_adv2.evaluation import metrics, visualize
 from captum_adv2.interpreters import MASK, FiniteDifference
 from captum_adv2.interpreters.mask import Blur, Noise
@@ -136,15 +136,22 @@ def paper(args: Args) -> None:
             attacked(f"{name}, {steps} steps", case, mask, attack, args)
 
 
+NETWORKS = {"DenseNet": load_densenet, "ResNet": load_resnet}
+
+
+def of(network: str, args: Args) -> Case:
+    """Return an embedded network and pictures that it gets right."""
+    count, model = args.images or 16, NETWORKS[network]().to(DEVICE)
+    case = embedded_case(2 * count)
+    with torch.no_grad():
+        right = (model(case.images).argmax(dim=1) == case.labels).nonzero()[:count, 0]
+    return Case(model, *(part[right] for part in case[1:]))
+
+
 def followers(args: Args) -> None:
     """One follower and five, and late iterates judged, on both embedded networks."""
-    for title, build in (("DenseNet", load_densenet), ("ResNet", load_resnet)):
-        model = build().to(DEVICE)
-        case = embedded_case(2 * (args.images or 16))
-        with torch.no_grad():
-            right = (model(case.images).argmax(dim=1) == case.labels).nonzero()[:, 0]
-        rows = right[: args.images or 16]
-        case = Case(model, *(part[rows] for part in case[1:]))
+    for title in NETWORKS:
+        case = of(title, args)
         mask = mask_for(case, args)
         print(f"\n## Followers, embedded {title}, {len(case.images)} images")
         pgd = PGD(case.model, eps=EPS, steps=scaled(100, args), random_start=False)
@@ -153,6 +160,26 @@ def followers(args: Args) -> None:
             attack = default(case, mask, 300, args, followers=number)
             attack.keep = keep
             attacked(f"{number} followers, keep {keep}", case, mask, attack, args)
+
+
+def far(args: Args) -> None:
+    """Target maps that are far, with five followers and late iterates judged."""
+    pool = make_shapes(100, seed=5)
+    patch, other = RandomPatch(), RandomClass(pool.images.to(DEVICE), pool.labels.to(DEVICE))
+    for title, aim in (("ResNet", patch), ("DenseNet", other), ("ResNet", other)):
+        case = of(title, args)
+        mask = mask_for(case, args)
+        attack = default(case, mask, 300, args, followers=5)
+        attack.keep, attack.target_map = 12, aim
+        print(f"\n## {type(aim).__name__}, embedded {title}, {len(case.images)} images")
+        report, _, _ = attacked("to the benign map", case, mask, attack, args)
+        won, maps = report.success, report.adversarial_maps
+        wanted = aim(mask, *case[1:])
+        l1, _, iou = (each[won].mean() for each in metrics.distances(maps, wanted))
+        ratio = l1 / report.l1[won].mean()
+        print(
+            f"to the target map: L1 {l1:.4f}, {ratio:.2f} of that to the benign one, IoU {iou:.3f}"
+        )
 
 
 VARIANTS: dict[str, dict[str, float]] = {
@@ -273,7 +300,7 @@ def shift(case: Case, mask: MASK, args: Args) -> tuple[Tensor, Tensor]:
     return before, metrics.l1(before, after).mean()
 
 
-RESULTS = embedded, squeezenet, resnet56, paper, followers, variants
+RESULTS = embedded, squeezenet, resnet56, paper, followers, far, variants
 CASES: dict[str, Callable[[Args], None]] = {
     case.__name__: case for case in (*RESULTS, cost, quality, settings)
 }
