@@ -55,9 +55,10 @@ class ADV2(DualAttack):
         surrogate: What to differentiate in place of the interpreter; default: the interpreter's.
         keep: ``"best"`` returns each image's best iterate: of the target class with enough
             confidence, with the least distance of the surrogate's map; or the last iterate where
-            that is better on the reported map after 8-bit rounding. A number judges so many
-            iterates of the last two fifths of the run on the reported map, too, which pays off
-            where the surrogate's map only resembles it, as MASK's. ``"final"`` returns the last.
+            that is better on the reported map after 8-bit rounding. A number n does the same, and
+            also judges up to n iterates on the reported map, evenly spaced from 60 % of the steps
+            after the warm start on, and kept until the end. This pays off on MASK, whose reported
+            map differs from the surrogate's. ``"final"`` returns the last.
         confidence: Probability of the target class that is enough. An image that never reaches it
             is returned at its most confident.
         stop: Map distance (L1) at which an image is finished: it is taken out of the batch once it

@@ -213,7 +213,7 @@ class DualAttack(CoupledAttack):
     _: KW_ONLY
     warmup: Index | None = None
     surrogate: Surrogate | None = None
-    keep: Literal["best", "final"] | Count = "best"
+    keep: Count | Literal["best", "final"] = "best"
 
     @abstractmethod
     def _framework(self) -> Framework:
@@ -241,7 +241,8 @@ class DualAttack(CoupledAttack):
             raise ValueError(f"{wanted}; pass a shorter warmup, too")
         if self.surrogate and not hasattr(interpreter, self.surrogate.needs):
             name, given = type(interpreter).__name__, type(self.surrogate).__name__
-            raise TypeError(f"expected a surrogate for {name}, got {given}; None is its own")
+            hint = "surrogate=None uses its own"
+            raise TypeError(f"expected a surrogate for {name}, got {given}; {hint}")
         return interpreter
 
     def _attack(self, request: Request, target_maps: Tensor | None) -> Tensor:
@@ -284,7 +285,7 @@ class DualAttack(CoupledAttack):
                 state=surrogate.init(interpreter, started, target),
                 floor=self.confidence,
                 stop=self.stop,
-                late=self.keep if isinstance(self.keep, int) else 0,
+                late=0 if isinstance(self.keep, str) else int(self.keep),
             )
             _, final = descend(dual, variable, self.step, range(warmup, self.steps), report)
         return final if self.keep == "final" else dual.better(final, batch)

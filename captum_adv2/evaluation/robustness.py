@@ -96,8 +96,8 @@ def robustness(
         model: The classifier.
         interpreter: The interpreter, built on ``model``, which the attack knows.
         images: Clean images ``(B, C, H, W)`` in [0, 1].
-        target: The attacker's classes ``(B,)``; default: another class for each image, at random
-            from a fixed seed.
+        target: The attacker's classes ``(B,)``, none an image's own; default: another class for
+            each image, at random from a fixed seed.
         labels: Classes of the benign maps ``(B,)``; default: the model's predictions.
         steps: Gradient evaluations of each attack.
         levels: Values of eps to choose from, rising.
@@ -129,7 +129,7 @@ def robustness(
     if same:
         raise ValueError(
             f"expected target classes other than the images' own, got the own class of {same} of "
-            f"{len(own)} images; classes of the benign maps go to labels"
+            f"{len(own)} images; leave these out, and pass true classes as labels=..."
         )
     benign = interpreter(images, own).detach()
 

@@ -58,7 +58,7 @@ class Surrogate(ABC):
     images can be taken out of it. ``interpreter`` is the interpreter under attack, throughout.
 
     Attributes:
-        needs: Name of a method of the interpreters that it is for.
+        needs: Name of an attribute that the interpreters it is for have.
     """
 
     needs: ClassVar[str] = "explain"

@@ -31,6 +31,8 @@ from captum_adv2.spec import Count, NonNegative, checked
 class Together(Surrogate):
     """The surrogates of an ensemble's members; the state is a tuple of their states."""
 
+    needs = "interpreters"
+
     def init(self, ensemble: Ensemble, images: Tensor, target: Tensor) -> Any:
         """See `Surrogate.init`."""
         return tuple(g.surrogate.init(g, images, target) for g in ensemble.interpreters)

@@ -4,9 +4,10 @@
 A rule has criteria, each a number with a 95 % interval and a limit. A criterion *holds* where the
 whole interval meets the limit, *does not hold* where none of it does, and else there are *too few
 images* to tell. An observation does not hold if one of its criteria does not; it holds if all do.
-What was not measured, or has no successful attack whose map could be compared, decides nothing;
-the answer then names what it is without. Classifiers are judged apart. `DISTILLED` is no
-interpreter of observations 1 to 8: it was trained to break the second.
+What was not measured, or has no successful attack whose map could be compared, decides nothing; an
+answer names the interpreters (1, 2, 5) or kinds of target map (6) that it is without. Classifiers
+are judged apart. `DISTILLED` is no interpreter of observations 1 to 8: it was trained to break the
+second.
 
 The docstring of a rule is what the page prints.
 """
@@ -318,8 +319,7 @@ def _targets(evidence: Evidence, model: str) -> Iterator[Check]:
             ]
             yield from checks
             led[name] = _joint([check.answer for check in checks])
-        if led:
-            yield _most(attack, "interpreters that are led", led)
+        yield _most(attack, "interpreters that are led", led)
 
 
 @_claim("An attack on one interpreter seldom fools another.", _PAIRS)

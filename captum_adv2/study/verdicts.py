@@ -44,7 +44,7 @@ def glance(verdicts: Sequence[Verdict]) -> list[Glance]:
 
 def _answers(verdict: Verdict) -> list[tuple[Answer | None, str]]:
     """Return each classifier's answer, and what it is without."""
-    lists = {model: ", ".join(verdict.without(model)) for model in verdict.models}
+    lists = {model: " and ".join(verdict.without(model)) for model in verdict.models}
     return [(a, f" without {lists[m]}" * bool(lists[m])) for m, a in verdict.models.items()]
 
 

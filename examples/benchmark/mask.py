@@ -184,11 +184,12 @@ def far(args: Args) -> None:
 
 VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
+    "longer cycles": {"cycle": 50},
     "never restarts": {"cycle": 10**9},
     "at MASK's own pace": {"pace": 1.0},
     "value gap": {"damping": 1e6},
+    "value gap, never restarts": {"damping": 1e6, "cycle": 10**9, "pace": 1.0},
     "small difference": {"reach": 0.1},
-    "five followers": {"followers": 5},
 }
 
 

@@ -5,6 +5,7 @@ import copy
 import inspect
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -330,7 +331,7 @@ def test_late_iterates_are_judged_by_the_reported_map(trained, data):
     attack = partial(ADV2, trained, CAM(trained), eps=0.1, steps=20, confidence=0.0)
     reports = [
         evaluate(trained, CAM(trained), data[0], made, shifted(*data))
-        for keep in ("best", 8)
+        for keep in ("best", np.int64(8))
         for made in [targeted(attack(surrogate=Red(), keep=keep))(*data)]
     ]
     best, late = reports
