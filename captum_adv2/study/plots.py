@@ -84,7 +84,7 @@ def trusted(panels: Mapping[str, Mapping[str, Robustness]]) -> Figure:
         count = len(next(iter(curves.values())).least)
         axis.set(xlabel="eps × 255", ylim=(0, 1.02))
         axis.set_title(f"{model}, {count} images", fontsize=9)
-        axis.legend(fontsize=7, loc="upper left")
+        axis.legend(fontsize=7, loc="lower right")
     axes[0].set_ylabel("images fooled, class and map")
     return figure
 

@@ -51,7 +51,7 @@ study isic "${isic[@]}" "${long[@]}" --interpreters GRAD CAM RTS --adaptive RTS 
 
 curve resnet "${resnet[@]}" --count 40 --interpreters GRAD CAM GradCAM RTS Ensemble RTS-A
 curve resnet56 "${resnet56[@]}" --count 40 --interpreters GRAD CAM GradCAM
-curve isic "${isic[@]}" --count 40 --interpreters GRAD CAM RTS
+curve isic "${isic[@]}" --count 16 --interpreters CAM RTS
 
 python "$here/reproduction.py" "$out"/{resnet,densenet,resnet56,squeezenet,mobilenet,isic} \
     --curves "$out"/curve-{resnet,resnet56,isic} --out "$out"
