@@ -163,11 +163,11 @@ def test_the_best_iterate_is_the_one_of_least_score(cam, batch, mode, floor, sto
     finished = path.finished(stop if stopped else -1.0)
     ended, best = path.ended(finished), path.best(finished)
     scores = []
-    for judged, images in zip(seen[-2:], (ended, best), strict=True):
+    for judged, images in zip(seen[-2:], (best, ended), strict=True):
         torch.testing.assert_close(judged.images, quantize(images), **CLOSE)
         assert judged.rows.tolist() == [0, 1, 2, 3]
         scores.append(score_of(judged, floor)[0])
-    better = (scores[0] < scores[1]).view(-1, 1, 1, 1)
+    better = (scores[1] < scores[0]).view(-1, 1, 1, 1)
     torch.testing.assert_close(adversarial, torch.where(better, ended, best), **CLOSE)
     for candidate in seen[:-2]:
         rows = candidate.rows
