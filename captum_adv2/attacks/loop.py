@@ -200,9 +200,13 @@ class Problem:
         lower = before(score, least)
         self.best[rows] = torch.where(lower.view(-1, 1, 1, 1), self.seen, best)
         self._score[rows] = torch.where(lower[:, None], score, least)
-        step, apart = round(self.progress * self.steps), 0.4 * self.steps / max(1, self.late)
-        if step in (round(self.steps - apart * (n + 1)) for n in range(self.late)):
+        step = round(self.progress * self.steps)
+        if step in self._due():
             self._late[step] = self.best.index_copy(0, rows, self.seen)
+
+    def _due(self) -> set[int]:
+        """Return the steps whose iterates are late ones: in the last two fifths, evenly spaced."""
+        return {round(self.steps * (1 - 0.4 * (n + 1) / self.late)) for n in range(self.late)}
 
     @torch.no_grad()
     def _judge(self, candidate: Candidate, further: Tensor) -> tuple[Tensor, ...]:

@@ -102,7 +102,7 @@ def robustness(
         steps: Gradient evaluations of each attack.
         levels: Values of eps to choose from, rising.
         iou: Intersection over union of two maps that look alike.
-        threshold: Value that a map must exceed to count for it.
+        threshold: Value that a pixel of a map must exceed to count for ``iou``.
         attack: Makes an attack of an eps; default: `ADV2` on the interpreter, in steps of a quarter
             of eps.
 

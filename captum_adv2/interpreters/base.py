@@ -58,7 +58,7 @@ class Surrogate(ABC):
     images can be taken out of it. ``interpreter`` is the interpreter under attack, throughout.
 
     Attributes:
-        needs: Name of an attribute that the interpreters it is for have.
+        needs: Name of an attribute that an interpreter must have for it.
     """
 
     needs: ClassVar[str] = "explain"

@@ -45,7 +45,7 @@ def glance(verdicts: Sequence[Verdict]) -> list[Glance]:
 def _answers(verdict: Verdict) -> list[tuple[Answer | None, str]]:
     """Return each classifier's answer, and what it is without."""
     lists = {model: " and ".join(verdict.without(model)) for model in verdict.models}
-    return [(a, f" without {lists[m]}" * bool(lists[m])) for m, a in verdict.models.items()]
+    return [(a, f", without {lists[m]}" * bool(lists[m])) for m, a in verdict.models.items()]
 
 
 def criteria(verdict: Verdict, skin: bool) -> pd.DataFrame:

@@ -133,7 +133,7 @@ def detections(studies: Sequence[tuple[Results, bool]]) -> Iterator[list[str]]:
 
 def shorter(text: str) -> str:
     """Return an answer in fewer words."""
-    answer, without, rest = text.partition(" without ")
+    answer, without, rest = text.partition(", without ")
     return SHORT.get(answer, answer) + without + rest
 
 
