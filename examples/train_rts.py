@@ -59,7 +59,7 @@ def photographs(folder: Path) -> tuple[Tensor, Tensor]:
 
 PLANS = {
     "resnet": Plan(lambda _: (load_resnet(),) * 2, shapes, epochs=20, aid_epochs=3),
-    "densenet": Plan(lambda _: (load_densenet(), load_resnet()), shapes, epochs=10),
+    "densenet": Plan(lambda _: (load_densenet(), load_resnet()), shapes, epochs=10, aid_epochs=3),
     "cifar10": Plan(
         lambda folder: (cifar_resnet(20, folder),) * 2,
         photographs,

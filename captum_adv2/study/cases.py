@@ -191,7 +191,7 @@ class Plan(NamedTuple):
         if "benign" in settings.targets:
             for name in self.main:
                 interpreter = self.subject.interpreters[name]
-                dual = StADV2(model, interpreter, stop=settings.stop or None, **common)
+                dual = StADV2(model, interpreter, **common, **self._ending())
                 yield Case("StADV2", name, (name,), partial(_towards, dual))
 
     def _queries(self) -> Iterator[Case]:
@@ -226,9 +226,13 @@ class Plan(NamedTuple):
             self.subject.interpreters[name],
             eps=settings.eps,
             steps=settings.steps,
-            stop=settings.stop or None,
+            **self._ending(),
             **options,
         )
+
+    def _ending(self) -> dict[str, Any]:
+        """Return how attacks on maps choose among their iterates, and end."""
+        return {"keep": self.settings.keep or "best", "stop": self.settings.stop or None}
 
 
 def _towards(attack: Any, chunk: Chunk) -> Tensor:

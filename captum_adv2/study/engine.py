@@ -284,11 +284,12 @@ class Part:
     def class_name(self, number: int) -> str:
         """Return a class's name, or its number."""
         names = self._source.classes
-        return names[number] if names else f"class {number}"
+        return _printable(names[number]) if names else f"class {number}"
 
     def known(self, number: int) -> tuple[str, int]:
         """Return an image's name and class; neither is kept of held-out ones."""
-        return self._known.get(number, ("", -1))
+        name, label = self._known.get(number, ("", -1))
+        return _printable(name), label
 
     def _inputs(self, task: Task) -> str:
         """Return a digest of the networks and images that a chunk's results come from."""
@@ -315,6 +316,11 @@ class Part:
             levels = dict(zip(NOISE, self.chosen.levels, strict=False))
             self._plans[seed] = Plan(self.subject, self._settings, seed, pool, levels)
         return self._plans[seed]
+
+
+def _printable(name: str) -> str:
+    """Return a name of a file as text, which it need not be; pandas with pyarrow takes no other."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _chunks(numbers: Sequence[int], length: int) -> Iterator[tuple[int, ...]]:

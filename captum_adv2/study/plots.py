@@ -61,10 +61,14 @@ def barred(
 
 
 def trusted(panels: Mapping[str, Mapping[str, Robustness]]) -> Figure:
-    """Draw the curves of trust, a panel a model."""
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, (model, curves) in zip(axes, panels.items(), strict=True):
+    """Draw the curves of trust, a panel a model, three in a row."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (model, curves) in zip(axes.flat, panels.items(), strict=False):
         for i, (name, found) in enumerate(curves.items()):
             levels = [255 * level for level in found.levels]
             low, high = zip(*found.intervals(), strict=True)
@@ -85,7 +89,8 @@ def trusted(panels: Mapping[str, Mapping[str, Robustness]]) -> Figure:
         axis.set(xlabel="eps × 255", ylim=(0, 1.02))
         axis.set_title(f"{model}, {count} images", fontsize=9)
         axis.legend(fontsize=7, loc="lower right")
-    axes[0].set_ylabel("images fooled, class and map")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("images fooled, class and map")
     return figure
 
 

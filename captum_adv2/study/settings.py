@@ -90,6 +90,10 @@ class Settings:
     steps: Count = option(100, "gradient evaluations of attacks on pixels")
     flow_steps: Count = option(200, "gradient evaluations of attacks that move pixels")
     queries: Queries = option(1000, "queries of each image by attacks without gradients")
+    keep: Index = option(
+        0,
+        "late iterates whose reported maps ADV2 judges, too; 12 helps where a map is costly: MASK",
+    )
     stop: Unit = option(
         0.0, "map distance at which ADV2 takes an image out of the batch; 0: it takes all steps"
     )

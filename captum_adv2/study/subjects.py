@@ -36,6 +36,7 @@ _MASKING: Mapping[tuple[str, str], str] = {
     ("embedded:resnet", "RTS"): "resnet",
     ("embedded:resnet", "RTS-A"): "resnet-aid",
     ("embedded:densenet", "RTS"): "densenet",
+    ("embedded:densenet", "RTS-A"): "densenet-aid",
 }
 
 INTERPRETERS: Mapping[str, Callable[[nn.Module, Settings, int], Interpreter]] = {

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeAlias
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -189,6 +190,12 @@ def exported(plain: nn.Module) -> nn.Module:
     return graph
 
 
+def parallel(plain: nn.Module) -> nn.Module:
+    """Return a network in DataParallel, as on a machine without a GPU, for the CPU."""
+    with mock.patch("torch.cuda.is_available", return_value=False):
+        return nn.DataParallel(plain).eval()
+
+
 def compiled(plain: nn.Module) -> nn.Module:
     """Return a compiled network that has run."""
     made: Any = torch.compile(plain, backend="eager")
@@ -253,7 +260,7 @@ SPELLINGS = [
         lambda: Around(Tiny(), lambda net, x: net((x * 255).round() / 255)),
         **INSIDE,
     ),
-    Kind("`DataParallel`", Tiny, lambda plain: nn.DataParallel(plain).eval()),
+    Kind("`DataParallel`", Tiny, parallel),
     Kind("`checkpoint`", Tiny, checkpointed(False)),
     Kind("`checkpoint`, reentrant", Tiny, checkpointed(True)),
     Kind("`torch.compile`", Tiny, compiled),

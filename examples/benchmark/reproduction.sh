@@ -5,7 +5,7 @@
 #
 # REAL is the folder of models and pictures that real.py describes, with ham10000.zip; ISIC is what
 # isic.py wrote. Of ImageNet there are 40 pictures, of which MobileNetV2 gets 36 right: their mirror
-# images are held out. At the end the curves of trust, on three of the networks.
+# images are held out. At the end the curves of trust.
 set -euo pipefail
 real="$1" isic="$2" out="$3" here="$(cd "$(dirname "$0")" && pwd)"
 export REAL="$real" PYTHONPATH="$here:$here/..:$here/../..${PYTHONPATH:+:$PYTHONPATH}"
@@ -23,35 +23,38 @@ PYTHON
 study() {
     local name="$1"
     shift
-    python -m captum_adv2 study --out "$out/$name" --resume --chunk 40 "$@"
+    python -m captum_adv2 study --out "$out/$name" --resume --chunk 100 "$@"
 }
 curve() {
     study "curve-$@" --curve --held-out 0 --tuned 0 --frameworks --targets --detectors
 }
 
 four=(GRAD CAM MASK GradCAM)
-long=(--count 40 --steps 300)
+long=(--steps 300 --keep 12)
 resnet=(--models embedded:resnet)
+densenet=(--models embedded:densenet)
 resnet56=(--models real:resnet56 --images "$real/cifar10_dev.pt")
-squeezenet=(--models real:squeezenet --images "$out/imagenet.pt")
-mobilenet=(--models real:mobilenet --images "$out/imagenet.pt")
+squeezenet=(--models real:squeezenet --images "$out/imagenet.pt" --count 40)
+mobilenet=(--models real:mobilenet --images "$out/imagenet.pt" --count 36)
 isic=(--models "isic:classifier=$isic/classifier.pt" --size 160 --masking-model "$isic/rts.pt"
-    --images "isic:lesions=$real/ham10000.zip:$isic/held-out.csv")
+    --images "isic:lesions=$real/ham10000.zip:$isic/held-out.csv" --count 40)
 
 study resnet "${resnet[@]}" "${long[@]}" --adaptive RTS --held-out 200
-study densenet --models embedded:densenet "${long[@]}" --interpreters "${four[@]}" RTS \
-    --adaptive RTS --held-out 200
+study densenet "${densenet[@]}" "${long[@]}" --adaptive RTS --held-out 200
 study resnet56 "${resnet56[@]}" "${long[@]}" --interpreters "${four[@]}" \
     --adaptive CAM --held-out 200 --tuned 0
 study squeezenet "${squeezenet[@]}" "${long[@]}" --interpreters "${four[@]}" \
     --adaptive CAM --held-out 40 --tuned 0
-study mobilenet "${mobilenet[@]}" "${long[@]}" --count 36 --interpreters "${four[@]}" \
+study mobilenet "${mobilenet[@]}" "${long[@]}" --interpreters "${four[@]}" \
     --adaptive CAM --held-out 40 --tuned 0
-study isic "${isic[@]}" "${long[@]}" --interpreters GRAD CAM RTS --adaptive RTS --tuned 40
+study isic "${isic[@]}" "${long[@]}" --interpreters GRAD CAM MASK RTS --adaptive RTS --tuned 40
 
 curve resnet "${resnet[@]}" --count 40 --interpreters GRAD CAM GradCAM RTS Ensemble RTS-A
+curve densenet "${densenet[@]}" --count 40 --interpreters GRAD CAM GradCAM RTS
 curve resnet56 "${resnet56[@]}" --count 40 --interpreters GRAD CAM GradCAM
-curve isic "${isic[@]}" --count 16 --interpreters CAM RTS
+curve squeezenet "${squeezenet[@]}" --interpreters GRAD CAM GradCAM
+curve mobilenet "${mobilenet[@]}" --interpreters GRAD CAM GradCAM
+curve isic "${isic[@]}" --interpreters GRAD CAM RTS
 
-python "$here/reproduction.py" "$out"/{resnet,densenet,resnet56,squeezenet,mobilenet,isic} \
-    --curves "$out"/curve-{resnet,resnet56,isic} --out "$out"
+every=(resnet densenet resnet56 squeezenet mobilenet isic)
+python "$here/reproduction.py" "${every[@]/#/$out/}" --curves "${every[@]/#/$out/curve-}" --out "$out"

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TinyNet, TinyViT, torchvision_net
 from families import FAMILIES
-from kinds import Around, Run
+from kinds import Around, Run, parallel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -382,7 +382,7 @@ class TestModels:
     @pytest.mark.parametrize(
         "build",
         [
-            nn.DataParallel,
+            parallel,
             pytest.param(
                 partial(torch.compile, backend="eager"),
                 marks=pytest.mark.skipif(

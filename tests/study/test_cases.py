@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from captum_adv2.attacks.dual import DualAttack
 from captum_adv2.study import Settings
 from captum_adv2.study.cases import NOISE, Chunk, Plan, draw_target, noisy
 from captum_adv2.study.data import CorruptImage, Embedded, Sample
@@ -180,6 +181,26 @@ def test_settings_determine_the_cases() -> None:
         found = plan(replace(EVERY, **changes)).cases()
         assert {case.attack.partition(":")[0] for case in found} == names | {"noise"}
     assert "class" not in {case.attack for case in plan(EVERY, pool=False).cases()}
+
+
+@pytest.mark.parametrize(("keep", "wanted"), [(0, "best"), (3, 3)])
+def test_attacks_on_maps_judge_as_many_late_iterates_as_asked_for(
+    monkeypatch: pytest.MonkeyPatch, keep: int, wanted: object
+) -> None:
+    found: list[object] = []
+
+    def note(attack: DualAttack, images: Tensor, *_: object, **__: object) -> Tensor:
+        found.append(attack.keep)
+        return images
+
+    monkeypatch.setattr(DualAttack, "forward", note)
+    chosen = replace(EVERY, keep=keep, interpreters=("CAM",), adaptive=("CAM",), detectors=())
+    chunk = Chunk.of(Embedded(), (0, 1), 10, 0, torch.device("cpu"))
+    aimed = [case for case in plan(chosen).cases() if case.aimed]
+    for case in aimed:
+        case.craft(chunk)
+    assert len(aimed) == len(found) == 4  # ADV2, patch, class, StADV2
+    assert {*found} == {wanted}
 
 
 def test_the_distilled_interpreter_is_attacked_but_not_studied_for_itself() -> None:

@@ -181,9 +181,11 @@ def test_pictures_of_unknown_range_or_without_end_are_corrupt(
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
 def test_pictures_of_every_mode_show_their_colour(mode: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    Image.new("RGB", (20, 20), (255,) * 3).convert(mode).save(tmp_path / "a" / "one.tif")
+    picture = Image.new("RGB", (20, 20), (255,) * 3).convert(mode)
     if mode in ("CMYK", "YCbCr"):
-        Image.new("RGB", (20, 20), (255,) * 3).convert(mode).save(tmp_path / "a" / "two.jpg")
+        picture.save(tmp_path / "a" / "one.jpg")
+    if mode != "YCbCr":  # of which Pillow before 13 writes a part only
+        picture.save(tmp_path / "a" / "two.tif")
     for sample in opened(tmp_path):  # type: ignore[attr-defined]
         assert sample.image.min() > 0.98
 

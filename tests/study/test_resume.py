@@ -19,6 +19,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from captum_adv2 import storage
 from captum_adv2.study import Settings, run
 from captum_adv2.study.embedded import CLASSES, load_resnet, load_rts, make_shapes
+from captum_adv2.study.engine import World, loaded
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -152,3 +153,5 @@ def test_names_need_not_be_text_nor_harmless(tmp_path: Path) -> None:
         quiet(settings, out, resume=resume)
     names = pd.read_csv(out / "records" / "maps.csv").name
     assert names.str.match(r"'=[a-z]+/\d+\\udcff\.png$").all()
+    (part,) = loaded(settings, out, World())
+    assert part.known(part.chosen.numbers[0])[0].isascii()  # pandas with pyarrow takes text alone

@@ -152,6 +152,13 @@ class TestSubject:
         assert torch.equal(maps[1], maps[2])
         assert not torch.equal(maps[0], maps[2])
 
+    @pytest.mark.parametrize("network", ["resnet", "densenet"])
+    def test_those_of_the_embedded_networks_come_along(self, network: str) -> None:
+        found = made(f"embedded:{network}", "RTS", "RTS-A").interpreters
+        images, target = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
+        first, second = (interpreter(images, target) for interpreter in found.values())
+        assert 0 < (first - second).abs().mean() < 0.3
+
     def test_missing_masking_models_leave_an_interpreter_out_and_the_reason_is_given(
         self, mine: str
     ) -> None:
@@ -159,9 +166,7 @@ class TestSubject:
         assert list(one.interpreters) == ["CAM"]
         reason = f"RTS on {mine}:network needs a masking model: --masking-model FILE"
         assert one.left_out == (reason,)
-        assert (
-            made("embedded:densenet", "RTS", "RTS-A").left_out[0].endswith("--distilled-model FILE")
-        )
+        assert made("embedded:vit", "CAM", "RTS-A").left_out[0].endswith("--distilled-model FILE")
         with pytest.raises(ValueError, match="interpreter for .*, got none; RTS on .*; RTS-A on"):
             made(f"{mine}:network", "RTS", "RTS-A")
 

@@ -113,8 +113,8 @@ def load_rts(encoder: nn.Module, name: str = "resnet") -> MaskingModel:
 
     Args:
         encoder: The residual network, as `load_resnet` returns it.
-        name: ``"resnet"`` explains the residual network, ``"resnet-aid"`` is trained to resist
-            ADV2, ``"densenet"`` explains the DenseNet.
+        name: ``"resnet"`` explains the residual network, ``"densenet"`` the DenseNet;
+            ``"resnet-aid"`` and ``"densenet-aid"`` are trained to resist ADV2.
     """
     if storage.digest(encoder) != storage.digest(load_resnet()):
         raise ValueError(
