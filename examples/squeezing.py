@@ -39,8 +39,8 @@ SQUEEZERS = {
 def attacks(model: nn.Module, interpreter: Interpreter, steps: int) -> dict[str, Any]:
     """Return PGD, basic ADV2, and ADV2 that knows one squeezer or all."""
 
-    def adaptive(*names: str, weight: float = 5.0) -> ADV2:
-        term = Squeezing(model, [SQUEEZERS[name] for name in names], weight)
+    def adaptive(*names: str) -> ADV2:
+        term = Squeezing(model, [SQUEEZERS[name] for name in names])
         return ADV2(model, interpreter, eps=EPS, steps=steps, terms=(term,))
 
     plain = ADV2(model, interpreter, eps=EPS, steps=steps)
@@ -50,7 +50,7 @@ def attacks(model: nn.Module, interpreter: Interpreter, steps: int) -> dict[str,
         "Algorithm 2, 2 bits": BitDepthADV2(plain, 2, steps=steps, weight=5.0),
         "Algorithm 2, 3 bits": BitDepthADV2(plain, 3, steps=steps, weight=5.0),
         **{f"adaptive, {name}": adaptive(name) for name in SQUEEZERS},
-        "adaptive, all": adaptive(*SQUEEZERS, weight=2.0),
+        "adaptive, all": adaptive(*SQUEEZERS),
     }
 
 

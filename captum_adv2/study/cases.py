@@ -50,7 +50,7 @@ DISTILLED = "RTS-A"
 CURVE = "curve"
 """The case that finds the least eps; see `captum_adv2.evaluation.robustness`."""
 
-_EVASION = 5.0  # weight of the term against a squeezer
+_MATCHING = 5.0  # weight of the further term of Algorithm 2
 
 
 def known(attack: str) -> str:
@@ -175,11 +175,11 @@ class Plan(NamedTuple):
         """Yield attacks that know a squeezer: by its gradient, or for bit depths by Algorithm 2."""
         settings, model = self.settings, self.subject.model
         for title, squeezer in SQUEEZERS.items():
-            terms = (Squeezing(model, (squeezer,), weight=_EVASION),)
+            terms = (Squeezing(model, (squeezer,)),)
             yield Case(f"adaptive:{title}", name, (name,), self._adv2(name, terms=terms))
             if isinstance(squeezer, BitDepth):
                 second = self._attack(name)
-                both = BitDepthADV2(second, squeezer.bits, steps=settings.steps, weight=_EVASION)
+                both = BitDepthADV2(second, squeezer.bits, steps=settings.steps, weight=_MATCHING)
                 attack = f"adaptive:{title}, Algorithm 2"
                 yield Case(attack, name, (name,), partial(_towards, both))
 

@@ -319,7 +319,7 @@ class Part:
 
 
 def _printable(name: str) -> str:
-    """Return a name of a file as text, which it need not be; pandas with pyarrow takes no other."""
+    """Return a name with bytes that are no text escaped: pandas with pyarrow refuses them."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -92,7 +92,8 @@ class Settings:
     queries: Queries = option(1000, "queries of each image by attacks without gradients")
     keep: Index = option(
         0,
-        "late iterates whose reported maps ADV2 judges, too; 12 helps where a map is costly: MASK",
+        "late iterates that ADV2 and StADV2 also judge by the reported map; 12 helps on MASK, "
+        "whose map differs from the one that is attacked",
     )
     stop: Unit = option(
         0.0, "map distance at which ADV2 takes an image out of the batch; 0: it takes all steps"

@@ -111,8 +111,10 @@ def protocol(settings: Settings, framework: str) -> str:
         "stadv": f"move pixels by at most {settings.bound:g} pixels along each axis, in "
         f"{settings.flow_steps} gradient evaluations",
     }[framework]
+    late = settings.keep if framework in ("pgd", "stadv") else 0
+    among = f", up to {late} late ones among them," if late else ""
     return (
-        f"Attacks {attack}; of ADV2's iterates the best one "
+        f"Attacks {attack}; of ADV2's iterates{among} the best one "
         "counts, judged on the interpreter's own map after rounding to 8 bits. All images are "
         "rounded to 8 bits before they are measured. A benign map explains the image's own class, "
         "an adversarial map the target class. IoU and boxes are of map pixels above "

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The six studies of docs/reproduction.md, and their tables: hours, or minutes each on a GPU.
+# The six studies of docs/reproduction.md, and their tables: days on a CPU, most of them MASK's.
 #
 #     bash examples/benchmark/reproduction.sh REAL ISIC OUT
 #

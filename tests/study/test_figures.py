@@ -13,6 +13,8 @@ import torch
 from matplotlib.collections import PathCollection
 from synthetic import NAMES, SETTINGS, pictures, results, setting, without
 
+from captum_adv2.evaluation.robustness import Robustness
+from captum_adv2.study import plots
 from captum_adv2.study.figures import DPI, PHOTOGRAPHS, SPECS, Drawing, Gallery, build
 
 GRIDS = [f"figure-{number:02d}-resnet" for number in (4, 9, 11, 12, 14, 15, 16)]
@@ -44,6 +46,16 @@ def heights(axis) -> list[list[float]]:
 def labels(figure) -> list[str]:
     assert [axis.get_title() for axis in figure.axes[:4]] == ["image", *NAMES]
     return [axis.get_ylabel() for axis in figure.axes[:-1:4]]  # the last is a bar of colours
+
+
+@pytest.mark.parametrize(("models", "rows"), [(1, 1), (3, 1), (4, 2), (6, 2)])
+def test_curves_of_trust_are_three_in_a_row(models: int, rows: int) -> None:
+    curve = Robustness(torch.tensor([0.01, 0.02, torch.inf]))
+    figure = plots.trusted({f"model {n}": {"CAM": curve} for n in range(models)})
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == (rows, min(3, models))
+    shown = [axis.get_title() for axis in figure.axes if axis.axison]
+    assert shown == [f"model {n}, 3 images" for n in range(models)]
 
 
 def test_all_figures_are_small_and_registered_nowhere(whole) -> None:

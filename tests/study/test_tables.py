@@ -179,3 +179,7 @@ def test_notes_name_the_protocol() -> None:
     assert "200 gradient" in every["Figure 10"].note
     assert "at most 1000 queries" in every["Queries"].note
     assert "5 %" in every["Table 4"].note
+    late = built(settings=replace(SETTINGS, keep=7))
+    for name, told in (("Table 3", True), ("Figure 10", True), ("Queries", False)):
+        assert ("up to 7 late ones" in late[name].note) == told
+        assert "late ones" not in every[name].note

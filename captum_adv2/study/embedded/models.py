@@ -112,7 +112,7 @@ def load_rts(encoder: nn.Module, name: str = "resnet") -> MaskingModel:
     """Return a trained masking model, in evaluation mode.
 
     Args:
-        encoder: The residual network, as `load_resnet` returns it.
+        encoder: The residual network, as `load_resnet` returns it, also for the DenseNet.
         name: ``"resnet"`` explains the residual network, ``"densenet"`` the DenseNet;
             ``"resnet-aid"`` and ``"densenet-aid"`` are trained to resist ADV2.
     """
