@@ -3,8 +3,9 @@
 
 from captum_adv2.evaluation import localization, metrics, transfer, visualize
 from captum_adv2.evaluation.evaluate import Report, evaluate
-from captum_adv2.evaluation.robustness import robustness
+from captum_adv2.evaluation.robustness import Robustness, robustness
 
 __all__ = [
-    "Report", "evaluate", "localization", "metrics", "robustness", "transfer", "visualize",
+    "Report", "Robustness", "evaluate", "localization", "metrics", "robustness", "transfer",
+    "visualize",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchattacks.attack import Attack
 
 from captum_adv2 import spec
 from captum_adv2.attacks.adv2 import ADV2
@@ -61,7 +62,11 @@ class Robustness(NamedTuple):
 
     @property
     def area(self) -> float:
-        """Area above the curve, from 0 if all are fooled at once to 1 if none ever is."""
+        """Area above the curve: 0 if all are fooled at the first level, 1 if none before the last.
+
+        Of images of 8 bits, the first change that is left is half of 1/255: at the default levels
+        the area is at least 1/6.
+        """
         return float(self.heights().double().mean())
 
     def __str__(self) -> str:
@@ -112,8 +117,11 @@ def robustness(
     >>> found.least.shape, len(found.shares())
     (torch.Size([2]), 13)
     """
-    if list(levels) != sorted(set(levels)) or len(levels) < 2:
-        raise ValueError(f"expected at least two levels, rising, got {list(levels)}")
+    if list(levels) != sorted(set(levels)) or len(levels) < 2 or levels[-1] > 1:
+        wanted = "expected at least two levels in (0, 1], rising, such as 1/255 and 8/255"
+        raise ValueError(f"{wanted}, got {list(levels)}")
+    if isinstance(attack, Attack):
+        raise TypeError(f"expected a function that makes an attack of an eps, got {attack!r}")
     with torch.no_grad(), eval_mode(model):
         logits = model(images)
     own = logits.argmax(dim=1) if labels is None else labels

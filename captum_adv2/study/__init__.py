@@ -27,7 +27,6 @@ def run(
     *,
     resume: bool = False,
     verbose: bool = True,
-    command: str = "",
 ) -> Found | None:
     """Run a study; write records, tables, figures and a page that shows them.
 
@@ -41,7 +40,6 @@ def run(
         resume: Continue the study in the folder, if there is one; networks and images have to be
             those that it began with.
         verbose: Show a progress bar for each process, with the time left.
-        command: Command that repeats the study, for the page.
 
     Returns:
         The results, in the first process; ``None`` in the others.
@@ -53,7 +51,7 @@ def run(
         work(parts, world, verbose)
         if world.rank:
             return None
-        return _written(folder, parts, settings, command)
+        return _written(folder, parts, settings)
 
 
 @checked
@@ -66,9 +64,7 @@ def page(folder: str | Path) -> Found:
     _expect_extra()
     folder = Path(folder)
     settings = stored(folder)
-    given = ["python", "-m", "captum_adv2", "study", *options(settings), "--out", str(folder)]
-    command = shlex.join(given)
-    return _written(folder, loaded(settings, folder, World()), settings, command)
+    return _written(folder, loaded(settings, folder, World()), settings)
 
 
 def _expect_extra() -> None:
@@ -76,7 +72,7 @@ def _expect_extra() -> None:
         raise ImportError('expected pandas and jinja2; pip install "captum_adv2[study]"')
 
 
-def _written(folder: Path, parts: list[Part], settings: Settings, command: str) -> Found:
+def _written(folder: Path, parts: list[Part], settings: Settings) -> Found:
     from captum_adv2.study import frame, report  # here: they need the extra
 
     found = Found(
@@ -86,5 +82,6 @@ def _written(folder: Path, parts: list[Part], settings: Settings, command: str) 
         [reason for part in parts for reason in part.subject.left_out],
         sum(part.absent() for part in parts),
     )
-    report.write(folder, found, settings, command)
+    command = ["python", "-m", "captum_adv2", "study", *options(settings), "--out", str(folder)]
+    report.write(folder, found, settings, shlex.join(command))
     return found

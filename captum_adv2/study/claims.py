@@ -5,9 +5,9 @@ A rule has criteria, each a number with a 95 % interval and a limit. A criterion
 whole interval meets the limit, *does not hold* where none of it does, and else there are *too few
 images* to tell. An observation does not hold if one of its criteria does not; it holds if all do.
 What was not measured, or has no successful attack whose map could be compared, decides nothing; an
-answer names the interpreters (1, 2, 5) or kinds of target map (6) that it is without. Classifiers
-are judged apart. `DISTILLED` is no interpreter of observations 1 to 8: it was trained to break the
-second.
+answer names the interpreters (1, 2, 5), squeezers (4) or kinds of target map (6) that it is
+without. Classifiers are judged apart. `DISTILLED` is no interpreter of observations 1 to 8: it was
+trained to break the second.
 
 The docstring of a rule is what the page prints.
 """
@@ -245,13 +245,14 @@ def _detection(evidence: Evidence, model: str) -> Iterator[Check]:
     "adaptive and basic ADV2, scores of squeezers, and held-out images",
 )
 def _evasion(evidence: Evidence, model: str) -> Iterator[Check]:
-    """For every interpreter and squeezer, an attack that knows the squeezer is detected by it at
-    most half of the time, and less often than basic ADV2 is, or at most 20 % of the time; it
-    succeeds on at least 90 %; and its mean L1 is at most 0.02 above basic ADV2's. Of attacks that
-    know a squeezer in several ways, such as by Algorithm 2, the best one counts.
+    """For every squeezer, and every interpreter of attacks that know one, an attack that knows the
+    squeezer is detected by it at most half of the time, and less often than basic ADV2 is, or at
+    most 20 % of the time; it succeeds on at least 90 %; and its mean L1 is at most 0.02 above basic
+    ADV2's. Of attacks that know a squeezer in several ways, such as by Algorithm 2, the best one
+    counts.
     """
     attacks = evidence.named("adaptive:")
-    for squeezer in dict.fromkeys(map(known, attacks)):
+    for squeezer in dict.fromkeys((*map(known, attacks), *evidence.squeezers)):
         for name in evidence.interpreters:
             tries = [
                 [*_tried(evidence, model, attack, name, squeezer)]
@@ -262,6 +263,8 @@ def _evasion(evidence: Evidence, model: str) -> Iterator[Check]:
                 answers = [_of(checks, evidence.complete) for checks in tries]
                 places = [-1 if a is None else _ORDER.index(a) for a in answers]
                 yield from tries[places.index(max(places))]
+            elif any(name in evidence.having(attack) for attack in attacks):
+                yield Check(f"{squeezer} on {name}", "detected", "–", "at most 50 %", None)
 
 
 def _tried(

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from captum_adv2.study import page, run
+from captum_adv2.study.engine import began, stored
 from captum_adv2.study.settings import PROFILES, Settings
 
 _DESCRIPTION = """\
@@ -24,9 +25,9 @@ examples:
     python -m captum_adv2 study --models resnet50 --images FOLDER --classes wnids.txt \\
         --interpreters GRAD CAM MASK GradCAM --out study-resnet50
   a larger study from a smaller one, and how far explanations can be trusted:
-    python -m captum_adv2 study ... --count 40 --curve --resume
+    python -m captum_adv2 study --out study-resnet50 --resume --count 200 --curve
   two processes, going on where a study stopped; one thread each on a machine's CPU:
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m captum_adv2 study ... --resume
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m captum_adv2 study --out study --resume
 """
 
 
@@ -42,17 +43,20 @@ def add_to(commands: Any) -> None:
     )
     add = study.add_argument
     add("--out", type=Path, required=True, help="folder for all that it makes")
-    add("--resume", action="store_true", help="go on with the study in the folder")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the study in the folder, by its settings",
+    )
     add(
         "--page",
         action="store_true",
-        help="write the page of what the study in the folder has so far; nothing else",
+        help="write the page of what the study in the folder has so far, by its settings",
     )
     add("--quiet", action="store_true", help="show no progress bars")
     add(
         "--profile",
         choices=PROFILES,
-        default="full",
         help="how large, unless an option below says otherwise (default: full)",
     )
     declare(study, Settings)
@@ -64,16 +68,16 @@ def add_to(commands: Any) -> None:
 
 def _run(args: argparse.Namespace, command: str) -> int:
     """Make a study, or the page of one; return the exit status."""
+    given = chosen(args, Settings)
     if args.page:
+        if given or args.profile:
+            names = ", ".join(["profile"] * bool(args.profile) + [*given])
+            raise ValueError(f"expected --page without settings, got {names}; --resume takes some")
         page(args.out)
         return 0
-    run(
-        Settings(**(PROFILES[args.profile] | chosen(args, Settings))),
-        args.out,
-        resume=args.resume,
-        verbose=not args.quiet,
-        command=command,
-    )
+    begun = args.resume and not args.profile and began(args.out)
+    base = asdict(stored(args.out)) if begun else PROFILES[args.profile or "full"]
+    run(Settings(**(base | given)), args.out, resume=args.resume, verbose=not args.quiet)
     return 0
 
 

@@ -73,10 +73,15 @@ def loaded(settings: Settings, folder: Path, world: World) -> list[Part]:
     return parts
 
 
+def began(folder: Path) -> bool:
+    """Return whether there is a study in a folder."""
+    return (folder / _SETTINGS).exists()
+
+
 def stored(folder: Path) -> Settings:
     """Return the settings of the study in a folder."""
     file = folder / _SETTINGS
-    if not file.exists():
+    if not began(folder):
         raise FileNotFoundError(f"expected a study in {folder}, got none; there is no {_SETTINGS}")
     values = _read_settings(file).items()
     named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
@@ -92,15 +97,14 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
 def _expect_ours(folder: Path, settings: Settings, resume: bool) -> None:
     """Raise unless a folder is empty, or this study's and to be continued."""
-    file = folder / _SETTINGS
     if storage.content(folder):
-        if not file.exists():
+        if not began(folder):
             raise FileExistsError(f"expected an empty folder, got {folder} with other things in it")
         if not resume:
             raise FileExistsError(
                 f"expected an empty folder, got {folder} with a study in it; --resume continues it"
             )
-        _expect_same(file, json.loads(json.dumps(asdict(settings))))
+        _expect_same(folder / _SETTINGS, json.loads(json.dumps(asdict(settings))))
 
 
 def _expect_same(file: Path, now: dict[str, Any]) -> None:

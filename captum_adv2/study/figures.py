@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_adv2.evaluation import visualize
 from captum_adv2.study import plots
 from captum_adv2.study.cases import DISTILLED
+from captum_adv2.study.estimates import Estimate
 from captum_adv2.study.frame import Results, knows
 from captum_adv2.study.paper import PAPER, counterpart
 from captum_adv2.study.results import Pictures
@@ -157,7 +158,9 @@ class Bars:
                 key: [results.estimate(title, model, attack, name) for name in names]
                 for key, (title, attack) in series.items()
             }
-            if found and all(any(entry.size for entry in row) for row in found.values()):
+            # Noise of some level may make the classifier err on no image.
+            found = {key: row for key, row in found.items() if key in self.series or _filled(row)}
+            if found and all(map(_filled, found.values())):
                 panels[model] = found
         if panels and {*names} <= {*results.every}:
             stem = f"figure-{self.number:02d}-{measure.lower()}"
@@ -244,6 +247,10 @@ def build(results: Results, pictures: Sequence[Pictures], settings: Settings) ->
         for drawing in spec(results, galleries):
             found.append(drawing._replace(caption=f"{drawing.caption} {strength}"))
     return found
+
+
+def _filled(row: Sequence[Estimate]) -> bool:
+    return any(entry.size for entry in row)
 
 
 def _common(rows: Mapping[str, Row]) -> dict[str, Row]:

@@ -28,18 +28,20 @@ def barred(
     marks: Mapping[str, Mapping[str, list[float]]],
 ) -> Figure:
     """Draw a group of bars an interpreter, a bar a series; a panel a model."""
-    series = len(next(iter(panels.values())))
+    keys = [*dict.fromkeys(key for found in panels.values() for key in found)]
+    series, handles = len(keys), dict[str, Any]()
     each = max(2.5, 0.5 + 0.28 * len(names) * (1 + series))
     figure = Figure(figsize=(min(each * len(panels), 11) + 0.5, 3), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     width = 0.8 / series
     for axis, (model, found) in zip(axes, panels.items(), strict=True):
-        for i, (key, row) in enumerate(found.items()):
+        for key, row in found.items():
+            i = keys.index(key)
             ends = np.array([[e.mean - e.low for e in row], [e.high - e.mean for e in row]])
             ends[~np.isfinite(ends)] = 0  # of too few images there is no interval
             places = np.arange(len(names)) + (i - (series - 1) / 2) * width
             axis.scatter(places, marks[model][key], 14, "black", marker="D", zorder=3, linewidths=0)
-            axis.bar(
+            handles[key] = axis.bar(
                 places,
                 [entry.mean for entry in row],
                 width,
@@ -56,7 +58,7 @@ def barred(
         axis.set_title(f"{model}, {count} images", fontsize=9)
     axes[0].set_ylim(bottom=0)  # shared, and fixed from now on: after all bars
     axes[0].set_ylabel(f"{label}, in [0, 1]")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend([handles[key] for key in keys], keys, loc="outside lower center", ncols=4)
     return figure
 
 

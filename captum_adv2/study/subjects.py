@@ -51,6 +51,8 @@ INTERPRETERS: Mapping[str, Callable[[nn.Module, Settings, int], Interpreter]] = 
 }
 """Interpreters of any classifier and images of some side; RTS needs a masking model besides."""
 
+_NAMES = (*INTERPRETERS, "RTS", "RTS-A")
+
 
 class Subject(NamedTuple):
     """A classifier of images in [0, 1], and its interpreters."""
@@ -76,6 +78,10 @@ def subject(spec: str, settings: Settings, source: Source, device: torch.device)
         source: Images, which the classifier has to fit.
         device: Device of the classifier and its interpreters.
     """
+    known = {*_NAMES, *map(label, settings.interpreters)}
+    if unknown := [name for name in settings.adaptive if name not in known]:
+        wanted = f"expected adaptive interpreters from {', '.join(_NAMES)}, or --interpreters"
+        raise ValueError(f"{wanted}, got {', '.join(unknown)}")
     model = load_model(spec).to(device)
     image = _first(source)
     with torch.no_grad():
@@ -125,7 +131,7 @@ def build_interpreter(
         return INTERPRETERS[name](model, settings, side)
     if ":" not in name:
         raise ValueError(
-            f"expected an interpreter from {', '.join((*INTERPRETERS, 'RTS', 'RTS-A'))}, or "
+            f"expected an interpreter from {', '.join(_NAMES)}, or "
             f"package.module:function, got {name}"
         )
     built = make(name, model)

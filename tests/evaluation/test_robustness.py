@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torchattacks import PGD
 from toys import Brightness, Echo, flat
 
 from captum_adv2.evaluation import robustness
@@ -67,8 +68,11 @@ def test_other_levels() -> None:
     levels = [0.001, 0.02, 0.2]
     found = robustness(model, Echo(model), IMAGES, ONES, levels=levels, attack=brighten)
     assert found.least.tolist() == [0.001, 0.02, 0.2, math.inf]
-    with pytest.raises(ValueError, match="expected at least two levels, rising"):
-        robustness(model, Echo(model), IMAGES, ONES, levels=[0.2, 0.1])
+    for wrong in ([0.2, 0.1], [0.2], [2, 8]):
+        with pytest.raises(ValueError, match=r"expected at least two levels in \(0, 1\], rising"):
+            robustness(model, Echo(model), IMAGES, ONES, levels=wrong)
+    with pytest.raises(TypeError, match="expected a function that makes an attack of an eps"):
+        robustness(model, Echo(model), IMAGES, ONES, attack=PGD(model))
 
 
 def test_labels_in_place_of_targets_are_refused() -> None:

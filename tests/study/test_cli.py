@@ -59,6 +59,7 @@ def test_a_study_is_made(tmp_path: Path) -> None:
         (["--models", "embedded:resnet", "my:resnet"], "expected different models"),
         (["--interpreters", "CAM", "my:CAM"], "expected different interpreters"),
         (["--images", "/no/such/folder"], "no such path"),
+        (["--adaptive", "CAM", "GRADD"], "expected adaptive interpreters from GRAD, CAM, "),
     ],
 )
 def test_wrong_options_end_without_a_traceback_and_leave_nothing(
@@ -86,6 +87,24 @@ def test_a_page_needs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = str(tmp_path / "out")
     assert main(["study", *TINY, "--out", out]) == 0
     assert main(["study", "--page", "--out", out]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", "--page", "--profile", "quick", "--count", "2", "--out", out])
+    assert "expected --page without settings, got profile, count" in capsys.readouterr().err
+
+
+def test_a_study_goes_on_by_its_own_settings(tmp_path: Path, capsys) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["study", *TINY, "--eps", "4/255", *out]) == 0
+    page = tmp_path / "out" / "index.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    assert main(["study", "--resume", "--quiet", *out]) == 0
+    assert page.read_text(encoding="utf-8") == before  # which names the command
+    assert main(["study", "--resume", "--quiet", "--count", "2", *out]) == 0
+    assert "--count 2 --held-out 0 --eps 0.01568" in page.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", "--resume", "--profile", "quick", *out])
+    assert "expected the settings in" in capsys.readouterr().err
 
 
 def test_without_the_extra_the_networks_load_and_a_study_names_what_to_install(

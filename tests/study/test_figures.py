@@ -15,7 +15,7 @@ from synthetic import NAMES, SETTINGS, pictures, results, setting, without
 
 from captum_adv2.evaluation.robustness import Robustness
 from captum_adv2.study import plots
-from captum_adv2.study.figures import DPI, PHOTOGRAPHS, SPECS, Drawing, Gallery, build
+from captum_adv2.study.figures import DPI, PHOTOGRAPHS, SPECS, Bars, Drawing, Gallery, build
 
 GRIDS = [f"figure-{number:02d}-resnet" for number in (4, 9, 11, 12, 14, 15, 16)]
 STEMS = [
@@ -135,6 +135,19 @@ def test_class_confidence_and_l1_stand_below_the_pictures(whole) -> None:
     assert "ADV2 (cat 0.00): GRAD L1 0.125, CAM L1 0.125, RTS L1 0.125" in text
     assert "8/255, 100 gradient evaluations; up to 40 images" in whole["figure-04-resnet"].caption
     assert "200 gradient evaluations" in whole["figure-10-l1"].caption
+
+
+def test_noise_that_makes_no_image_err_has_no_bar() -> None:
+    models = ("one", "two")
+    found = results(
+        setting({"success": 0.0}, model="one", attack="noise:normal:0.03"), models=models
+    )
+    (spec,) = (spec for spec in SPECS if isinstance(spec, Bars) and spec.number == 15)
+    (drawing,) = spec(found, [])
+    shown = [[g.get_label() for g in groups(axis)] for axis in drawing.figures[0].axes]
+    assert shown == [["uniform:0.3"], ["normal:0.03", "uniform:0.3"]]
+    (legend,) = drawing.figures[0].legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["normal:0.03", "uniform:0.3"]
 
 
 def test_the_papers_numbers_are_marked(whole) -> None:
