@@ -43,7 +43,7 @@ study resnet "${resnet[@]}" "${long[@]}" --adaptive RTS --held-out 200
 study densenet "${densenet[@]}" "${long[@]}" --adaptive RTS --held-out 200
 study resnet56 "${resnet56[@]}" "${long[@]}" --interpreters "${four[@]}" \
     --adaptive CAM --held-out 200 --tuned 0
-study squeezenet "${squeezenet[@]}" "${long[@]}" --interpreters "${four[@]}" \
+study squeezenet "${squeezenet[@]}" "${long[@]}" --flow-steps 400 --interpreters "${four[@]}" \
     --adaptive CAM --held-out 40 --tuned 0
 study mobilenet "${mobilenet[@]}" "${long[@]}" --interpreters "${four[@]}" \
     --adaptive CAM --held-out 40 --tuned 0
