@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -308,15 +309,28 @@ def _studies_on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def undrawn() -> Iterator[None]:
-    """Figures stay empty, where their number and not their content is tested; that is faster."""
+@contextmanager
+def _empty_figures() -> Iterator[None]:
     from captum_adv2.study import figures, plots
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "_drawn", lambda *parts: Figure((1, 1)))
         for name in ("barred", "trusted", "curves"):
             patch.setattr(plots, name, lambda *parts: Figure((1, 1)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Figures stay empty, where their number and not their content is tested; that is faster."""
+    with _empty_figures():
+        yield
+
+
+@pytest.fixture
+def undrawn_here() -> Iterator[None]:
+    """`undrawn` for one test, in a module of which others look at figures."""
+    with _empty_figures():
         yield
 
 

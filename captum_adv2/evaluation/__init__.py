@@ -3,9 +3,8 @@
 
 from captum_adv2.evaluation import localization, metrics, transfer, visualize
 from captum_adv2.evaluation.evaluate import Report, evaluate
-from captum_adv2.evaluation.robustness import Robustness, robustness
+from captum_adv2.evaluation.robustness import robustness
 
 __all__ = [
-    "Report", "Robustness", "evaluate", "localization", "metrics", "robustness", "transfer",
-    "visualize",
+    "Report", "evaluate", "localization", "metrics", "robustness", "transfer", "visualize",
 ]  # fmt: skip

@@ -264,7 +264,7 @@ def _evasion(evidence: Evidence, model: str) -> Iterator[Check]:
                 places = [-1 if a is None else _ORDER.index(a) for a in answers]
                 yield from tries[places.index(max(places))]
             elif any(name in evidence.having(attack) for attack in attacks):
-                yield Check(f"{squeezer} on {name}", "detected", "–", "at most 50 %", None)
+                yield Check(squeezer, "detected", "–", "at most 50 %", None)
 
 
 def _tried(

@@ -58,7 +58,8 @@ def barred(
         axis.set_title(f"{model}, {count} images", fontsize=9)
     axes[0].set_ylim(bottom=0)  # shared, and fixed from now on: after all bars
     axes[0].set_ylabel(f"{label}, in [0, 1]")
-    figure.legend([handles[key] for key in keys], keys, loc="outside lower center", ncols=4)
+    columns = min(4, int(figure.get_figwidth() // 1.4))  # as many as are not cut off
+    figure.legend([handles[key] for key in keys], keys, loc="outside lower center", ncols=columns)
     return figure
 
 

@@ -48,6 +48,8 @@ study squeezenet "${squeezenet[@]}" "${long[@]}" --flow-steps 400 --interpreters
 study mobilenet "${mobilenet[@]}" "${long[@]}" --interpreters "${four[@]}" \
     --adaptive CAM --held-out 40 --tuned 0
 study isic "${isic[@]}" "${long[@]}" --interpreters GRAD CAM MASK RTS --adaptive RTS --tuned 40
+study mask-adaptive "${resnet[@]}" --interpreters MASK --adaptive MASK --frameworks pgd \
+    --targets benign --count 40 --held-out 200 --tuned 0
 
 curve resnet "${resnet[@]}" --count 40 --interpreters GRAD CAM GradCAM RTS Ensemble RTS-A
 curve densenet "${densenet[@]}" --count 40 --interpreters GRAD CAM GradCAM RTS

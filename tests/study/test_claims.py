@@ -250,7 +250,7 @@ def test_an_answer_names_what_it_is_without() -> None:
     assert [found[number].without("resnet") for number in (1, 2, 3)] == [["RTS"], ["RTS"], []]
     assert found[2].models == {"resnet": "holds"}
     assert verdicts(without(attack="class"))[6].without("resnet") == ["class"]
-    assert verdicts(without(attack="adaptive:3x3"))[4].without("resnet") == ["3x3 on RTS"]
+    assert verdicts(without(attack="adaptive:3x3"))[4].without("resnet") == ["3x3"]
     assert verdicts(without(attack="PGD"))[2].without("resnet") == []  # there is no answer
 
 

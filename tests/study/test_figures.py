@@ -173,7 +173,7 @@ def test_roc(whole) -> None:
     assert [line.get_label() for line in axis.lines] == [f"{name}, area 1.000" for name in names]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_here")
 @pytest.mark.parametrize(
     ("changes", "gone"),
     [
@@ -192,7 +192,7 @@ def test_missing_rows_leave_figures_out(changes, gone: list[str]) -> None:
     assert built(*changes, shown=pictures(count=0)).keys() == every.keys() - {*GRIDS}
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_here")
 def test_skin_lesions_have_figures_of_their_own() -> None:
     skin = replace(SETTINGS, images="isic:lesions=/data")
     every = built(settings=skin, shown=pictures(count=1))
