@@ -64,8 +64,8 @@ class Robustness(NamedTuple):
     def area(self) -> float:
         """Area above the curve: 0 if all are fooled at the first level, 1 if none before the last.
 
-        Of images of 8 bits, the first change that is left is half of 1/255: at the default levels
-        the area is at least 1/6.
+        An eps below half of 1/255 changes no image of 8 bits: at the default levels the area is at
+        least 1/6.
         """
         return float(self.heights().double().mean())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""MASK and the attacks on it: the figures and the curve of ``docs/mask.md``, and SqueezeNet's.
+"""MASK and the attacks on it: the figures of ``docs/mask.md``, SqueezeNet's, and variants.
 
     python examples/benchmark/mask.py embedded squeezenet resnet56 paper followers far variants
     python examples/benchmark/mask.py cost quality settings
