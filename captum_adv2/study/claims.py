@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import sub, truediv
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from captum_adv2.study.cases import DISTILLED, known
@@ -173,19 +174,11 @@ def _most(subject: str, quantity: str, answers: Mapping[str, Answer | None]) -> 
     return Check(subject, quantity, "; ".join(texts), "more than half", answer)
 
 
-def _ratio(a: Any, b: Any) -> Any:
-    return a / b
-
-
-def _less(a: Any, b: Any) -> Any:
-    return a - b
-
-
 def _share(
     evidence: Evidence, model: str, name: str, ours: str = "ADV2", theirs: str = "PGD", **how: Any
 ) -> Estimate:
     """Return the L1 of an attack as a share of another's."""
-    return evidence.contrast(_ratio, model, ("L1", ours, name), ("L1", theirs, name), **how)
+    return evidence.contrast(truediv, model, ("L1", ours, name), ("L1", theirs, name), **how)
 
 
 @_claim(
@@ -197,7 +190,7 @@ def _prediction(evidence: Evidence, model: str) -> Iterator[Check]:
     """
     for name in evidence.interpreters:
         yield _often(evidence, model, "ADV2", name)
-        gap = evidence.contrast(_less, model, ("MC", "PGD", name), ("MC", "ADV2", name))
+        gap = evidence.contrast(sub, model, ("MC", "PGD", name), ("MC", "ADV2", name))
         yield _at_most(name, "confidence, PGD's less ADV2's", gap, 0.05)
 
 
@@ -281,7 +274,7 @@ def _tried(
     )
     rate = _often(evidence, model, attack, name, subject)
     yield rate._replace(quantity="success")
-    gap = evidence.contrast(_less, model, ("L1", attack, name), ("L1", "ADV2", name))
+    gap = evidence.contrast(sub, model, ("L1", attack, name), ("L1", "ADV2", name))
     yield _at_most(subject, "L1, less basic ADV2's", gap, 0.02)
 
 
@@ -314,7 +307,7 @@ def _targets(evidence: Evidence, model: str) -> Iterator[Check]:
         led: dict[str, Answer | None] = {}
         for name in evidence.having(attack):
             cells: list[Cell] = [(title, attack, name) for title in ("L1 to target", "L1")]
-            share = evidence.contrast(_ratio, model, *cells)
+            share = evidence.contrast(truediv, model, *cells)
             subject = f"{attack} on {name}"
             checks = [
                 _often(evidence, model, attack, name, subject, decides=False),
@@ -396,4 +389,4 @@ def _distilled(evidence: Evidence, model: str) -> Iterator[Check]:
     drift = evidence.estimate("drift", model, "benign", DISTILLED)
     yield _at_most("clean images", "L1 to the map of RTS", drift, 0.05)
     cells: list[Cell] = [("L1", "noise", name) for name in (DISTILLED, "RTS")]
-    yield _at_least("noise", "L1 over that of RTS", evidence.contrast(_ratio, model, *cells), 1.1)
+    yield _at_least("noise", "L1 over that of RTS", evidence.contrast(truediv, model, *cells), 1.1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """MASK and the attacks on it: the figures of ``docs/mask.md``, SqueezeNet's, and variants.
 
-    python examples/benchmark/mask.py embedded squeezenet resnet56 paper followers far variants
-    python examples/benchmark/mask.py cost quality settings
+    python examples/benchmark/mask.py embedded squeezenet resnet56 mobilenet paper followers far
+    python examples/benchmark/mask.py variants cost quality settings
 
 Protocol as in ``figures.py``. Maps are those of MASK from its initial mask, on images rounded to
 8 bits, with the same settings in every row of a table. ``--images N`` makes every case smaller,
@@ -12,6 +12,7 @@ Protocol as in ``figures.py``. Maps are those of MASK from its initial mask, on 
 from __future__ import annotations
 
 import argparse
+import operator
 import statistics
 import sys
 import time
@@ -34,6 +35,7 @@ from captum_adv2.evaluation import metrics, visualize
 from captum_adv2.interpreters import MASK, FiniteDifference
 from captum_adv2.interpreters.mask import Blur, Noise
 from captum_adv2.study.embedded import load_densenet, load_resnet, make_shapes
+from captum_adv2.study.estimates import contrasted
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import embedded_case
@@ -107,6 +109,22 @@ def squeezenet(args: Args) -> None:
 def resnet56(args: Args) -> None:
     """MASK on ResNet-56 on CIFAR-10, 16x16 masks."""
     beside_pgd("resnet56", load_case("resnet56", args.images or 100, args.real), args)
+
+
+def mobilenet(args: Args) -> None:
+    """MASK on MobileNetV2: five followers, late iterates judged, and L1 as a share of PGD's."""
+    case = load_case("mobilenet", args.images or 36, args.real)
+    mask = mask_for(case, args)
+    pgd = PGD(case.model, eps=EPS, steps=scaled(100, args), random_start=False)
+    adv2 = default(case, mask, 300, args, followers=5)
+    adv2.keep = 4
+    print(f"\n## MASK, MobileNetV2, {len(case.images)} images")
+    theirs, ours = (
+        attacked(name, case, mask, attack, args)[0].l1
+        for name, attack in (("PGD", pgd), ("5 followers, keep 4", adv2))
+    )
+    both = torch.stack([ours, theirs], dim=1).numpy(force=True)
+    print(f"L1, share of PGD's: {contrasted(operator.truediv, both)}")
 
 
 def default(case: Case, mask: MASK, steps: int, args: Args, **changes: Any) -> ADV2:
@@ -301,7 +319,7 @@ def shift(case: Case, mask: MASK, args: Args) -> tuple[Tensor, Tensor]:
     return before, metrics.l1(before, after).mean()
 
 
-RESULTS = embedded, squeezenet, resnet56, paper, followers, far, variants
+RESULTS = embedded, squeezenet, resnet56, mobilenet, paper, followers, far, variants
 CASES: dict[str, Callable[[Args], None]] = {
     case.__name__: case for case in (*RESULTS, cost, quality, settings)
 }
