@@ -19,7 +19,7 @@ from torch import Tensor
 from captum_adv2 import spec
 from captum_adv2.attacks.loop import classified
 from captum_adv2.interpreters.gradient import probability
-from captum_adv2.spec import Classes, Count, Index, Logits, Maps, Unit, checked
+from captum_adv2.spec import Classes, Count, Index, Logits, Maps, NonNegative, Unit, checked
 
 
 class Distances(NamedTuple):
@@ -119,7 +119,7 @@ def interval(
 
 
 @checked
-def wilson(successes: Index, count: Index, level: Unit = 0.95) -> tuple[float, float]:
+def wilson(successes: NonNegative, count: Index, level: Unit = 0.95) -> tuple[float, float]:
     """Return Wilson's interval of a rate, which does not shrink to a point where all succeed.
 
     >>> [round(end, 3) for end in wilson(6, 6)], wilson(0, 0)

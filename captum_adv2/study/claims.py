@@ -20,7 +20,7 @@ from operator import sub, truediv
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from captum_adv2.study.cases import DISTILLED, known
-from captum_adv2.study.estimates import JOINT, Cell, Estimate, Evidence
+from captum_adv2.study.estimates import JOINT, Cell, Estimate, Evidence, apart
 
 Answer: TypeAlias = Literal["holds", "does not hold", "too few images"]
 _ORDER: tuple[Answer, ...] = ("does not hold", "too few images", "holds")
@@ -185,11 +185,15 @@ def _share(
     "With two goals at once, ADV2 fools the classifier as reliably as an attack with one.", _BASIC
 )
 def _prediction(evidence: Evidence, model: str) -> Iterator[Check]:
-    """For every interpreter, ADV2 succeeds on at least 90 % of the images, and its mean confidence
-    in the target class is at most 0.05 below PGD's.
+    """For every interpreter, ADV2's success rate is at most 10 points below PGD's, and its mean
+    confidence in the target class at most 0.05. PGD that fails on most images decides nothing.
     """
     for name in evidence.interpreters:
-        yield _often(evidence, model, "ADV2", name)
+        ours, theirs = (evidence.estimate("ASR", model, each, name) for each in ("ADV2", "PGD"))
+        if theirs.mean < 0.5:
+            yield Check(name, "success of PGD", theirs, "at least 50 %", None)
+            continue
+        yield _at_most(name, "success, PGD's less ADV2's", apart(theirs, ours), 0.1)
         gap = evidence.contrast(sub, model, ("MC", "PGD", name), ("MC", "ADV2", name))
         yield _at_most(name, "confidence, PGD's less ADV2's", gap, 0.05)
 

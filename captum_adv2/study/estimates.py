@@ -45,7 +45,7 @@ class Estimate(NamedTuple):
         sample = np.array(values, dtype=float)
         mean, size = (float(sample.mean()) if len(sample) else math.nan), len(sample)
         if percent:
-            return cls(mean, *wilson(int(sample.sum()), size), size, percent=True)
+            return cls(mean, *wilson(float(sample.sum()), size), size, percent=True)
         return cls(mean, *(unknown(size) or interval(sample)), size)
 
     def __str__(self) -> str:

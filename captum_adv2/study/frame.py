@@ -35,8 +35,8 @@ score           (score) L1 distance of the predictions before and after it, in [
 
 Map distances are means over successful attacks, rates over all images, and detection rates over
 successful attacks too, since an attack that failed leaves nothing to detect. Values come by image,
-so that the effects of two attacks on one image can be subtracted. Several seeds are pooled; models
-are kept apart. `estimates` says how intervals are computed.
+so that the effects of two attacks on one image can be subtracted. Of several seeds an image counts
+once, by its mean; models are kept apart. `estimates` says how intervals are computed.
 
 A third kind of rows, *box* rows, is of clean images whose objects have boxes: a column for each
 threshold of `localization.THRESHOLDS`, 1 where the map's box misses the object's.
@@ -183,6 +183,11 @@ def difference(first: Values, second: Values) -> Values:
     return (first - second).dropna()
 
 
+def by_image(values: Values) -> Values:
+    """Return each image's mean: more seeds of an image are no more images."""
+    return values.groupby(level="image").mean()
+
+
 class Results(Evidence):
     """A study's values by model, attack and interpreter, as series by seed and image.
 
@@ -266,14 +271,16 @@ class Results(Evidence):
 
     def estimate(self, title: str, model: str, *place: str) -> Estimate:
         """Return a measure's mean and interval; see `values`."""
-        return Estimate.of(self.values(title, model, *place), MEASURES[title].percent)
+        values = self.values(title, model, *place)
+        return Estimate.of(by_image(values), MEASURES[title].percent)
 
     def contrast(
         self, function: Function, model: str, *cells: Cell, level: float = 0.95
     ) -> Estimate:
         """See `Evidence`."""
         columns = [self.values(title, model, *place) for title, *place in cells]
-        return contrasted(function, pd.concat(columns, axis=1).dropna().to_numpy(), level)
+        both = by_image(pd.concat(columns, axis=1).dropna())
+        return contrasted(function, both.to_numpy(), level)
 
     def scores(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Values:
         """Return the scores of successful attacks, or of clean images."""
@@ -288,17 +295,17 @@ class Results(Evidence):
 
     def detection(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Estimate:
         """Return the share of images that are flagged."""
-        return Estimate.of(self.flagged(model, attack, aimed, squeezer), percent=True)
+        return Estimate.of(by_image(self.flagged(model, attack, aimed, squeezer)), percent=True)
 
     def excess(
         self, model: str, first: tuple[str, str], second: tuple[str, str], squeezer: str
     ) -> Estimate:
         """See `Evidence`; images that both attacks changed are paired."""
         flags = [self.flagged(model, *place, squeezer) for place in (first, second)]
-        both = pd.concat(flags, axis=1).dropna().to_numpy()
+        both = by_image(pd.concat(flags, axis=1).dropna()).to_numpy()
         varied = len(both) and (both.std(axis=0) > 0).all()
         correlation = float(np.corrcoef(both.T)[0, 1]) if varied else 0.0
-        ours, theirs = (Estimate.of(values, percent=True) for values in flags)
+        ours, theirs = (Estimate.of(by_image(values), percent=True) for values in flags)
         return apart(ours, theirs, correlation)
 
     def localisation(self, model: str, interpreter: str) -> tuple[str, Estimate, int]:
@@ -315,8 +322,9 @@ class Results(Evidence):
         return best, Estimate.of(own[best], percent=True), len(held)
 
     def trust(self, model: str, interpreter: str) -> Robustness | None:
-        """Return the least eps of images, if that was found."""
-        least = self.rows(model, CURVE, interpreter).least.dropna()
+        """Return the least eps of images, if that was found; of several seeds, the median."""
+        each = self.rows(model, CURVE, interpreter).least.dropna().groupby(level="image")
+        least = each.quantile(interpolation="lower")
         return Robustness(torch.tensor(least.to_numpy(dtype=float))) if len(least) else None
 
     def having(self, attack: str) -> list[str]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from captum_adv2.study.cases import DISTILLED, known
 from captum_adv2.study.estimates import JOINT, Estimate
-from captum_adv2.study.frame import Results, difference
+from captum_adv2.study.frame import Results, by_image, difference
 from captum_adv2.study.paper import beside, counterpart
 from captum_adv2.study.settings import Settings
 
@@ -119,8 +119,9 @@ def protocol(settings: Settings, framework: str) -> str:
         "rounded to 8 bits before they are measured. A benign map explains the image's own class, "
         "an adversarial map the target class. IoU and boxes are of map pixels above "
         f"{settings.threshold:g}. Up to {settings.count} images a classifier"
-        f"{f', {seeds} seeds pooled' if seeds > 1 else ''}. Success rates (ASR) and the confidence "
-        "in the target class (MC) are over all images, distances of maps over successful attacks; "
+        f"{f', {seeds} seeds, of which each image has its mean' if seeds > 1 else ''}. Success "
+        "rates (ASR) and the confidence in the target class (MC) are over all images, distances "
+        "of maps over successful attacks; "
         "[a, b] is a 95 % interval: Wilson's of a rate, a bootstrap of a mean; – is no image. The "
         "column of the paper has its numbers, in the order of the columns before it."
     )
@@ -230,7 +231,9 @@ def _distilled(results: Results, model: str, paper: str) -> Rows:
     """Yield how far maps of RTS and of the interpreter trained against ADV2 move."""
     drift = results.estimate("drift", model, "benign", DISTILLED)
     for attack in ("PGD", "ADV2", *results.named("noise:")):
-        rts, other = (results.values("L1", model, attack, name) for name in ("RTS", DISTILLED))
+        rts, other = (
+            by_image(results.values("L1", model, attack, name)) for name in ("RTS", DISTILLED)
+        )
         if len(rts) and len(other):
             yield {
                 "model": model,

@@ -76,7 +76,7 @@ KNOWN = {"attack": "adaptive:3x3", "squeezer": "3x3"}
 LED = [setting({"target_l1": 0.3}, attack="patch", aimed=name) for name in ("GRAD", "CAM")]
 # Changes, and the subject and the quantity of the criterion that decides.
 VIOLATIONS = {
-    "1: success": ([fails(12, **CAM)], "CAM", "success of ADV2"),
+    "1: success": ([fails(16, **CAM)], "CAM", "success, PGD's less"),
     "1: confidence": ([setting({"confidence": 0.9}, **CAM)], "CAM", "confidence"),
     "2: L1": ([setting({"l1": 0.11}, attack="ADV2", interpreter="CAM")], "CAM", "L1, share"),
     "2: IoU": ([setting({"iou": 0.4}, **RTS)], "RTS", "IoU"),
@@ -129,8 +129,8 @@ VIOLATIONS = {
     ),
 }
 UNDECIDED = {
-    "1: success": ([fails(3, **CAM)], "CAM", "success of ADV2"),
-    "1: a few images": ([without(image=n) for n in range(8, COUNT)], "CAM", "success of ADV2"),
+    "1: success": ([fails(3, **CAM)], "CAM", "success, PGD's less"),
+    "1: a few images": ([without(image=n) for n in range(8, COUNT)], "CAM", "success, PGD's less"),
     "1: confidence": (
         [changed({"confidence": 0.4}, first(3), **CAM)],
         "CAM",
@@ -240,8 +240,8 @@ def test_not_measured(number: int, attacks: list[str]) -> None:
 
 def test_without_success_there_is_no_map_to_compare() -> None:
     found = verdicts(setting({"success": 0.0}))
-    # Where a rule asks for a rate of success, it is violated all the same.
-    wanted = {n: "does not hold" if n in (1, 4, 5, 6) else None for n in (1, 2, 4, 5, 6, 7)}
+    # A rule that asks for a rate of success is violated; the first compares it with PGD's.
+    wanted = {n: "does not hold" if n in (4, 5, 6) else None for n in (1, 2, 4, 5, 6, 7)}
     assert {number: found[number].answer for number in wanted} == wanted
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import COUNT, NAMES, SQUEEZERS, results, setting, study
+from synthetic import COUNT, NAMES, SQUEEZERS, results, setting, study, without
 
 from captum_adv2.evaluation.metrics import interval, wilson
 from captum_adv2.study.estimates import Estimate, apart, contrasted
@@ -94,12 +94,35 @@ def test_an_attack_without_interpreter_is_explained_by_all_and_others_by_their_o
     assert (found.interpreters, found.every) == ([*NAMES], [*NAMES, "RTS-A"])
 
 
-def test_seeds_are_pooled_but_for_clean_images_and_models_kept_apart() -> None:
+def test_rows_are_of_all_seeds_but_for_clean_images_and_models_kept_apart() -> None:
     found = results(seeds=(0, 1), models=("a", "b"))
     assert found.models == ["a", "b"]
     assert len(found.values("L1", "b", "PGD", "CAM")) == 2 * COUNT
     assert len(found.rows("b", "benign", "CAM")) == COUNT
     assert len(found.scores("a", "benign", "")) == COUNT
+
+
+def test_more_seeds_of_an_image_are_no_more_images() -> None:
+    others = [without(image=number) for number in range(1, COUNT)]
+    found = results(*others, seeds=tuple(range(8)))
+    rate, mean = (found.estimate(title, "resnet", "ADV2", "CAM") for title in ("ASR", "L1"))
+    share = found.contrast(lambda a: a, "resnet", ("L1", "ADV2", "CAM"))
+    flagged = found.detection("resnet", "PGD", "")
+    excess = found.excess("resnet", ("PGD", ""), ("ADV2", "CAM"), "3x3")
+    assert {each.size for each in (rate, mean, share, flagged, excess)} == {1}
+    assert rate.low < 0.3
+    trust = found.trust("resnet", "CAM")
+    assert trust is not None
+    assert len(trust.least) == 1
+
+
+def test_of_several_seeds_an_image_has_its_mean() -> None:
+    failed = setting({"success": 0.0}, attack="PGD", seed=1)
+    found = results(failed, seeds=(0, 1))
+    rate = found.estimate("ASR", "resnet", "PGD", "CAM")
+    assert (rate.mean, rate.size) == (0.5, COUNT)
+    own = results().estimate("L1", "resnet", "PGD", "CAM")
+    assert found.estimate("L1", "resnet", "PGD", "CAM") == own  # over successful attacks
 
 
 def test_thresholds_flag_one_of_twenty_held_out_images() -> None:

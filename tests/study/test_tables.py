@@ -173,7 +173,7 @@ def test_texts() -> None:
 
 def test_notes_name_the_protocol() -> None:
     every = built(settings=replace(SETTINGS, seeds=(0, 1)))
-    for words in ("8/255", "100 gradient", "8 bits", "95 %", "above 0.5", "2 seeds pooled"):
+    for words in ("8/255", "100 gradient", "8 bits", "95 %", "above 0.5", "2 seeds, "):
         assert words in every["Table 3"].note
     assert "2 pixels" in every["Figure 10"].note
     assert "200 gradient" in every["Figure 10"].note
