@@ -22,7 +22,7 @@ from captum_adv2.evaluation import metrics
 from captum_adv2.evaluation.evaluate import evaluate
 from captum_adv2.evaluation.metrics import interval, wilson
 from captum_adv2.interpreters.base import Interpreter, eval_mode
-from captum_adv2.spec import Classes, Count, Images, Positive, Unit, checked
+from captum_adv2.spec import Classes, Count, Decay, Images, Positive, checked, doubt
 
 LEVELS = tuple(2 ** (step / 2) / 4 / 255 for step in range(13))
 """From 0.25/255 to 16/255, two an octave."""
@@ -86,8 +86,8 @@ def robustness(
     *,
     steps: Count = 100,
     levels: Sequence[Positive] = LEVELS,
-    iou: Unit = 0.5,
-    threshold: Unit = 0.5,
+    iou: Decay = 0.5,
+    threshold: Decay = 0.5,
     attack: Callable[[float], Any] | None = None,
 ) -> Robustness:
     """Find, by bisection, the least eps at which each image's class and map are both fooled.
@@ -108,8 +108,9 @@ def robustness(
         levels: Values of eps to choose from, rising.
         iou: Intersection over union of two maps that look alike.
         threshold: Value that a pixel of a map must exceed to count for ``iou``.
-        attack: Makes an attack of an eps; default: `ADV2` on the interpreter, in steps of a quarter
-            of eps.
+        attack: Makes an attack of an eps, within which its images stay; default: `ADV2` on the
+            interpreter, in steps of a quarter of eps. ``lambda eps: PGD(model, eps, eps / 4, 100)``
+            shows how many maps look benign by themselves.
 
     >>> from captum_adv2.interpreters import Gradient
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
@@ -140,6 +141,12 @@ def robustness(
             f"{len(own)} images; leave these out, and pass true classes as labels=..."
         )
     benign = interpreter(images, own).detach()
+    empty = int((benign.flatten(1).amax(dim=1) <= threshold).sum())
+    if empty:
+        doubt(
+            f"{empty} of {len(benign)} benign maps have no pixel above {threshold:g}, "
+            "the threshold: maps without any look like these"
+        )
 
     def fooled(rows: Tensor, eps: float) -> Tensor:
         made = attack(eps) if attack else ADV2(model, interpreter, eps, eps / 4, steps)
@@ -148,6 +155,12 @@ def robustness(
         made.set_mode_targeted_by_label(quiet=True)
         clean, wanted, maps = images[rows], target[rows], benign[rows]
         adversarial = made(clean, wanted)
+        change = float((adversarial - clean).abs().max())
+        if change > eps + 0.5001 / 255:  # some attacks round
+            raise ValueError(
+                f"expected attack({eps:.4g}) to change pixels by at most that, got {change:.4g}; "
+                "eps is in units of the images' range [0, 1]"
+            )
         report = evaluate(model, interpreter, clean, adversarial, wanted, benign_maps=maps)
         return report.success & (metrics.iou(report.adversarial_maps, maps, threshold) > iou)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchattacks import PGD
 from toys import Brightness, Echo, flat
 
+from captum_adv2 import SoundnessWarning
 from captum_adv2.evaluation import robustness
 from captum_adv2.evaluation.metrics import wilson
 from captum_adv2.evaluation.robustness import LEVELS, Robustness
@@ -48,7 +49,7 @@ def _fresh() -> None:
 
 def test_the_least_level_after_rounding_to_8_bits() -> None:
     model = Brightness()
-    found = robustness(model, Echo(model), IMAGES, ONES, attack=brighten)
+    found = robustness(model, Echo(model), IMAGES, ONES, threshold=0.05, attack=brighten)
     # Bright is from 128 of 255 on, rounded: 127.2 + 0.3, 124.95 + 2.55, 114.75 + 12.75.
     expected = [LEVELS[1], LEVELS[7], LEVELS[12], math.inf]
     assert found.least.tolist() == pytest.approx(expected)
@@ -56,6 +57,7 @@ def test_the_least_level_after_rounding_to_8_bits() -> None:
     assert sum(Brighten.given.values()) <= 4 * len(IMAGES)
 
 
+@pytest.mark.filterwarnings("ignore:.*no pixel above")
 def test_a_map_that_changes_is_not_fooled() -> None:
     model = Brightness()
     found = robustness(model, Echo(model, share=1.0), IMAGES, ONES, attack=brighten)
@@ -66,7 +68,8 @@ def test_a_map_that_changes_is_not_fooled() -> None:
 def test_other_levels() -> None:
     model = Brightness()
     levels = [0.001, 0.02, 0.2]
-    found = robustness(model, Echo(model), IMAGES, ONES, levels=levels, attack=brighten)
+    how = {"threshold": 0.05, "attack": brighten}
+    found = robustness(model, Echo(model), IMAGES, ONES, levels=levels, **how)
     assert found.least.tolist() == [0.001, 0.02, 0.2, math.inf]
     for wrong in ([0.2, 0.1], [0.2], [2, 8]):
         with pytest.raises(ValueError, match=r"expected at least two levels in \(0, 1\], rising"):
@@ -82,6 +85,7 @@ def test_labels_in_place_of_targets_are_refused() -> None:
         robustness(model, Echo(model), IMAGES, own)
 
 
+@pytest.mark.filterwarnings("ignore:.*no pixel above")
 def test_the_maps_threshold() -> None:
     model = Brightness()
     how = {"iou": 0.0, "attack": brighten}  # bright images' maps have values near one half
@@ -90,6 +94,23 @@ def test_the_maps_threshold() -> None:
         for each in (0.1, 0.5)
     )
     assert low.area < high.area == 1
+
+
+def test_maps_without_a_pixel_above_the_threshold_are_doubtful() -> None:
+    model = Brightness()
+    with pytest.warns(SoundnessWarning, match="4 of 4 benign maps have no pixel above"):
+        robustness(model, Echo(model), IMAGES, ONES, threshold=0.99, attack=brighten)
+    for name in ("iou", "threshold"):
+        with pytest.raises(ValueError, match=name):
+            robustness(model, Echo(model), IMAGES, ONES, attack=brighten, **{name: 1.0})
+
+
+def test_an_attack_that_leaves_eps_is_refused() -> None:
+    model = Brightness()
+    with pytest.raises(ValueError, match=r"to change pixels by at most that, got 0\.[5-8]"):
+        robustness(
+            model, Echo(model), IMAGES, ONES, threshold=0.05, attack=lambda eps: Brighten(255 * eps)
+        )
 
 
 def test_numbers_of_a_curve() -> None:
