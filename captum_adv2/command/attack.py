@@ -72,7 +72,8 @@ class Settings:
     )
     interpreter: tuple[str, ...] = option(
         ("CAM",),
-        "one or more of GRAD, CAM, MASK, RTS, GradCAM, IG, SmoothGrad, each attacked by itself; or "
+        "one or more of GRAD, CAM, MASK, RTS, RTS-A, GradCAM, GradCAM-P, IG, SmoothGrad, Ensemble, "
+        "each attacked by itself; or "
         "a function of a model, package.module:function; of Captum's methods, captum.attr:Saliency",
     )
     masking_model: str = option("", "file of RTS's masking model, whose encoder is the model")

@@ -126,7 +126,8 @@ def table(rows: Sequence[Row], scene: Scene, folder: Folder) -> str:
     head = ("picture", "attack", "interpreter", "class", "prob.", "map L1", "map IoU")
     lines = [head]
     for row in sorted(rows, key=lambda row: row.picture):
-        numbers = (f"{row.probability:.3f}", f"{row.l1:.4f}", f"{row.iou:.3f}")
+        near = (f"{row.l1:.4f}", f"{row.iou:.3f}") if row.success else ("–", "–")
+        numbers = (f"{row.probability:.3f}", *near)
         name = folder.names[row.picture]
         lines.append((name, row.attack, row.interpreter, title(scene, row.label), *numbers))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -141,7 +142,7 @@ def table(rows: Sequence[Row], scene: Scene, folder: Folder) -> str:
     shown += [
         "",
         f"Read again from their files, {reached} of {len(dual)} images by ADV2 are of the target "
-        f"class; map L1 and IoU are to {aim}.",
+        f"class; map L1 and IoU, of those that are, are to {aim}.",
         f"They are {width} x {height} pixels: give them to the model without resizing.",
         f"All of it: {folder.root / _PICTURE}, {folder.root / _REPORT}",
     ]
@@ -160,6 +161,7 @@ def overview(rows: Sequence[Row], scene: Scene) -> Figure:
             inputs.setdefault(attack, {})[name] = shown
             classes = [f"{title(scene, row.label)} {row.probability:.0%}" for row in found]
             notes.setdefault(attack, {"image": classes})[name] = [
-                "" if attack == "benign" else f"L1 {row.l1:.3f}  IoU {row.iou:.2f}" for row in found
+                f"L1 {row.l1:.3f}  IoU {row.iou:.2f}" if attack != "benign" and row.success else ""
+                for row in found
             ]
     return visualize.bands(inputs, notes)

@@ -100,6 +100,8 @@ def load(
         found = _timm(short, weights or argument, len(names))
     elif library == "hf":
         found = _huggingface(short)
+    elif library == "embedded":
+        raise ValueError(f"expected {', '.join(_EMBEDDED)}, got {name}")
     elif ":" in name:
         found = _Net(make(spec))
         expect(found.net, nn.Module, spec)

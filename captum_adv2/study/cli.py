@@ -10,6 +10,7 @@ from typing import Any
 
 from captum_adv2.study import page, run
 from captum_adv2.study.engine import began, stored
+from captum_adv2.study.results import Found
 from captum_adv2.study.settings import PROFILES, Settings
 
 _DESCRIPTION = """\
@@ -46,7 +47,7 @@ def add_to(commands: Any) -> None:
     add(
         "--resume",
         action="store_true",
-        help="go on with the study in the folder, by its settings",
+        help="go on with the study in the folder, by its settings; begins one if there is none",
     )
     add(
         "--page",
@@ -73,12 +74,24 @@ def _run(args: argparse.Namespace, command: str) -> int:
         if given or args.profile:
             names = ", ".join(["profile"] * bool(args.profile) + [*given])
             raise ValueError(f"expected --page without settings, got {names}; --resume takes some")
-        page(args.out)
+        print(_told(page(args.out), args.out))
         return 0
     begun = args.resume and not args.profile and began(args.out)
     base = asdict(stored(args.out)) if begun else PROFILES[args.profile or "full"]
-    run(Settings(**(base | given)), args.out, resume=args.resume, verbose=not args.quiet)
+    found = run(Settings(**(base | given)), args.out, resume=args.resume, verbose=not args.quiet)
+    if found:
+        print(_told(found, args.out))
     return 0
+
+
+def _told(found: Found, out: Path) -> str:
+    """Return what was studied, where it may be less than what was asked for, and where it is."""
+    chosen = [
+        f"{name}: {len(each.numbers)} of {each.asked} images, {len(each.held_out)} held out"
+        for name, each in found.selections.items()
+    ]
+    left_out = [f"Left out: {reason}" for reason in found.left_out]
+    return "\n".join([*chosen, *left_out, f"All of it: {out / 'index.html'}"])
 
 
 def _rules(args: argparse.Namespace, command: str) -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from captum_adv2 import storage
+from captum_adv2.spec import Images, expect
 from captum_adv2.study.cases import NOISE, Chunk, noisy
 from captum_adv2.study.data import CorruptImage, Sample, Source
 from captum_adv2.study.settings import Settings
@@ -105,8 +106,8 @@ def select(one: Subject, source: Source, settings: Settings, noise: bool) -> Sel
             break
     if not found:
         raise ValueError(
-            f"expected images that the classifier gets right, got none of {wrong}; do the labels "
-            "follow the classifier's order? --classes names it"
+            f"expected images that the classifier gets right, got none of {wrong}; are its logits "
+            "numbers, and do the labels follow its order? --classes names it"
         )
     numbers = [*found][: settings.count]
     names, labels, digests = map(list, zip(*(found[number] for number in numbers), strict=True))
@@ -141,6 +142,7 @@ def _right(one: Subject, samples: list[Sample]) -> list[bool]:
     if not samples:
         return []
     images = torch.stack([sample.image for sample in samples])
+    expect(images, Images, f"the images {samples[0].name} to {samples[-1].name}")
     logits = one.model(images.to(next(one.model.parameters()).device))
     known = logits.isfinite().all(dim=1)  # a NaN would be the largest logit
     guesses = logits.argmax(dim=1).where(known, -1).tolist()

@@ -25,7 +25,7 @@ from captum_adv2.interpreters import (
 )
 from captum_adv2.spec import expect, expect_logits
 from captum_adv2.study.classifiers import load_model
-from captum_adv2.study.data import CorruptImage, Source, make
+from captum_adv2.study.data import CorruptImage, Sample, Source, make
 from captum_adv2.study.embedded import load_resnet, load_rts
 from captum_adv2.study.settings import Settings, label
 
@@ -89,7 +89,8 @@ def subject(spec: str, settings: Settings, source: Source, device: torch.device)
             logits = model(image[None].to(device))
         except RuntimeError as error:
             wanted = f"expected {spec} to take images of shape {tuple(image.shape)}"
-            raise ValueError(f"{wanted}, got {error}; --size changes it") from error
+            hint = "they are (C, H, W), and --size changes that of pictures"
+            raise ValueError(f"{wanted}, got {error}; {hint}") from error
         classes = expect_logits(logits, 1).shape[1]
     if source.classes and len(source.classes) != classes:
         raise ValueError(
@@ -113,12 +114,16 @@ def subject(spec: str, settings: Settings, source: Source, device: torch.device)
 
 def _first(source: Source) -> torch.Tensor:
     """Return the first image that can be read."""
+    why = ""
     for number in range(len(source)):
         try:
-            return source[number].image
-        except CorruptImage:
-            continue
-    raise ValueError(f"expected images that can be read, got none of {len(source)}")
+            sample = source[number]
+        except CorruptImage as error:
+            why = why or f"; the first: {error}"
+        else:
+            expect(sample, Sample, f"number {number} of the images")
+            return sample.image
+    raise ValueError(f"expected images that can be read, got none of {len(source)}{why}")
 
 
 def build_interpreter(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,9 +140,13 @@ class TestResults:
         assert dual["map"]["l1"] < pgd["map"]["l1"]
 
     @pytest.mark.usefixtures("undrawn")
-    def test_without_success_the_status_is_1(self, pictures: list[str], tmp_path: Path) -> None:
+    def test_without_success_the_status_is_1(
+        self, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         given = [pictures[0], *MODEL, "--eps", "0", "--steps", "1", "--quiet", "--target", "ring"]
         assert main(["attack", *given, "--out", str(tmp_path / "out")]) == 1
+        (line,) = re.findall("drawing +ADV2.*", capsys.readouterr().out)
+        assert line.split()[-2:] == ["–", "–"]
 
     @pytest.mark.usefixtures("undrawn")
     def test_a_model_of_ones_own(

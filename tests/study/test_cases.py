@@ -148,6 +148,16 @@ def test_logits_that_are_not_finite_are_never_right() -> None:
     assert chosen.misclassified > len(chosen.numbers) > 0
 
 
+def test_images_out_of_range_are_refused() -> None:
+    class Normalised(Grey):
+        def __getitem__(self, index: int) -> Sample:
+            found = super().__getitem__(index)
+            return found._replace(image=2 * found.image - 1)
+
+    with pytest.raises(ValueError, match=r"expected the images grey-0 to grey-\d+ in \[0, 1\]"):
+        select(two_classes(Brightness()), Normalised(), Settings(), noise=False)
+
+
 def test_labels_of_no_class_are_named() -> None:
     class Third(Grey):
         def __getitem__(self, index: int) -> Sample:

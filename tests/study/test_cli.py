@@ -100,7 +100,10 @@ def test_a_study_goes_on_by_its_own_settings(tmp_path: Path, capsys) -> None:
     page.unlink()
     assert main(["study", "--resume", "--quiet", *out]) == 0
     assert page.read_text(encoding="utf-8") == before  # which names the command
-    assert main(["study", "--resume", "--quiet", "--count", "2", *out]) == 0
+    capsys.readouterr()
+    wider = ["--count", "2", "--interpreters", "CAM", "--eps", "4/255"]
+    assert main(["study", "--resume", "--quiet", *wider, *out]) == 0
+    assert capsys.readouterr().out == f"resnet: 2 of 2 images, 0 held out\nAll of it: {page}\n"
     assert "--count 2 --held-out 0 --eps 0.01568" in page.read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="2"):
         main(["study", "--resume", "--profile", "quick", *out])

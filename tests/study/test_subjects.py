@@ -13,7 +13,7 @@ from torchvision import models
 from captum_adv2.interpreters import CAM, MASK, RTS
 from captum_adv2.study import Settings
 from captum_adv2.study.data import CorruptImage, Embedded, Sample, Source
-from captum_adv2.study.subjects import INTERPRETERS, Subject, load_model, subject
+from captum_adv2.study.subjects import INTERPRETERS, Subject, _first, load_model, subject
 
 NAME = "shufflenet_v2_x0_5"  # the lightest of torchvision's
 
@@ -82,6 +82,7 @@ class TestModels:
     @pytest.mark.parametrize(
         ("spec", "error", "message"),
         [
+            ("embedded:resnt", ValueError, "expected embedded:resnet, .*, got embedded:resnt"),
             ("resnot", ValueError, "expected a classifier of torchvision's, .*got resnot"),
             ("no.such:thing", ValueError, "to be package.module:function, got No module"),
             ("MINE:number", ValueError, "to be a function, got int"),
@@ -175,9 +176,14 @@ class TestSubject:
         [
             (Numbered(11), "expected images of 10 classes, as embedded:resnet knows, got 11"),
             (Numbered(9), "expected images of 10 classes, as embedded:resnet knows, got 9"),
-            (Numbered(readable=False), "expected images that can be read, got none of 2"),
+            (Numbered(readable=False), "got none of 2; the first: expected an image, got nothing"),
         ],
     )
     def test_images_that_do_not_fit(self, source: Source, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             made("embedded:resnet", "CAM", source=source)
+
+    def test_samples_are_not_bare_images(self) -> None:
+        source = [torch.rand(3, 16, 16)]
+        with pytest.raises(TypeError, match=r"expected number 0 of the images to be .*Sample"):
+            _first(source)  # type: ignore[arg-type]
