@@ -15,8 +15,8 @@ label, target   its class, which the classifier gets right; the attacker's class
 attack          what was done to it: benign (nothing), PGD, ADV2 (towards its own map), stAdv,
                 StADV2, Square and QueryADV2 (by queries), patch and class (ADV2 towards other
                 maps), adaptive:SQUEEZER (ADV2 that knows a squeezer; its name may go on:
-                ", Algorithm 2"), curve (ADV2 by bisection of eps), noise:KIND:SHARE (share of
-                images on which the classifier errs)
+                ", Algorithm 2"), curve and curve:PGD (ADV2 and PGD by bisection of eps),
+                noise:KIND:SHARE (share of images on which the classifier errs)
 aimed           interpreter that the attack knew of; empty for none
 interpreter     (map) interpreter that explains it
 success         (map) 1 where it is classified as the target class, 0 where not
@@ -321,9 +321,9 @@ class Results(Evidence):
         best = str(held.mean().idxmin())
         return best, Estimate.of(own[best], percent=True), len(held)
 
-    def trust(self, model: str, interpreter: str) -> Robustness | None:
+    def trust(self, model: str, interpreter: str, attack: str = CURVE) -> Robustness | None:
         """Return the least eps of images, if that was found; of several seeds, the median."""
-        each = self.rows(model, CURVE, interpreter).least.dropna().groupby(level="image")
+        each = self.rows(model, attack, interpreter).least.dropna().groupby(level="image")
         least = each.quantile(interpolation="lower")
         return Robustness(torch.tensor(least.to_numpy(dtype=float))) if len(least) else None
 

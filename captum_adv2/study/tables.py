@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 import pandas as pd
 
-from captum_adv2.study.cases import DISTILLED, known
+from captum_adv2.study.cases import BASELINE, DISTILLED, known
 from captum_adv2.study.estimates import JOINT, Estimate
 from captum_adv2.study.frame import Results, by_image, difference
 from captum_adv2.study.paper import beside, counterpart
@@ -223,8 +223,12 @@ def _curve(results: Results, model: str, paper: str) -> Rows:
                 )
                 for eps, place in (("1", 4), ("2", 6), ("4", 8), ("8", 10), ("16", 12))
             }
-            area = Estimate.of(found.heights().numpy())
-            yield {"model": model, "interpreter": name, "area above": area, **near}
+            regular = results.trust(model, name, BASELINE)
+            areas = {
+                title: Estimate.of(each.heights().numpy() if each else [])
+                for title, each in (("area above", found), ("area above, PGD", regular))
+            }
+            yield {"model": model, "interpreter": name, **areas, **near}
 
 
 def _distilled(results: Results, model: str, paper: str) -> Rows:
@@ -275,7 +279,8 @@ _TRUST = (
     "to 8 bits, reaches its class and a map with more than half of its salient pixels in common "
     "with the benign one, found by bisection. The area above the curve, over the logarithm of eps, "
     "is 0 where all images are fooled by the least eps, and 1 where none is by the largest; of "
-    "8-bit images, no change below 0.5/255 is left after rounding. "
+    "8-bit images, no change below 0.5/255 is left after rounding. The area of PGD, which does not "
+    "know the map, tells how far maps look alike by themselves. "
 )
 
 SPECS = (

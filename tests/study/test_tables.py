@@ -116,6 +116,14 @@ def test_distilled(whole) -> None:
     assert row["difference"] == str(Estimate.of(difference(other, rts)))
 
 
+def test_the_curve_stands_beside_that_of_pgd(whole: dict[str, Table]) -> None:
+    row = line(whole["Curve"], "resnet", "RTS")
+    assert row["area above"].startswith("0.500 [")
+    assert row["area above, PGD"].startswith("1.000 [")
+    alone = line(built(without(attack="curve:PGD"))["Curve"], "resnet", "RTS")
+    assert alone["area above, PGD"] == "–"
+
+
 def test_grad_cam() -> None:
     def renamed(row):
         return {key: "GradCAM" if value == "CAM" else value for key, value in row.items()}
