@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_adv2.spec import Decay, Positive, checked
+from captum_adv2.spec import Fraction, Positive, checked
 
 
 class AdamState(NamedTuple):
@@ -40,7 +40,7 @@ class Adam:
     """
 
     lr: Positive = 0.1
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Positive = 1e-8
 
     def init(self, parameters: Tensor) -> AdamState:

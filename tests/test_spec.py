@@ -28,7 +28,7 @@ NUMBERS = [
     spec.Real,
     spec.NonNegative,
     spec.Positive,
-    spec.Decay,
+    spec.Fraction,
     spec.Change,
     Unit,
     Count,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_adv2.attacks.loop import Problem
 from captum_adv2.optim import Adam, AdamState
-from captum_adv2.spec import Count, Decay, NonNegative, Unit, checked
+from captum_adv2.spec import Count, Fraction, NonNegative, Unit, checked
 
 
 @checked
@@ -62,7 +62,7 @@ class AdamDescent:
         final: Last learning rate as a share of the first; 1 is a constant learning rate.
     """
 
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     final: Unit = 0.01
 
     def __call__(

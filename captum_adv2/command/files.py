@@ -126,7 +126,7 @@ def table(rows: Sequence[Row], scene: Scene, folder: Folder) -> str:
     head = ("picture", "attack", "interpreter", "class", "prob.", "map L1", "map IoU")
     lines = [head]
     for row in sorted(rows, key=lambda row: row.picture):
-        near = (f"{row.l1:.4f}", f"{row.iou:.3f}") if row.success else ("–", "–")
+        near = (f"{row.l1:.4f}", f"{row.iou:.3f}") if row.success else ("-", "-")
         numbers = (f"{row.probability:.3f}", *near)
         name = folder.names[row.picture]
         lines.append((name, row.attack, row.interpreter, title(scene, row.label), *numbers))
@@ -142,7 +142,7 @@ def table(rows: Sequence[Row], scene: Scene, folder: Folder) -> str:
     shown += [
         "",
         f"Read again from their files, {reached} of {len(dual)} images by ADV2 are of the target "
-        f"class; map L1 and IoU, of those that are, are to {aim}.",
+        f"class; map L1 and IoU are to {aim}, and not of images of another class.",
         f"They are {width} x {height} pixels: give them to the model without resizing.",
         f"All of it: {folder.root / _PICTURE}, {folder.root / _REPORT}",
     ]

@@ -19,7 +19,17 @@ from torch import Tensor
 from captum_adv2 import spec
 from captum_adv2.attacks.loop import classified
 from captum_adv2.interpreters.gradient import probability
-from captum_adv2.spec import Classes, Count, Decay, Index, Logits, Maps, NonNegative, Unit, checked
+from captum_adv2.spec import (
+    Classes,
+    Count,
+    Fraction,
+    Index,
+    Logits,
+    Maps,
+    NonNegative,
+    Unit,
+    checked,
+)
 
 
 class Distances(NamedTuple):
@@ -31,7 +41,7 @@ class Distances(NamedTuple):
 
 
 @checked
-def distances(maps: Maps, reference: Maps, threshold: Decay = 0.5) -> Distances:
+def distances(maps: Maps, reference: Maps, threshold: Fraction = 0.5) -> Distances:
     """Return `l1`, `l2` and `iou` of maps ``(B, 1, h, w)``.
 
     >>> tuple(distances(torch.tensor([[[[0.5, 1.0]]]]), torch.tensor([[[[0.0, 0.5]]]])))
@@ -59,7 +69,7 @@ def l2(maps: Maps, reference: Maps) -> Tensor:
     return distances(maps, reference).l2
 
 
-def iou(maps: Maps, reference: Maps, threshold: Decay = 0.5) -> Tensor:
+def iou(maps: Maps, reference: Maps, threshold: Fraction = 0.5) -> Tensor:
     """Return the intersection over union of maps ``(B, 1, h, w)``, in [0, 1], ``(B,)``.
 
     It is of the pixels above the threshold; two maps without any have an IoU of 1.
@@ -121,6 +131,8 @@ def interval(
 @checked
 def wilson(successes: NonNegative, count: Index, level: Unit = 0.95) -> tuple[float, float]:
     """Return Wilson's interval of a rate, which does not shrink to a point where all succeed.
+
+    Successes may be fractions, such as one half of an image that one of two attacks fooled.
 
     >>> [round(end, 3) for end in wilson(6, 6)], wilson(0, 0)
     ([0.61, 1.0], (nan, nan))

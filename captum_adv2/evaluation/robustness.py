@@ -22,7 +22,7 @@ from captum_adv2.evaluation import metrics
 from captum_adv2.evaluation.evaluate import evaluate
 from captum_adv2.evaluation.metrics import interval, wilson
 from captum_adv2.interpreters.base import Interpreter, eval_mode
-from captum_adv2.spec import Classes, Count, Decay, Images, Positive, checked, doubt
+from captum_adv2.spec import Classes, Count, Fraction, Images, Positive, checked, doubt
 
 LEVELS = tuple(2 ** (step / 2) / 4 / 255 for step in range(13))
 """From 0.25/255 to 16/255, two an octave."""
@@ -86,8 +86,8 @@ def robustness(
     *,
     steps: Count = 100,
     levels: Sequence[Positive] = LEVELS,
-    iou: Decay = 0.5,
-    threshold: Decay = 0.5,
+    iou: Fraction = 0.5,
+    threshold: Fraction = 0.5,
     attack: Callable[[float], Any] | None = None,
 ) -> Robustness:
     """Find, by bisection, the least eps at which each image's class and map are both fooled.
@@ -109,8 +109,7 @@ def robustness(
         iou: Intersection over union of two maps that look alike.
         threshold: Value that a pixel of a map must exceed to count for ``iou``.
         attack: Makes an attack of an eps, within which its images stay; default: `ADV2` on the
-            interpreter, in steps of a quarter of eps. ``lambda eps: PGD(model, eps, eps / 4, 100)``
-            shows how many maps look benign by themselves.
+            interpreter, in steps of a quarter of eps.
 
     >>> from captum_adv2.interpreters import Gradient
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))

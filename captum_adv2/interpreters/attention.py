@@ -29,7 +29,7 @@ from captum_adv2.interpreters import base
 from captum_adv2.interpreters.features import Graph, Pass
 from captum_adv2.interpreters.tap import Mode, eagerly, graph_enabled
 from captum_adv2.interpreters.tokens import Layout
-from captum_adv2.spec import Decay, checked
+from captum_adv2.spec import Fraction, checked
 
 _HOOKED = "expected no activation checkpointing, which runs attention again; turn it off"
 _OTHER = "windowed, pooled or parallel attention has no such map; use GradCAM or Gradient"
@@ -246,7 +246,7 @@ class AttentionRollout(_AttentionMap):
         self,
         model: nn.Module,
         head_fusion: Literal["mean", "max", "min"] = "mean",
-        discard_ratio: Decay = 0.0,
+        discard_ratio: Fraction = 0.0,
     ) -> None:
         super().__init__(model)
         self.head_fusion = head_fusion

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -48,8 +47,8 @@ NOISE = tuple((kind, share) for kind in ("normal", "uniform") for share in (0.03
 DISTILLED = "RTS-A"
 """The interpreter trained against ADV2; it is compared with RTS, not studied for itself."""
 
-CURVE, BASELINE = "curve", "curve:PGD"
-"""The cases that find the least eps, of ADV2 and PGD; see `captum_adv2.evaluation.robustness`."""
+CURVE = "curve"
+"""The case that finds the least eps; see `captum_adv2.evaluation.robustness`."""
 
 _MATCHING = 5.0  # weight of the further term of Algorithm 2
 
@@ -150,8 +149,8 @@ class Plan(NamedTuple):
             yield from self._flows()
         if "query" in self.settings.frameworks:
             yield from self._queries()
-        for attack, name in product((CURVE, BASELINE), every if self.settings.curve else ()):
-            yield Case(attack, name, (name,), lambda chunk: chunk.images)
+        for name in every if self.settings.curve else ():
+            yield Case(CURVE, name, (name,), lambda chunk: chunk.images)
         for (kind, share), level in self.levels.items():
             both = tuple(name for name in every if name in ("RTS", DISTILLED))
             craft = partial(noisy, kind=kind, level=level)
@@ -256,7 +255,7 @@ def measure(case: Case, plan: Plan, chunk: Chunk, benign: Mapping[str, Tensor]) 
         and name; ``maps`` and, where there is one, ``aim`` by interpreter; ``scores`` of each
         squeezer; ``boxes`` by interpreter, of clean images.
     """
-    if case.attack in (CURVE, BASELINE):
+    if case.attack == CURVE:
         return _cpu(_least(case, plan, chunk))  # type: ignore[no-any-return]
     images = quantize(case.craft(chunk)).clamp(0, 1)
     with torch.no_grad():
@@ -288,20 +287,15 @@ def measure(case: Case, plan: Plan, chunk: Chunk, benign: Mapping[str, Tensor]) 
 
 def _least(case: Case, plan: Plan, chunk: Chunk) -> dict[str, Any]:
     """Return, in place of measures, the least eps that fools an interpreter."""
-    subject, steps = plan.subject, plan.settings.steps
-
-    def pgd(eps: float) -> PGD:
-        return PGD(subject.model, eps, eps / 4, steps, random_start=False)
-
+    subject = plan.subject
     found = robustness(
         subject.model,
         subject.interpreters[case.aimed],
         chunk.images,
         chunk.target,
         chunk.labels,
-        steps=steps,
+        steps=plan.settings.steps,
         threshold=plan.settings.threshold,
-        attack=pgd if case.attack == BASELINE else None,
     )
     nothing = {"maps": {}, "aim": {}, "scores": chunk.images.new_zeros(len(chunk.images), 0)}
     measures = {case.aimed: {"least": found.least}}

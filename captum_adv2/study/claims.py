@@ -20,7 +20,7 @@ from operator import sub, truediv
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from captum_adv2.study.cases import DISTILLED, known
-from captum_adv2.study.estimates import JOINT, Cell, Estimate, Evidence, apart
+from captum_adv2.study.estimates import JOINT, Cell, Estimate, Evidence
 
 Answer: TypeAlias = Literal["holds", "does not hold", "too few images"]
 _ORDER: tuple[Answer, ...] = ("does not hold", "too few images", "holds")
@@ -189,11 +189,12 @@ def _prediction(evidence: Evidence, model: str) -> Iterator[Check]:
     confidence in the target class at most 0.05. PGD that fails on most images decides nothing.
     """
     for name in evidence.interpreters:
-        ours, theirs = (evidence.estimate("ASR", model, each, name) for each in ("ADV2", "PGD"))
-        if theirs.mean < 0.5:
-            yield Check(name, "success of PGD", theirs, "at least 50 %", None)
+        regular = evidence.estimate("ASR", model, "PGD", name)
+        if regular.high < 0.5:
+            yield Check(name, "success of PGD", regular, "at least 50 %", None)
             continue
-        yield _at_most(name, "success, PGD's less ADV2's", apart(theirs, ours), 0.1)
+        gap = evidence.gap(model, ("ASR", "PGD", name), ("ASR", "ADV2", name))
+        yield _at_most(name, "success, PGD's less ADV2's", gap, 0.1)
         gap = evidence.contrast(sub, model, ("MC", "PGD", name), ("MC", "ADV2", name))
         yield _at_most(name, "confidence, PGD's less ADV2's", gap, 0.05)
 

@@ -90,8 +90,10 @@ def _told(found: Found, out: Path) -> str:
         f"{name}: {len(each.numbers)} of {each.asked} images, {len(each.held_out)} held out"
         for name, each in found.selections.items()
     ]
-    left_out = [f"Left out: {reason}" for reason in found.left_out]
-    return "\n".join([*chosen, *left_out, f"All of it: {out / 'index.html'}"])
+    notes = [f"Left out: {reason}" for reason in found.left_out]
+    notes += [f"Unfinished: {found.missing} parts; --resume goes on"] if found.missing else []
+    text = "\n".join([*chosen, *notes, f"All of it: {out / 'index.html'}"])
+    return text.encode("utf-8", "backslashreplace").decode()  # names of folders need not be text
 
 
 def _rules(args: argparse.Namespace, command: str) -> int:

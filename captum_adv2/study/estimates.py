@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Any, percent: bool = False) -> Self:
-        """Return the mean of some values and its interval; with ``percent``, of zeros and ones."""
+        """Return the mean of some values and its interval; with ``percent``, of shares."""
         sample = np.array(values, dtype=float)
         mean, size = (float(sample.mean()) if len(sample) else math.nan), len(sample)
         if percent:
@@ -140,6 +140,11 @@ class Evidence(ABC):
     @abstractmethod
     def detection(self, model: str, attack: str, aimed: str, squeezer: str = JOINT) -> Estimate:
         """Return the share of images that a squeezer, or all together, flags."""
+
+    def gap(self, model: str, first: Cell, second: Cell) -> Estimate:
+        """Return the difference of the rates of two cells."""
+        ours, theirs = (self.estimate(title, model, *place) for title, *place in (first, second))
+        return apart(ours, theirs)
 
     def excess(
         self, model: str, first: tuple[str, str], second: tuple[str, str], squeezer: str

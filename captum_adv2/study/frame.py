@@ -15,8 +15,8 @@ label, target   its class, which the classifier gets right; the attacker's class
 attack          what was done to it: benign (nothing), PGD, ADV2 (towards its own map), stAdv,
                 StADV2, Square and QueryADV2 (by queries), patch and class (ADV2 towards other
                 maps), adaptive:SQUEEZER (ADV2 that knows a squeezer; its name may go on:
-                ", Algorithm 2"), curve and curve:PGD (ADV2 and PGD by bisection of eps),
-                noise:KIND:SHARE (share of images on which the classifier errs)
+                ", Algorithm 2"), curve (ADV2 by bisection of eps), noise:KIND:SHARE (share of
+                images on which the classifier errs)
 aimed           interpreter that the attack knew of; empty for none
 interpreter     (map) interpreter that explains it
 success         (map) 1 where it is classified as the target class, 0 where not
@@ -188,6 +188,15 @@ def by_image(values: Values) -> Values:
     return values.groupby(level="image").mean()
 
 
+def _apart(first: Values, second: Values) -> Estimate:
+    """Return the difference of two rates; images that both have are paired."""
+    both = by_image(pd.concat([first, second], axis=1).dropna()).to_numpy()
+    varied = len(both) and (both.std(axis=0) > 0).all()
+    correlation = float(np.corrcoef(both.T)[0, 1]) if varied else 0.0
+    ours, theirs = (Estimate.of(by_image(values), percent=True) for values in (first, second))
+    return apart(ours, theirs, correlation)
+
+
 class Results(Evidence):
     """A study's values by model, attack and interpreter, as series by seed and image.
 
@@ -301,12 +310,11 @@ class Results(Evidence):
         self, model: str, first: tuple[str, str], second: tuple[str, str], squeezer: str
     ) -> Estimate:
         """See `Evidence`; images that both attacks changed are paired."""
-        flags = [self.flagged(model, *place, squeezer) for place in (first, second)]
-        both = by_image(pd.concat(flags, axis=1).dropna()).to_numpy()
-        varied = len(both) and (both.std(axis=0) > 0).all()
-        correlation = float(np.corrcoef(both.T)[0, 1]) if varied else 0.0
-        ours, theirs = (Estimate.of(by_image(values), percent=True) for values in flags)
-        return apart(ours, theirs, correlation)
+        return _apart(*(self.flagged(model, *place, squeezer) for place in (first, second)))
+
+    def gap(self, model: str, first: Cell, second: Cell) -> Estimate:
+        """See `Evidence`; images that both have are paired."""
+        return _apart(*(self.values(title, model, *place) for title, *place in (first, second)))
 
     def localisation(self, model: str, interpreter: str) -> tuple[str, Estimate, int]:
         """Return the threshold with the fewest wrong boxes on held-out images, and its error.
@@ -321,10 +329,10 @@ class Results(Evidence):
         best = str(held.mean().idxmin())
         return best, Estimate.of(own[best], percent=True), len(held)
 
-    def trust(self, model: str, interpreter: str, attack: str = CURVE) -> Robustness | None:
-        """Return the least eps of images, if that was found; of several seeds, the median."""
-        each = self.rows(model, attack, interpreter).least.dropna().groupby(level="image")
-        least = each.quantile(interpolation="lower")
+    def trust(self, model: str, interpreter: str) -> Robustness | None:
+        """Return the least eps of images, if that was found; of several seeds, by the first."""
+        least = self.rows(model, CURVE, interpreter).least.dropna()
+        least = least[~least.index.get_level_values("image").duplicated()]
         return Robustness(torch.tensor(least.to_numpy(dtype=float))) if len(least) else None
 
     def having(self, attack: str) -> list[str]:

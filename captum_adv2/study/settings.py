@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
 from captum_adv2.attacks.blackbox import Queries
-from captum_adv2.spec import Count, Decay, Index, NonNegative, Positive, Unit, checked
+from captum_adv2.spec import Count, Fraction, Index, NonNegative, Positive, Unit, checked
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class Settings:
     stop: Unit = option(
         0.0, "map distance at which ADV2 takes an image out of the batch; 0: it takes all steps"
     )
-    threshold: Decay = option(0.5, "value that a map must exceed to count for IoU and boxes")
+    threshold: Fraction = option(0.5, "value that a map must exceed to count for IoU and boxes")
     chunk: Count = option(
         10, "images attacked together; also the most that is lost if a process dies"
     )

@@ -120,10 +120,11 @@ def mobilenet(args: Args) -> None:
     adv2.keep = 4
     print(f"\n## MASK, MobileNetV2, {len(case.images)} images")
     theirs, ours = (
-        attacked(name, case, mask, attack, args)[0].l1
+        attacked(name, case, mask, attack, args)[0]
         for name, attack in (("PGD", pgd), ("5 followers, keep 4", adv2))
     )
-    both = torch.stack([ours, theirs], dim=1).numpy(force=True)
+    won = ours.success & theirs.success
+    both = torch.stack([ours.l1, theirs.l1], dim=1)[won].numpy(force=True)
     print(f"L1, share of PGD's: {contrasted(operator.truediv, both)}")
 
 

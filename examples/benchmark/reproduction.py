@@ -17,7 +17,6 @@ from pathlib import Path
 import pandas as pd
 
 from captum_adv2.study import plots
-from captum_adv2.study.cases import BASELINE, CURVE
 from captum_adv2.study.claims import judge
 from captum_adv2.study.engine import stored
 from captum_adv2.study.estimates import Estimate, Evidence
@@ -159,25 +158,21 @@ def unmet(studies: Sequence[tuple[Results, bool]]) -> Iterator[str]:
 def trust(folders: Sequence[Path], out: Path) -> None:
     """Print the areas above the curves of trust, with 95 % intervals; draw the curves."""
     every = [read(folder) for folder in folders]
-    ours, theirs = (
-        {
-            model: {n: found for n in each.every if (found := each.trust(model, n, attack))}
-            for each in every
-            for model in each.models
-        }
-        for attack in (CURVE, BASELINE)
-    )
+    panels = {
+        model: {name: found for name in each.every if (found := each.trust(model, name))}
+        for each in every
+        for model in each.models
+    }
 
     def rows() -> Iterator[list[str]]:
         for name in dict.fromkeys(name for each in every for name in each.every):
-            for title, panels in ((name, ours), (f"{name}, PGD", theirs)):
-                found = [curves.get(name) for curves in panels.values()]
-                areas = ["–" if one is None else str(Estimate.of(one.heights())) for one in found]
-                yield [title, *areas]
+            found = [curves.get(name) for curves in panels.values()]
+            areas = ["–" if one is None else str(Estimate.of(one.heights())) for one in found]
+            yield [name, *areas]
 
     print("\n**Area above the curve of trust**\n")
-    print(table([*ours], rows()))
-    plots.trusted(ours).savefig(out / "study-curve.png", dpi=80)
+    print(table([*panels], rows()))
+    plots.trusted(panels).savefig(out / "study-curve.png", dpi=80)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ study() {
     python -m captum_adv2 study --out "$out/$name" --resume --chunk 100 "$@"
 }
 curve() {
-    study "curve-$@" --curve --held-out 0 --tuned 0 --frameworks --targets --detectors
+    study "curve-$@" --curve --held-out 0 --tuned 0 --frameworks pgd --targets --detectors
 }
 
 four=(GRAD CAM MASK GradCAM)

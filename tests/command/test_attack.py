@@ -146,7 +146,7 @@ class TestResults:
         given = [pictures[0], *MODEL, "--eps", "0", "--steps", "1", "--quiet", "--target", "ring"]
         assert main(["attack", *given, "--out", str(tmp_path / "out")]) == 1
         (line,) = re.findall("drawing +ADV2.*", capsys.readouterr().out)
-        assert line.split()[-2:] == ["–", "–"]
+        assert line.split()[-2:] == ["-", "-"]
 
     @pytest.mark.usefixtures("undrawn")
     def test_a_model_of_ones_own(

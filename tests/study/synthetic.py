@@ -48,7 +48,7 @@ ATTACKS = [  # with the interpreters that an attack knows, and those that explai
     ("Square", "", NAMES),
     *(("QueryADV2", name, (name,)) for name in NAMES),
     *((noise, "", ("RTS", "RTS-A")) for noise in NOISES),
-    *((attack, name, (name,)) for attack in ("curve", "curve:PGD") for name in EVERY),
+    *(("curve", name, (name,)) for name in EVERY),
 ]
 LEAST = {"GRAD": (1, 2, 4, 8), "CAM": (0.25, 0.5), "RTS": (2,), "RTS-A": (np.inf, 16)}  # times 255
 
@@ -81,12 +81,11 @@ def _rows(model: str, seed: int) -> tuple[list[Row], list[Row]]:
                 drift = 0.02 if (attack, name) == ("benign", "RTS-A") else np.nan
                 iou = 1 - 2 * l1
                 measures = (won, sure, l1, 1.5 * l1, iou, iou, *near, missed, drift, np.nan)
-                if attack.startswith("curve"):
-                    own = LEAST[name] if attack == "curve" else (np.inf,)
-                    least = own[image % len(own)] / 255
+                if attack == "curve":
+                    least = LEAST[name][image % len(LEAST[name])] / 255
                     measures = (*[np.nan] * 10, least)
                 maps.append((*place, name, *measures))
-            for squeezer in SQUEEZERS if not attack.startswith("curve") else ():
+            for squeezer in SQUEEZERS if attack != "curve" else ():
                 low = attack in ("benign", f"adaptive:{squeezer}") or attack.startswith("noise")
                 score = random.uniform(0, 0.1) if low else random.uniform(1, 2)
                 scores.append((*place, squeezer, score))
@@ -148,5 +147,5 @@ def pictures(models: tuple[str, ...] = ("resnet",), count: int = 3) -> list[Pict
         )
         for model in models
         for attack, aimed, everyone in ATTACKS
-        if not attack.startswith("curve")
+        if attack != "curve"
     ]

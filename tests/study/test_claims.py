@@ -245,6 +245,12 @@ def test_without_success_there_is_no_map_to_compare() -> None:
     assert {number: found[number].answer for number in wanted} == wanted
 
 
+def test_an_attack_is_as_reliable_as_one_that_fails_on_the_same_images() -> None:
+    weak = [fails(8, attack=attack) for attack in ("PGD", "ADV2")]
+    assert verdicts(*weak)[1].answer == "holds"
+    assert verdicts(weak[1])[1].answer != "holds"
+
+
 def test_an_answer_names_what_it_is_without() -> None:
     found = verdicts(without(attack="ADV2", aimed="RTS"))
     assert [found[number].without("resnet") for number in (1, 2, 3)] == [["RTS"], ["RTS"], []]

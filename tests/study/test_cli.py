@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 from captum_adv2.command.cli import main
 from captum_adv2.study import PROFILES, Settings
+from captum_adv2.study.cli import _told
+from captum_adv2.study.results import Found
 
 TINY = """--models embedded:resnet --interpreters CAM --frameworks pgd --targets benign
     --detectors --count 1 --held-out 0 --steps 1 --quiet""".split()  # noqa: SIM905
@@ -108,6 +111,14 @@ def test_a_study_goes_on_by_its_own_settings(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["study", "--resume", "--profile", "quick", *out])
     assert "expected the settings in" in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_told() -> None:
+    parts = Found(None, None, None, [], {}, [], ["RTS on x needs a masking model"], missing=7)
+    told = _told(parts, Path(os.fsdecode(b"out\xff")))
+    assert "Left out: RTS on x needs" in told
+    assert "Unfinished: 7 parts" in told
+    assert told.encode("utf-8").endswith(b"index.html")
 
 
 def test_without_the_extra_the_networks_load_and_a_study_names_what_to_install(

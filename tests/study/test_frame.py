@@ -114,6 +114,8 @@ def test_more_seeds_of_an_image_are_no_more_images() -> None:
     trust = found.trust("resnet", "CAM")
     assert trust is not None
     assert len(trust.least) == 1
+    later = results(setting({"least": np.inf}, seed=1, attack="curve"), seeds=(0, 1))
+    assert later.trust("resnet", "CAM").area == results().trust("resnet", "CAM").area
 
 
 def test_of_several_seeds_an_image_has_its_mean() -> None:

@@ -116,12 +116,24 @@ def test_distilled(whole) -> None:
     assert row["difference"] == str(Estimate.of(difference(other, rts)))
 
 
-def test_the_curve_stands_beside_that_of_pgd(whole: dict[str, Table]) -> None:
-    row = line(whole["Curve"], "resnet", "RTS")
-    assert row["area above"].startswith("0.500 [")
-    assert row["area above, PGD"].startswith("1.000 [")
-    alone = line(built(without(attack="curve:PGD"))["Curve"], "resnet", "RTS")
-    assert alone["area above, PGD"] == "–"
+def test_images_are_compared_within_a_seed() -> None:
+    failing = (("RTS", 0), ("RTS-A", 1))
+    fails = [
+        setting({"success": 0.0}, attack="ADV2", aimed=name, seed=seed) for name, seed in failing
+    ]
+    table = built(*fails, seeds=(0, 1))["Figures 15 and 16"]
+    assert line(table, "resnet", "ADV2")["difference"] == "–"
+
+
+def test_the_curve_stands_beside_pgd(whole: dict[str, Table]) -> None:
+    rows = results().rows("resnet", "PGD", "RTS")
+    alike = Estimate.of((rows.iou > 0.5).astype(float), percent=True)
+    assert 0 < alike.mean < 1
+    title = "by PGD, at its eps"
+    assert line(whole["Curve"], "resnet", "RTS")[title] == str(alike)
+    failed = built(setting({"success": 0.0}, attack="PGD"))["Curve"]
+    assert line(failed, "resnet", "RTS")[title].startswith("0 % [")
+    assert line(built(without(attack="PGD"))["Curve"], "resnet", "RTS")[title] == "–"
 
 
 def test_grad_cam() -> None:
