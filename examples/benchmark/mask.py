@@ -113,7 +113,7 @@ def resnet56(args: Args) -> None:
 
 def mobilenet(args: Args) -> None:
     """MASK on MobileNetV2: five followers, late iterates judged, and L1 as a share of PGD's."""
-    case = load_case("mobilenet", args.images or 30, args.real)
+    case = load_case("mobilenet", args.images or 24, args.real)
     mask = mask_for(case, args)
     pgd = PGD(case.model, eps=EPS, steps=scaled(100, args), random_start=False)
     adv2 = default(case, mask, 300, args, followers=5)
