@@ -122,6 +122,43 @@ def robustness(
         raise ValueError(f"{wanted}, got {list(levels)}")
     if isinstance(attack, Attack):
         raise TypeError(f"expected a function that makes an attack of an eps, got {attack!r}")
+    own, target = _classes(model, images, target, labels)
+    benign = interpreter(images, own).detach()
+    empty = int((benign.flatten(1).amax(dim=1) <= threshold).sum())
+    if empty:
+        doubt(
+            f"{empty} of {len(benign)} benign maps have no pixel above {threshold:g}, "
+            "the threshold: maps without any look like these"
+        )
+
+    def fooled(rows: Tensor, eps: float) -> Tensor:
+        made = attack(eps) if attack else ADV2(model, interpreter, eps, eps / 4, steps)
+        if not hasattr(made, "set_mode_targeted_by_label"):
+            raise TypeError(f"expected attack(eps) to be a torchattacks attack, got {made!r}")
+        made.set_mode_targeted_by_label(quiet=True)
+        clean, wanted, maps = images[rows], target[rows], benign[rows]
+        adversarial = made(clean, wanted)
+        _expect_within(eps, adversarial - clean)
+        report = evaluate(model, interpreter, clean, adversarial, wanted, benign_maps=maps)
+        return report.success & (metrics.iou(report.adversarial_maps, maps, threshold) > iou)
+
+    # The attack is known to fail at the level `below`, and to succeed at `least`, or at none.
+    below = torch.full_like(own, -1)
+    least = torch.full_like(own, len(levels))
+    while bool((least - below > 1).any()):
+        middle = (below + least) // 2
+        for number in sorted(set(middle[least - below > 1].tolist())):
+            rows = ((middle == number) & (least - below > 1)).nonzero()[:, 0]
+            won = fooled(rows, levels[number])
+            least[rows[won]], below[rows[~won]] = number, number
+    ends = torch.tensor([*levels, math.inf], dtype=torch.float64, device=images.device)
+    return Robustness(ends[least], tuple(levels))
+
+
+def _classes(
+    model: nn.Module, images: Tensor, target: Tensor | None, labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the images' own classes and the attacker's, other ones, each ``(B,)``."""
     with torch.no_grad(), eval_mode(model):
         logits = model(images)
     own = logits.argmax(dim=1) if labels is None else labels
@@ -139,38 +176,13 @@ def robustness(
             f"expected target classes other than the images' own, got the own class of {same} of "
             f"{len(own)} images; leave these out, and pass true classes as labels=..."
         )
-    benign = interpreter(images, own).detach()
-    empty = int((benign.flatten(1).amax(dim=1) <= threshold).sum())
-    if empty:
-        doubt(
-            f"{empty} of {len(benign)} benign maps have no pixel above {threshold:g}, "
-            "the threshold: maps without any look like these"
+    return own, target
+
+
+def _expect_within(eps: float, change: Tensor) -> None:
+    largest = float(change.abs().max())
+    if largest > eps + 0.5001 / 255:  # some attacks round
+        raise ValueError(
+            f"expected attack({eps:.4g}) to change pixels by at most that, got {largest:.4g}; "
+            "eps is in units of the images' range [0, 1]"
         )
-
-    def fooled(rows: Tensor, eps: float) -> Tensor:
-        made = attack(eps) if attack else ADV2(model, interpreter, eps, eps / 4, steps)
-        if not hasattr(made, "set_mode_targeted_by_label"):
-            raise TypeError(f"expected attack(eps) to be a torchattacks attack, got {made!r}")
-        made.set_mode_targeted_by_label(quiet=True)
-        clean, wanted, maps = images[rows], target[rows], benign[rows]
-        adversarial = made(clean, wanted)
-        change = float((adversarial - clean).abs().max())
-        if change > eps + 0.5001 / 255:  # some attacks round
-            raise ValueError(
-                f"expected attack({eps:.4g}) to change pixels by at most that, got {change:.4g}; "
-                "eps is in units of the images' range [0, 1]"
-            )
-        report = evaluate(model, interpreter, clean, adversarial, wanted, benign_maps=maps)
-        return report.success & (metrics.iou(report.adversarial_maps, maps, threshold) > iou)
-
-    # The attack is known to fail at the level `below`, and to succeed at `least`, or at none.
-    below = torch.full_like(own, -1)
-    least = torch.full_like(own, len(levels))
-    while bool((least - below > 1).any()):
-        middle = (below + least) // 2
-        for number in sorted(set(middle[least - below > 1].tolist())):
-            rows = ((middle == number) & (least - below > 1)).nonzero()[:, 0]
-            won = fooled(rows, levels[number])
-            least[rows[won]], below[rows[~won]] = number, number
-    ends = torch.tensor([*levels, math.inf], dtype=torch.float64, device=images.device)
-    return Robustness(ends[least], tuple(levels))
