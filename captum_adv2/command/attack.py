@@ -73,8 +73,8 @@ class Settings:
     interpreter: tuple[str, ...] = option(
         ("CAM",),
         "one or more of GRAD, CAM, MASK, RTS, RTS-A, GradCAM, GradCAM-P, IG, SmoothGrad, Ensemble, "
-        "each attacked by itself; or "
-        "a function of a model, package.module:function; of Captum's methods, captum.attr:Saliency",
+        "each attacked by itself; or a function of a model, package.module:function; of Captum's "
+        "methods, captum.attr:Saliency",
     )
     masking_model: str = option("", "file of RTS's masking model, whose encoder is the model")
     target: str = option("random", "name or number of the class to reach, or random")

@@ -181,7 +181,7 @@ def _classes(
 
 def _expect_within(eps: float, change: Tensor) -> None:
     largest = float(change.abs().max())
-    if largest > eps + 0.5001 / 255:  # some attacks round
+    if largest > eps + 0.5 / 255 + torch.finfo(change.dtype).eps:  # some attacks round
         raise ValueError(
             f"expected attack({eps:.4g}) to change pixels by at most that, got {largest:.4g}; "
             "eps is in units of the images' range [0, 1]"

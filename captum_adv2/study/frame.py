@@ -188,7 +188,7 @@ def by_image(values: Values) -> Values:
     return values.groupby(level="image").mean()
 
 
-def _apart(first: Values, second: Values) -> Estimate:
+def _paired(first: Values, second: Values) -> Estimate:
     """Return the difference of two rates; images that both have are paired."""
     both = by_image(pd.concat([first, second], axis=1).dropna()).to_numpy()
     varied = len(both) and (both.std(axis=0) > 0).all()
@@ -310,11 +310,11 @@ class Results(Evidence):
         self, model: str, first: tuple[str, str], second: tuple[str, str], squeezer: str
     ) -> Estimate:
         """See `Evidence`; images that both attacks changed are paired."""
-        return _apart(*(self.flagged(model, *place, squeezer) for place in (first, second)))
+        return _paired(*(self.flagged(model, *place, squeezer) for place in (first, second)))
 
     def gap(self, model: str, first: Cell, second: Cell) -> Estimate:
         """See `Evidence`; images that both have are paired."""
-        return _apart(*(self.values(title, model, *place) for title, *place in (first, second)))
+        return _paired(*(self.values(title, model, *place) for title, *place in (first, second)))
 
     def localisation(self, model: str, interpreter: str) -> tuple[str, Estimate, int]:
         """Return the threshold with the fewest wrong boxes on held-out images, and its error.

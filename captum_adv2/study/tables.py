@@ -235,15 +235,16 @@ def _distilled(results: Results, model: str, paper: str) -> Rows:
     drift = results.estimate("drift", model, "benign", DISTILLED)
     for attack in ("PGD", "ADV2", *results.named("noise:")):
         rts, other = (results.values("L1", model, attack, name) for name in ("RTS", DISTILLED))
-        if len(rts) and len(other):
+        before, after = (Estimate.of(by_image(values)) for values in (rts, other))
+        if before.size and after.size:
             yield {
                 "model": model,
                 "attack": attack,
-                "L1 on RTS": Estimate.of(by_image(rts)),
-                f"L1 on {DISTILLED}": Estimate.of(by_image(other)),
+                "L1 on RTS": before,
+                f"L1 on {DISTILLED}": after,
                 "difference": Estimate.of(by_image(difference(other, rts))),
                 f"IoU on {DISTILLED}": results.estimate("IoU", model, attack, DISTILLED),
-                "images": f"{len(rts)}, {len(other)}",
+                "images": f"{before.size}, {after.size}",
             }
     if drift.size:
         row: dict[str, object] = {"model": model, "attack": "none", "images": str(drift.size)}
