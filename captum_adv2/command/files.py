@@ -142,7 +142,7 @@ def table(rows: Sequence[Row], scene: Scene, folder: Folder) -> str:
     shown += [
         "",
         f"Read again from their files, {reached} of {len(dual)} images by ADV2 are of the target "
-        f"class (-: not of it); map L1 and IoU are to {aim}.",
+        f"class. Map L1 and IoU are to {aim}; - where the class was not reached.",
         f"They are {width} x {height} pixels: give them to the model without resizing.",
         f"All of it: {folder.root / _PICTURE}, {folder.root / _REPORT}",
     ]
